@@ -1,0 +1,53 @@
+"""Unsupervised anomaly detection for medical volumes with a Dirichlet process mixture.
+
+After Schulthess and Konukoglu, "Anomaly Detection by Clustering DINO Embeddings using a Dirichlet
+Process Mixture", MICCAI 2025. Names are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "backbones": ("create_backbone", "load_backbone"),
+    "calibration": ("image_score", "thresholds_at"),
+    "cohort": ("make_demo_cohort",),
+    "data": ("SliceDataset", "collate_patches", "data_root", "datalist", "existing_file"),
+    "detector": ("AnomalyDetector", "embed_patches"),
+    "engines": ("EMTrainer", "LikelihoodEvaluator"),
+    "errors": ("one_line_errors",),
+    "handlers": ("BestModelSaver", "History", "ThresholdCalibration", "TrainingCheckpoint"),
+    "inferer": ("AnomalyInferer",),
+    "loading": ("InputError", "LoadVolume"),
+    "metrics": ("AnomalyMetrics", "dice_score", "pixel_metrics"),
+    "mixture": ("DPMM", "Moments"),
+    "report": ("write_report",),
+    "reporting": ("ReportWriter",),
+    "transforms": tuple(
+        f"{name}{suffix}"
+        for name in (
+            *("EmbedPatches", "ExtractSlices", "ImageScore", "LoadVolume"),
+            *("NormalizeSlices", "RescaleIntensity", "ThresholdAnomaly"),
+        )
+        for suffix in ("", "d", "D", "Dict")
+        if (name, suffix) != ("LoadVolume", "")
+    ),
+}
+_HOMES = {name: module for module, names in _EXPORTS.items() for name in names}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,52 @@
+"""From scores to decisions: thresholds at a false-positive rate, one score for an image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["DEFAULT_RATES", "TOP_FRACTION", "image_score", "thresholds_at"]
+
+DEFAULT_RATES = (0.01, 0.05, 0.1)
+TOP_FRACTION = 0.01
+
+
+def thresholds_at(scores: Tensor, rates: Tensor) -> Tensor:
+    """Scores exceeded by the given fractions of healthy patches: (any shape), (R,) -> (R,).
+
+    The threshold at rate f is the smallest observed score that at most a fraction f of the scores
+    lie strictly above, so a mask is `score > threshold` (paper, Sec. 2.2 and Table 2).
+
+    Raises:
+        ValueError: where there are fewer scores than one false positive needs (1 / rate), or a
+            score is not finite.
+    """
+    ordered = scores.flatten().sort().values
+    count = ordered.numel()
+    if count == 0 or not torch.isfinite(ordered[[0, -1]]).all():
+        raise ValueError(f"scores must be finite and not empty, got {count} of them")
+    lowest = rates.min().item()
+    if count * lowest < 1 - 1e-6:
+        raise ValueError(
+            f"a false-positive rate of {lowest:g} needs at least {1 / lowest:.0f} healthy"
+            f" validation patches, got {count}"
+        )
+    allowed = torch.floor(rates.double() * count + 1e-9).long()  # 0.29 * 100 is 28.999...
+    return ordered[(count - 1 - allowed).to(ordered.device)]
+
+
+def image_score(scores: Tensor, fraction: float = TOP_FRACTION) -> Tensor:
+    """Mean of the highest scores of one image or volume: (any shape) -> 0-d tensor.
+
+    As AnomalyDINO scores an image: the mean of the highest 1 % of its patch distances (at least
+    one of them).
+
+    Raises:
+        ValueError: for a fraction outside (0, 1] or no scores.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must lie in (0, 1], got {fraction}")
+    if scores.numel() == 0:
+        raise ValueError("scores must not be empty")
+    count = max(1, round(fraction * scores.numel()))
+    return scores.flatten().topk(count).values.mean()

@@ -1,0 +1,117 @@
+"""Volume to slices to images to maps and back: pure functions on tensors, no metadata.
+
+Letters: C channels, (X, Y, Z) voxels, S slices, (H, W) pixels of a slice, (h, w) patch grid.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+MAX_ASPECT = 8.0
+
+__all__ = [
+    "extract_slices",
+    "image_shape",
+    "prepare_slices",
+    "stack_slices",
+    "upsample_components",
+    "upsample_scores",
+]
+
+
+def extract_slices(volume: Tensor, axis: int = 2) -> Tensor:
+    """Slices along a spatial axis: (C, X, Y, Z) -> (S, C, H, W); a 2D image is one slice.
+
+    H is the earlier and W the later of the two axes that remain. A 2D image (C, H, W) gives
+    (1, C, H, W) whatever the axis. The result is a view, nothing is copied.
+
+    Raises:
+        ValueError: for another number of dimensions or an axis out of range.
+    """
+    if volume.ndim == 3:
+        return volume.unsqueeze(0)
+    if volume.ndim != 4:
+        raise ValueError(
+            f"volume must be (C, X, Y, Z) or an image (C, H, W), got shape {tuple(volume.shape)}"
+        )
+    _check_axis(axis)
+    return volume.movedim(axis + 1, 0)
+
+
+def stack_slices(slices: Tensor, axis: int = 2) -> Tensor:
+    """Volume of the slices, the inverse of `extract_slices`: (S, C, H, W) -> (C, X, Y, Z)."""
+    if slices.ndim != 4:
+        raise ValueError(f"slices must be (S, C, H, W), got shape {tuple(slices.shape)}")
+    _check_axis(axis)
+    return slices.movedim(0, axis + 1)
+
+
+def image_shape(shape: tuple[int, int], size: int, multiple: int) -> tuple[int, int]:
+    """Pixels (H', W') that a slice of (H, W) is resized to for a backbone.
+
+    The shorter side becomes `size`, the longer keeps the aspect ratio up to rounding to a whole
+    number of patches; nothing is cropped or padded, so the patch grid spans the slice exactly.
+
+    Args:
+        shape: pixels of the slice.
+        size: pixels of the shorter side, a multiple of `multiple`.
+        multiple: what both sides must be divisible by (the backbone's patch size).
+
+    Raises:
+        ValueError: where `size` is no multiple, or the slice is more than 8 times as long as wide
+            (resample it to isotropic pixels first).
+    """
+    if size < multiple or size % multiple:
+        raise ValueError(f"size must be a positive multiple of {multiple}, got {size}")
+    short, long = min(shape), max(shape)
+    if short < 1 or long / short > MAX_ASPECT:
+        raise ValueError(
+            f"slices must be at most {MAX_ASPECT:g} times as long as wide, got"
+            f" {shape[0]}x{shape[1]} pixels: resample to isotropic voxels first (Spacingd) or slice"
+            " along another axis"
+        )
+    scaled = multiple * max(round(long * size / (short * multiple)), size // multiple)
+    return (size, scaled) if shape[0] <= shape[1] else (scaled, size)
+
+
+def prepare_slices(slices: Tensor, size: int, multiple: int) -> Tensor:
+    """Images for a backbone, on ImageNet's scale: (S, C, H, W) in [0, 1] -> (S, 3, H', W').
+
+    One channel is repeated three times; (H', W') is `image_shape`; resizing is bilinear, with
+    antialiasing where it shrinks.
+
+    Raises:
+        ValueError: where the channels are neither 1 nor 3, or see `image_shape`.
+    """
+    if slices.ndim != 4 or slices.shape[1] not in (1, 3):
+        raise ValueError(
+            f"slices must be (S, 1, H, W) or (S, 3, H, W), got shape {tuple(slices.shape)}"
+        )
+    target = image_shape((int(slices.shape[2]), int(slices.shape[3])), size, multiple)
+    images = F.interpolate(
+        slices.float(), size=target, mode="bilinear", align_corners=False, antialias=True
+    )
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1)
+    return (images - mean) / std
+
+
+def upsample_scores(scores: Tensor, shape: Any) -> Tensor:
+    """Pixel maps of patch scores, bilinear (Sec. 2.2): (S, h, w) -> (S, 1, H, W)."""
+    return F.interpolate(scores.unsqueeze(1), size=shape, mode="bilinear", align_corners=False)
+
+
+def upsample_components(components: Tensor, shape: Any) -> Tensor:
+    """Pixel maps of patch labels, nearest patch: (S, h, w) -> (S, 1, H, W), float32."""
+    return F.interpolate(components.unsqueeze(1).float(), size=shape, mode="nearest-exact")
+
+
+def _check_axis(axis: int) -> None:
+    if axis not in (0, 1, 2):
+        raise ValueError(f"axis must be 0, 1 or 2, got {axis}")
