@@ -1,0 +1,416 @@
+"""Truncated Dirichlet process mixture of Gaussians, fitted by batched EM.
+
+Schulthess and Konukoglu, MICCAI 2025, Eq. 1-11; EM after Kimura et al., Pattern Analysis and
+Applications 16(1), 2013. Letters: N patches, K components (the truncation), D features.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple, cast, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from monai_dpmm.covariance import (
+    Covariance,
+    DiagonalCovariance,
+    FullCovariance,
+    SphericalCovariance,
+)
+
+__all__ = ["DPMM", "CovarianceKind", "Moments", "ScheduleKind", "ScoreKind"]
+
+CovarianceKind = Literal["diagonal", "full", "spherical"]
+ScheduleKind = Literal["ema", "exp", "none"]
+ScoreKind = Literal["cosine", "euclidean", "likelihood", "mahalanobis", "mixture"]
+
+_COVARIANCES = {
+    "diagonal": (DiagonalCovariance, 1e-6),
+    "full": (FullCovariance, 1e-3),
+    "spherical": (SphericalCovariance, 1e-6),
+}
+_CHUNK = 1024  # patches: log-densities (1024, 500) stay in a core's cache
+_LOWEST = -87.0  # exp of anything lower is denormal, and denormals make products very slow
+_NEGLIGIBLE = 1e-30  # responsibilities and average weights below it count as exactly zero
+
+
+class Moments(NamedTuple):
+    """Sufficient statistics of some patches, sums over them; those of disjoint batches add up.
+
+    Attributes:
+        weight: responsibilities, (K,) float64.
+        first: responsibility-weighted patches about the mixture's origin, (K, D).
+        second: likewise of second order, (K, D), (K, D, D) or (K,) by covariance.
+        count: number of patches, 0-d float64.
+        log_likelihood: of the patches before the update, nats, 0-d float64.
+    """
+
+    weight: Tensor
+    first: Tensor
+    second: Tensor
+    count: Tensor
+    log_likelihood: Tensor
+
+    def __add__(self, other: object) -> Moments:
+        if not isinstance(other, Moments):
+            return NotImplemented
+        return Moments(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class DPMM(nn.Module):
+    """Dirichlet process mixture of Gaussians, truncated to K components (Eq. 1-2).
+
+    p(x) = Σ_k π_k N(x; μ_k, Σ_k) with π_k = v_k Π_{j<k} (1 - v_j) and v_k ~ Beta(1, α). Components
+    that the data do not need lose their weight; those above `weight_threshold` survive, and only
+    they take part in log-likelihoods and scores.
+
+    All state is in buffers of fixed shape, so a loaded state dict takes the very next EM step
+    that the saved mixture would have taken.
+
+    Args:
+        features: D.
+        components: K.
+        covariance: shape of Σ_k.
+        concentration: α at the start.
+        learn_concentration: update α at each step (Eq. 10), or keep it.
+        schedule: step size γ_t of the moving averages: "ema" γ = rate; "exp" γ_t = t^(-rate);
+            "none" γ = 1, plain EM on each batch.
+        rate: of the schedule.
+        variance_floor: ε, added to each variance; 1e-6 (1e-3 for full) if None.
+        weight_threshold: π_k above which a component survives.
+        seed: of the start.
+
+    Raises:
+        ValueError: for arguments out of range.
+    """
+
+    concentration: Tensor
+    steps: Tensor
+    initialized: Tensor
+    origin: Tensor
+    offsets: Tensor
+    log_weights: Tensor
+    average_weight: Tensor
+    average_first: Tensor
+
+    def __init__(
+        self,
+        features: int,
+        components: int = 500,
+        *,
+        covariance: CovarianceKind = "diagonal",
+        concentration: float = 2.0,
+        learn_concentration: bool = True,
+        schedule: ScheduleKind = "ema",
+        rate: float = 0.2,
+        variance_floor: float | None = None,
+        weight_threshold: float = 1e-6,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _check_choice("covariance", covariance, CovarianceKind)
+        _check_choice("schedule", schedule, ScheduleKind)
+        kind, floor = _COVARIANCES[covariance]
+        floor = floor if variance_floor is None else variance_floor
+        _check_at_least_one("features", features)
+        _check_at_least_one("components", components)
+        _check_positive("concentration", concentration)
+        _check_positive("variance_floor", floor)
+        if not 0 < rate <= 1:
+            raise ValueError(f"rate must lie in (0, 1], got {rate}")
+        if not 0 <= weight_threshold < 1:
+            raise ValueError(f"weight_threshold must lie in [0, 1), got {weight_threshold}")
+        self.features = features
+        self.components = components
+        self.learn_concentration = learn_concentration
+        self.weight_threshold = weight_threshold
+        self.seed = seed
+        self._step_size = {
+            "ema": lambda t: torch.full_like(t, rate),
+            "exp": lambda t: t ** (-rate),
+            "none": torch.ones_like,
+        }[schedule]
+        self.covariance = cast(Covariance, kind(components, features, floor))
+        float64 = {"dtype": torch.float64}
+        self.register_buffer("concentration", torch.tensor(concentration, **float64))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("initialized", torch.tensor(False))
+        self.register_buffer("origin", torch.zeros(features))
+        self.register_buffer("offsets", torch.zeros(components, features))
+        self.register_buffer("log_weights", torch.full((components,), -math.inf, **float64))
+        self.register_buffer("average_weight", torch.zeros(components, **float64))
+        self.register_buffer("average_first", torch.zeros(components, features))
+        self.fitted = False
+        self.register_load_state_dict_pre_hook(_check_state)
+        self.register_load_state_dict_post_hook(_refresh)
+
+    @property
+    def means(self) -> Tensor:
+        """Component means μ_k, the prototypes, in input coordinates: (K, D)."""
+        return self.offsets + self.origin
+
+    @property
+    def weights(self) -> Tensor:
+        """Component weights π_k, which sum to 1: (K,) float64."""
+        return self.log_weights.exp()
+
+    @property
+    def surviving(self) -> Tensor:
+        """Components whose weight is above the threshold: (K,) bool."""
+        return self.log_weights > math.log(max(self.weight_threshold, 1e-300))
+
+    # --- fitting ------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """Start from a first batch (N, D), whatever was fitted before.
+
+        Means are K different patches drawn uniformly (the rest standard normal where N < K),
+        every covariance is the batch's own diagonal one plus ε, and v_k ~ Beta(1, α). All draws
+        are made on the CPU from `seed`, so they do not depend on the device.
+
+        Raises:
+            ValueError: where x is no finite (N, D) tensor with N >= 1.
+        """
+        x = self._checked(x)
+        if not torch.isfinite(x).all():
+            raise ValueError("x must be finite, got NaN or infinite values")
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = torch.randperm(len(x), generator=generator)[: self.components]
+        spare = torch.randn(self.components, self.features, generator=generator)
+        u = torch.rand(self.components, generator=generator, dtype=torch.float64)
+        self.origin.copy_(x.double().mean(0))
+        self.offsets.copy_(spare).sub_(self.origin)
+        self.offsets[: len(chosen)] = x[chosen.to(x.device)] - self.origin
+        self.covariance.reset((x - self.origin).square().mean(0))
+        log_rest = u.clamp_min(1e-300).log().to(x.device) / self.concentration
+        self.log_weights.copy_(_stick_breaking(torch.log(-torch.expm1(log_rest)), log_rest))
+        for average in (self.average_weight, self.average_first, self.steps):
+            average.zero_()
+        self.initialized.fill_(True)
+        self.fitted = True
+
+    def step(self, x: Tensor) -> Tensor:
+        """One batched EM step on patches (N, D); returns their mean log-likelihood before it."""
+        moments = self.e_step(x)
+        self.m_step(moments)
+        return (moments.log_likelihood / moments.count).to(self.offsets.dtype)
+
+    @torch.no_grad()
+    def e_step(self, x: Tensor) -> Moments:
+        """Moments of patches (N, D) under the present parameters (Eq. 7-9), which stay.
+
+        Responsibilities below 1e-30 count as zero. Memory does not grow with N.
+
+        Raises:
+            ValueError: where x is no (N, D) tensor with N >= 1.
+            RuntimeError: before `initialize`.
+        """
+        x = self._checked(x)
+        self._check_fitted()
+        density = self.covariance.density(self.offsets)
+        log_weights = self.log_weights.to(x.dtype)
+        parts = [self._chunk_moments(part, density, log_weights) for part in x.split(_CHUNK)[:1]]
+        total = parts[0]
+        for part in x.split(_CHUNK)[1:]:
+            total = _accumulate(total, self._chunk_moments(part, density, log_weights))
+        return total
+
+    def _chunk_moments(self, x: Tensor, density: object, log_weights: Tensor) -> Moments:
+        phi = self.covariance.expand(x - self.origin)
+        log_joint = density.log_prob(phi).add_(log_weights)  # type: ignore[attr-defined]
+        r, log_likelihood = _normalize(log_joint)
+        count = torch.full((), len(x), dtype=torch.float64, device=x.device)
+        return Moments(
+            r.sum(0).double(), *self.covariance.moments(r, phi), count, log_likelihood.double().sum()
+        )
+
+    @torch.no_grad()
+    def m_step(self, moments: Moments) -> None:
+        """Blend moments into the moving averages (Eq. 7-9), then maximise (Eq. 5, 6, 10)."""
+        self._check_fitted()
+        self.steps += 1
+        step_size = self._step_size(self.steps.double())
+        narrow = step_size.to(self.offsets.dtype)
+        count = moments.count
+        self.average_weight.lerp_(moments.weight / count, step_size)
+        self.average_first.lerp_(moments.first / count.to(narrow.dtype), narrow)
+        self.covariance.blend(moments.second / count.to(narrow.dtype), narrow)
+        alive = self.average_weight > _NEGLIGIBLE
+        self.average_weight.mul_(alive)
+        self.average_first.copy_(torch.where(alive[:, None], self.average_first, 0))
+        weight = torch.where(alive, self.average_weight, 1).to(narrow.dtype)
+        means = self.average_first / weight[:, None]
+        self.offsets.copy_(torch.where(alive[:, None], means, self.offsets))
+        self.covariance.maximise(weight, means, alive)
+        self._maximise_weights(count)
+
+    def _maximise_weights(self, count: Tensor) -> None:
+        """Sticks v_k (Eq. 5) from the average weights, then the concentration (Eq. 10)."""
+        s = self.average_weight
+        after = s.flip(0).cumsum(0).flip(0) - s  # T_k
+        after = after.clamp_min_(0)
+        rest = (after + (self.concentration - 1) / count).clamp_min_(1e-300)
+        log_total = (s + rest).log()
+        self.log_weights.copy_(_stick_breaking(s.log() - log_total, rest.log() - log_total))
+        if self.learn_concentration and self.components > 1:
+            alpha = self.concentration
+            up = torch.digamma(count * (s + after) + alpha + 1)
+            down = torch.digamma(count * after + alpha)
+            self.concentration.copy_((self.components - 1) / (up - down)[:-1].sum())
+
+    # --- evaluation ---------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def component_log_prob(self, x: Tensor) -> Tensor:
+        """Log-density of each patch under every component, nats: (N, D) -> (N, K)."""
+        x = self._checked(x)
+        self._check_fitted()
+        return self._log_prob(x, None)
+
+    @torch.no_grad()
+    def responsibilities(self, x: Tensor) -> Tensor:
+        """Probability that each component made each patch (E-step): (N, D) -> (N, K)."""
+        log_joint = self.component_log_prob(x) + self.log_weights.to(self.offsets.dtype)
+        return torch.softmax(log_joint, dim=1)
+
+    @torch.no_grad()
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-likelihood per patch under the surviving components, nats: (N, D) -> (N,)."""
+        x = self._checked(x)
+        keep = self._survivors()
+        log_weights = self.log_weights[keep].to(x.dtype)
+        return torch.cat(
+            [(self._log_prob(c, keep) + log_weights).logsumexp(1) for c in x.split(_CHUNK)]
+        )
+
+    @torch.no_grad()
+    def score(self, x: Tensor, kind: ScoreKind = "cosine") -> Tensor:
+        """Anomaly score of each patch, larger is more anomalous: (N, D) -> (N,).
+
+        Args:
+            x: patches.
+            kind: "cosine" 1 - max_k cos(x, μ_k), the paper's (Eq. 11); "euclidean" min_k ‖x - μ_k‖;
+                "likelihood" -max_k log N(x; μ_k, Σ_k); "mahalanobis" to the nearest component in
+                that metric; "mixture" -log p(x). Over surviving components only (Sec. 2.2).
+        """
+        _check_choice("kind", kind, ScoreKind)
+        if kind == "mixture":
+            return -self.log_prob(x)
+        return self._nearest(x, kind)[0]
+
+    @torch.no_grad()
+    def assign(self, x: Tensor, kind: ScoreKind = "cosine") -> Tensor:
+        """Index (0 to K - 1) of the component that gives each patch its score: (N, D) -> (N,).
+
+        For "mixture" it is the component of the highest responsibility.
+        """
+        _check_choice("kind", kind, ScoreKind)
+        index = self._nearest(x, kind)[1]
+        return self.surviving.nonzero()[:, 0][index]
+
+    def _nearest(self, x: Tensor, kind: ScoreKind) -> tuple[Tensor, Tensor]:
+        """Smallest distance to a surviving component, and which of them: (N,), (N,)."""
+        x = self._checked(x)
+        keep = self._survivors()
+        parts = [getattr(self, f"_{kind}")(part, keep).min(dim=1) for part in x.split(_CHUNK)]
+        return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
+
+    def _cosine(self, x: Tensor, keep: Tensor) -> Tensor:
+        prototypes = F.normalize(self.means[keep], dim=1)
+        return 1 - F.normalize(x, dim=1) @ prototypes.T
+
+    def _euclidean(self, x: Tensor, keep: Tensor) -> Tensor:
+        return torch.cdist(x - self.origin, self.offsets[keep])
+
+    def _likelihood(self, x: Tensor, keep: Tensor) -> Tensor:
+        return -self._log_prob(x, keep)
+
+    def _mahalanobis(self, x: Tensor, keep: Tensor) -> Tensor:
+        log_norm = self.covariance.density(self.offsets, keep).log_norm
+        return (2 * (log_norm - self._log_prob(x, keep))).clamp_min(0).sqrt()
+
+    def _mixture(self, x: Tensor, keep: Tensor) -> Tensor:
+        return -(self._log_prob(x, keep) + self.log_weights[keep].to(x.dtype))
+
+    def _log_prob(self, x: Tensor, keep: Tensor | None) -> Tensor:
+        density = self.covariance.density(self.offsets, keep)
+        return density.log_prob(self.covariance.expand(x - self.origin))
+
+    # --- checks -------------------------------------------------------------------------------
+
+    def _checked(self, x: Tensor) -> Tensor:
+        if x.ndim != 2 or x.shape[1] != self.features or len(x) == 0:
+            raise ValueError(
+                f"x must be (N, {self.features}) with N >= 1, got shape {tuple(x.shape)}"
+            )
+        if not x.is_floating_point():
+            raise TypeError(f"x must be of floating point, got {x.dtype}")
+        return x.to(self.offsets.dtype)
+
+    def _check_fitted(self) -> None:
+        if not self.fitted:
+            raise RuntimeError("DPMM is not fitted: call initialize, or load a checkpoint")
+
+    def _survivors(self) -> Tensor:
+        self._check_fitted()
+        keep = self.surviving
+        if not torch.jit.is_tracing() and not bool(keep.any()):
+            raise RuntimeError(
+                f"no component survives the weight_threshold of {self.weight_threshold}"
+            )
+        return keep
+
+
+def _normalize(log_joint: Tensor) -> tuple[Tensor, Tensor]:
+    """Responsibilities (n, K) and log-likelihoods (n,) of joint log-densities, overwriting them."""
+    highest = log_joint.amax(1, keepdim=True)
+    r = log_joint.sub_(highest).clamp_min_(_LOWEST).exp_()
+    F.threshold_(r, _NEGLIGIBLE, 0.0)
+    total = r.sum(1, keepdim=True)
+    return r.div_(total), (highest + total.log()).squeeze(1)
+
+
+def _accumulate(total: Moments, part: Moments) -> Moments:
+    """The sum, in the storage of the first."""
+    for a, b in zip(total, part, strict=True):
+        a.add_(b)
+    return total
+
+
+def _stick_breaking(log_v: Tensor, log_rest: Tensor) -> Tensor:
+    """log π_k = log v_k + Σ_{j<k} log(1 - v_j) with v_K = 1 (Eq. 2): (K,), (K,) -> (K,)."""
+    before = F.pad(log_rest[:-1].cumsum(0), (1, 0))
+    last = torch.zeros_like(log_v[-1:])
+    return torch.cat([log_v[:-1], last]) + before
+
+
+def _check_state(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Refuse a state dict of another truncation or dimension, in words."""
+    saved, own = state.get(f"{prefix}offsets"), cast(Tensor, module.offsets)
+    if saved is not None and saved.shape != own.shape:
+        raise ValueError(
+            f"checkpoint has components={saved.shape[0]} and features={saved.shape[1]}, this DPMM"
+            f" has components={own.shape[0]} and features={own.shape[1]}"
+        )
+
+
+def _refresh(module: nn.Module, _: object) -> None:
+    module.fitted = bool(module.initialized)
+
+
+def _check_choice(name: str, value: str, choices: object) -> None:
+    if value not in get_args(choices):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
+
+
+def _check_at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not value > 0 or math.isinf(value):
+        raise ValueError(f"{name} must be positive and finite, got {value}")
