@@ -1,0 +1,68 @@
+"""The volumes of a report's subject, from arrays or from NIfTI files, one subject at a time."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_VOLUMES = ("image", "anomaly", "mask", "components", "label")
+
+__all__ = ["subject_volume", "subject_volumes"]
+
+
+def subject_volumes(subject: Mapping[str, Any]) -> tuple[dict[str, Any], Sequence[float]]:
+    """Arrays of one subject, (X, Y, Z) or (X, Y), and the voxel size in mm.
+
+    Raises:
+        ValueError: see `subject_volume`, and where a file lies on another grid than the image's.
+    """
+    from nibabel.affines import voxel_sizes
+
+    loaded = {key: subject_volume(subject, key) for key in _VOLUMES}
+    affine = next((affine for _, affine in loaded.values() if affine is not None), None)
+    for key, (_, other) in loaded.items():
+        if affine is not None and other is not None and not np.allclose(affine, other, atol=1e-3):
+            raise ValueError(f"{key} must lie on the image's grid, got another affine")
+    spacing = subject.get("spacing", (1, 1, 1)) if affine is None else voxel_sizes(affine)
+    return {key: array for key, (array, _) in loaded.items()}, spacing
+
+
+def subject_volume(
+    subject: Mapping[str, Any], key: str
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Array and, of a file, its affine; None for what the subject lacks.
+
+    Raises:
+        ValueError: naming key and file, where there is neither array nor file for what a subject
+            must have, or the file cannot be read or is no volume.
+    """
+    value = subject.get(key)
+    if value is None and key in ("image", "anomaly"):
+        raise ValueError(f"{key} must be an array or a file, got {sorted(subject)}")
+    if isinstance(value, str | os.PathLike):
+        return _loaded(key, Path(value))
+    return None if value is None else np.asarray(value), None
+
+
+def _loaded(key: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Array (X, Y, Z) towards Right, Anterior, Superior, or as near as flips bring it; affine."""
+    import nibabel as nib
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        image: Any = nib.load(path)
+        if image.ndim == 2:
+            image = nib.Nifti1Image(np.asanyarray(image.dataobj)[..., None], image.affine)
+        if image.ndim != 3:
+            raise ValueError(f"{key} must be a volume (X, Y, Z), got shape {image.shape} in {path}")
+        image = nib.as_closest_canonical(image)
+        array = np.asanyarray(image.dataobj)
+    except (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError) as error:
+        raise ValueError(f"{key} must be a readable volume, got {path}: {error}") from None
+    return array.astype(np.float32) if array.dtype.kind == "f" else array, image.affine
