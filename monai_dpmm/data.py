@@ -1,0 +1,200 @@
+"""Scans on disk to batches of patches: which files, which slices, which patches."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from monai.data import load_decathlon_datalist
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from monai_dpmm.loading import InputError
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "SliceDataset",
+    "collate_patches",
+    "data_root",
+    "datalist",
+    "existing_file",
+    "find_images",
+]
+
+IMAGE_SUFFIXES = (
+    *(".nii", ".nii.gz", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd"),
+    *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"),
+)
+Section = Literal["train", "val", "test"]
+
+
+def find_images(folder: str | Path) -> list[Path]:
+    """Image files below a folder, sorted; a folder with a DICOM series counts as one image.
+
+    Raises:
+        InputError: where the folder is missing, is no folder, or holds no image.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise InputError(f"{root}: must be a folder of images, there is no such folder")
+    files = [p for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    images = {p for p in files if p.name.lower().endswith(IMAGE_SUFFIXES)}
+    images |= {p.parent for p in files if p.suffix.lower() == ".dcm"}
+    if not images:
+        known = ", ".join(IMAGE_SUFFIXES)
+        raise InputError(
+            f"{root}: must hold images ({known} or DICOM series), got {len(files)} other files"
+        )
+    return sorted(images)
+
+
+def datalist(
+    dataset_dir: str | Path,
+    section: Section,
+    *,
+    val_fraction: float = 0.2,
+    seed: int = 0,
+    labels: bool = False,
+) -> list[dict[str, str]]:
+    """Items {"image": path, "label": path where there is one} of a section of a data set.
+
+    Three layouts are understood:
+
+    - `dataset.json`, a Medical Segmentation Decathlon datalist, with the lists "training",
+      "validation" and "test" of such items;
+    - folders `train`, `val` (healthy scans) and `test/images` with `test/labels` (masks under the
+      same file names; an image without one has no label) or just `test`;
+    - one folder of healthy scans: `val_fraction` of them, at least one, drawn with `seed`, are
+      the validation section, the others the training section; it has no test section.
+
+    Args:
+        dataset_dir: root of the data set, or for "test" one file.
+        section: "train", "val" or "test".
+        val_fraction: share of validation scans, in (0, 1), where the data set has no such section.
+        seed: of the draw.
+        labels: every item must have a label, as an evaluation needs it: a healthy scan's is all 0.
+
+    Raises:
+        InputError: where the folder is missing, the section is empty, there are too few scans, or a
+            label is missing.
+        ValueError: for an unknown section or a fraction outside (0, 1).
+    """
+    if section not in ("train", "val", "test"):
+        raise ValueError(f"section must be one of train, val, test, got {section!r}")
+    if not 0 < val_fraction < 1:
+        raise ValueError(f"val_fraction must lie in (0, 1), got {val_fraction}")
+    items = _section_items(Path(dataset_dir).expanduser(), section, val_fraction, seed)
+    if labels and (unlabelled := [item["image"] for item in items if "label" not in item]):
+        raise InputError(
+            f"{unlabelled[0]}: must have a mask of its lesions (all 0 for a healthy scan) in the"
+            f" folder labels beside images, {len(unlabelled)} of {len(items)} images have none"
+        )
+    return items
+
+
+def data_root(dataset_dir: str | Path) -> str:
+    """Folder that results keep their relative paths from: the data set's, or a single file's."""
+    root = Path(dataset_dir).expanduser()
+    return str(root.parent if root.is_file() else root)
+
+
+def existing_file(path: str | Path) -> str:
+    """The path, of a file that must be there, such as a trained model.
+
+    Raises:
+        InputError: where it is not.
+    """
+    if not Path(path).expanduser().is_file():
+        raise InputError(f"{path}: must exist, there is no such file (train a model first)")
+    return str(Path(path).expanduser())
+
+
+def _section_items(
+    root: Path, section: Section, val_fraction: float, seed: int
+) -> list[dict[str, str]]:
+    if section == "test" and root.is_file():
+        return [{"image": str(root)}]
+    if not root.is_dir():
+        raise InputError(f"{root}: must be a data set's folder, there is no such folder")
+    if (root / "dataset.json").is_file():
+        return _decathlon_items(root / "dataset.json", section)
+    if section == "test":
+        return _test_items(root)
+    if (root / "train").is_dir() and (root / "val").is_dir():
+        return [{"image": str(path)} for path in find_images(root / section)]
+    scans = find_images(root / "train" if (root / "train").is_dir() else root)
+    return _split(root, scans, section, val_fraction, seed)
+
+
+def _decathlon_items(file: Path, section: Section) -> list[dict[str, str]]:
+    key = {"train": "training", "val": "validation", "test": "test"}[section]
+    lists = json.loads(file.read_text())
+    if not lists.get(key):
+        found = ", ".join(name for name, value in lists.items() if isinstance(value, list))
+        raise InputError(f"{file}: must have a list {key!r} that is not empty, got lists {found}")
+    return load_decathlon_datalist(str(file), data_list_key=key, base_dir=str(file.parent))
+
+
+def _test_items(root: Path) -> list[dict[str, str]]:
+    folder = root / "test" if (root / "test").is_dir() else root
+    images = folder / "images" if (folder / "images").is_dir() else folder
+    items = []
+    for path in find_images(images):
+        label = folder / "labels" / path.relative_to(images)
+        items.append({"image": str(path)} | ({"label": str(label)} if label.exists() else {}))
+    return items
+
+
+def _split(
+    root: Path, scans: list[Path], section: Section, val_fraction: float, seed: int
+) -> list[dict[str, str]]:
+    if len(scans) < 2:
+        raise InputError(
+            f"{root}: must hold at least 2 healthy scans, one to train on and one to validate on,"
+            f" got {len(scans)}"
+        )
+    shuffled = random.Random(seed).sample(scans, len(scans))
+    count = min(max(1, round(val_fraction * len(scans))), len(scans) - 1)
+    chosen = shuffled[:count] if section == "val" else shuffled[count:]
+    return [{"image": str(path)} for path in sorted(chosen)]
+
+
+class SliceDataset(Dataset[dict[str, Tensor]]):
+    """Slices of all scans as one data set: item i is {"image": embeddings (h, w, D)}.
+
+    Training draws its batches over the slices of all scans (paper: 12 images a batch), while
+    MONAI's datasets cache one item a scan. Every scan's embeddings are taken from the source once,
+    here, and kept: the backbone runs at most once for each scan, and never in an epoch.
+
+    Args:
+        source: data set of dictionaries with the embeddings (S, h, w, D) of a scan at `key`, a
+            MONAI CacheDataset or PersistentDataset.
+        key: key of the embeddings.
+
+    Raises:
+        ValueError: where there is no slice, or scans differ in their number of features.
+    """
+
+    def __init__(self, source: Sequence[Mapping[str, Any]], key: str = "image") -> None:
+        self.source = source
+        self.key = key
+        scans = [torch.as_tensor(source[i][key]) for i in range(len(source))]
+        self.slices = [patches for scan in scans for patches in scan]
+        dims = {int(patches.shape[-1]) for patches in self.slices}
+        if len(dims) != 1:
+            raise ValueError(f"source must hold slices of one embedding size, got {sorted(dims)}")
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {self.key: self.slices[index]}
+
+
+def collate_patches(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Patches of several slices, whatever their grids: items (h, w, D) -> {key: (N, D)}."""
+    return {key: torch.cat([item[key].flatten(0, -2) for item in items]) for key in items[0]}

@@ -1,0 +1,150 @@
+"""The network of the bundle: slices in, anomaly maps out, the frozen backbone inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from monai_dpmm.calibration import DEFAULT_RATES, thresholds_at
+from monai_dpmm.geometry import prepare_slices, upsample_components, upsample_scores
+from monai_dpmm.mixture import DPMM, ScoreKind
+
+__all__ = ["AnomalyDetector", "embed_patches"]
+
+
+@torch.no_grad()
+def embed_patches(backbone: nn.Module, images: Tensor) -> Tensor:
+    """Unit-norm patch embeddings: (S, 3, H', W') on ImageNet's scale -> (S, h, w, D), float32.
+
+    Raises:
+        ValueError: where the backbone does not return (S, D, h, w).
+    """
+    features = backbone(images)
+    if features.ndim != 4 or features.shape[0] != images.shape[0]:
+        raise ValueError(
+            "backbone must map (S, 3, H, W) to (S, D, h, w), got shape "
+            f"{tuple(features.shape)} for images of shape {tuple(images.shape)}"
+        )
+    return F.normalize(features.float().movedim(1, -1), dim=-1)
+
+
+class AnomalyDetector(nn.Module):
+    """Anomaly maps of slices: (S, C, H, W) in [0, 1] -> (S, 1, H, W), larger = more anomalous.
+
+    Slices are resized to the backbone's input, embedded, scored against the mixture's prototypes
+    (paper, Eq. 11) and the patch scores brought bilinearly to the slice's own pixels (Sec. 2.2).
+    The backbone, the mixture and the calibrated thresholds are one state dict, so a saved model
+    needs no download.
+
+    Args:
+        backbone: frozen module (S, 3, H', W') -> (S, D, h, w); its attribute `patch_size`, where
+            it has one, is what H' and W' are multiples of.
+        mixture: the model of normality, over the backbone's D features.
+        image_size: pixels of a slice's shorter side as the backbone sees it.
+        score: anomaly score of a patch, see `DPMM.score`.
+        false_positive_rates: rates at which thresholds are kept, fractions of healthy patches.
+
+    Attributes:
+        thresholds: buffer (R,), score above which a patch is anomalous, one for each rate; NaN
+            until `calibrate` has run.
+    """
+
+    thresholds: Tensor
+    false_positive_rates: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        mixture: DPMM,
+        *,
+        image_size: int = 448,
+        score: ScoreKind = "cosine",
+        false_positive_rates: Sequence[float] = DEFAULT_RATES,
+    ) -> None:
+        super().__init__()
+        dim = getattr(backbone, "embedding_dim", mixture.features)
+        if dim != mixture.features:
+            raise ValueError(
+                f"mixture must have the backbone's {dim} features, got features={mixture.features}"
+            )
+        rates = torch.tensor(sorted(false_positive_rates), dtype=torch.float64)
+        if rates.numel() == 0 or rates[0] <= 0 or rates[-1] >= 1:
+            raise ValueError(
+                f"false_positive_rates must lie in (0, 1), got {list(false_positive_rates)}"
+            )
+        self.backbone = backbone
+        self.mixture = mixture
+        self.image_size = image_size
+        self.score: ScoreKind = score
+        self.register_buffer("false_positive_rates", rates)
+        self.register_buffer("thresholds", torch.full(rates.shape, float("nan")))
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels that the sides of the backbone's input must be multiples of."""
+        return int(getattr(self.backbone, "patch_size", 1))
+
+    def forward(self, slices: Tensor) -> Tensor:
+        """Anomaly maps: (S, C, H, W) in [0, 1] -> (S, 1, H, W), float32."""
+        return upsample_scores(self.patch_scores(self.embed(slices)), slices.shape[-2:])
+
+    def maps(self, slices: Tensor) -> Tensor:
+        """Anomaly map and component map: (S, C, H, W) in [0, 1] -> (S, 2, H, W), float32.
+
+        Channel 1 is the index of the prototype nearest to each pixel's patch plus 1 (0 is left
+        for "no patch here", which viewers take as background).
+        """
+        embeddings = self.embed(slices)
+        scores = self.patch_scores(embeddings)
+        components = self.patch_components(embeddings) + 1
+        shape = slices.shape[-2:]
+        return torch.cat(
+            [upsample_scores(scores, shape), upsample_components(components, shape)], dim=1
+        )
+
+    def embed(self, slices: Tensor) -> Tensor:
+        """Unit-norm patch embeddings: (S, C, H, W) in [0, 1] -> (S, h, w, D)."""
+        images = prepare_slices(slices, self.image_size, self.patch_size)
+        return embed_patches(self.backbone, images)
+
+    def patch_scores(self, embeddings: Tensor) -> Tensor:
+        """Anomaly score of each patch: (..., D) -> (...)."""
+        return self.mixture.score(embeddings.flatten(0, -2), self.score).view(embeddings.shape[:-1])
+
+    def patch_components(self, embeddings: Tensor) -> Tensor:
+        """Index (0 to K - 1) of each patch's nearest component: (..., D) -> (...), int64."""
+        return self.mixture.assign(embeddings.flatten(0, -2), self.score).view(
+            embeddings.shape[:-1]
+        )
+
+    @torch.no_grad()
+    def calibrate(self, patch_scores: Tensor) -> None:
+        """Set the thresholds from the scores of healthy validation patches, any shape.
+
+        Thresholds are taken on patches, before upsampling, as the paper does (Table 2).
+        """
+        self.thresholds.copy_(thresholds_at(patch_scores, self.false_positive_rates))
+
+    def threshold(self, false_positive_rate: float) -> Tensor:
+        """Score above which a patch is anomalous at a calibrated rate: a 0-d tensor.
+
+        Raises:
+            ValueError: where no threshold is kept for the rate.
+            RuntimeError: before `calibrate`.
+        """
+        rates = self.false_positive_rates.tolist()
+        matches = [i for i, rate in enumerate(rates) if abs(rate - false_positive_rate) < 1e-6]
+        if not matches:
+            kept = ", ".join(f"{rate:g}" for rate in rates)
+            raise ValueError(
+                f"false_positive_rate must be one of {kept}, got {false_positive_rate}"
+            )
+        threshold = self.thresholds[matches[0]]
+        if torch.isnan(threshold):
+            raise RuntimeError(
+                "thresholds are not calibrated: run validation on healthy scans first"
+            )
+        return threshold

@@ -1,0 +1,57 @@
+"""One clear line for bad input, where a command would otherwise end in a page of traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from types import TracebackType
+
+__all__ = ["expected_error", "one_line_errors"]
+
+
+def expected_error(error: BaseException) -> BaseException | None:
+    """Innermost error of a chain by which this package refuses an input, None if there is none.
+
+    Workflows wrap errors ("applying transform ...", "failed to instantiate ..."); what helps a
+    user is the ValueError, TypeError, OSError or ImportError that one of our functions raised.
+    """
+    refusals = (ValueError, TypeError, OSError, ImportError)
+    ours = [e for e in _chain(error) if isinstance(e, refusals) and _raised_here(e)]
+    return ours[-1] if ours else None
+
+
+def one_line_errors() -> None:
+    """Report refused input as one line on standard error, no traceback, for this process.
+
+    Any other error keeps its traceback, and so does everything where the environment variable
+    MONAI_DPMM_TRACEBACK is set. The exit code stays non-zero. The bundle's configs call this first.
+    """
+    if not os.environ.get("MONAI_DPMM_TRACEBACK"):
+        sys.excepthook = _excepthook
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it was raised from, outermost first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether the frame that raised the error belongs to this package."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
+    return module.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _excepthook(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    expected = expected_error(error)
+    if expected is None:
+        sys.__excepthook__(kind, error, trace)
+    else:
+        print(f"error: {expected}", file=sys.stderr)

@@ -1,0 +1,314 @@
+"""MONAI transforms from a scan to patch embeddings, and from anomaly maps to what is saved.
+
+Each array transform `X` has its dictionary version `Xd` (also `XD`, `XDict`), which takes the same
+arguments after `keys`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import InvertibleTransform, MapTransform, Transform
+from monai.utils import ensure_tuple
+from torch import Tensor, nn
+
+from monai_dpmm.calibration import TOP_FRACTION, image_score
+from monai_dpmm.detector import AnomalyDetector, embed_patches
+from monai_dpmm.geometry import extract_slices, prepare_slices, stack_slices
+from monai_dpmm.intensity import rescale_intensity
+from monai_dpmm.loading import LoadVolume
+
+__all__ = [
+    "EmbedPatches",
+    "EmbedPatchesD",
+    "EmbedPatchesDict",
+    "EmbedPatchesd",
+    "ExtractSlices",
+    "ExtractSlicesD",
+    "ExtractSlicesDict",
+    "ExtractSlicesd",
+    "ImageScore",
+    "ImageScoreD",
+    "ImageScoreDict",
+    "ImageScored",
+    "LoadVolumeD",
+    "LoadVolumeDict",
+    "LoadVolumed",
+    "NormalizeSlices",
+    "NormalizeSlicesD",
+    "NormalizeSlicesDict",
+    "NormalizeSlicesd",
+    "RescaleIntensity",
+    "RescaleIntensityD",
+    "RescaleIntensityDict",
+    "RescaleIntensityd",
+    "ThresholdAnomaly",
+    "ThresholdAnomalyD",
+    "ThresholdAnomalyDict",
+    "ThresholdAnomalyd",
+]
+
+
+class RescaleIntensity(Transform):
+    """Scan in [0, 1], float32, the same shape: by percentiles of the foreground, or by a window.
+
+    Args:
+        percentiles: percentiles of the foreground (voxels above the minimum) that become 0 and 1.
+        window: fixed (low, high) in the image's units instead (CT); give percentiles=None then.
+
+    Raises:
+        ValueError: see `monai_dpmm.intensity.intensity_range`.
+    """
+
+    def __init__(
+        self,
+        percentiles: tuple[float, float] | None = (0.5, 99.5),
+        window: tuple[float, float] | None = None,
+    ) -> None:
+        self.percentiles = None if percentiles is None else (percentiles[0], percentiles[1])
+        self.window = None if window is None else (window[0], window[1])
+
+    def __call__(self, image: Tensor) -> Tensor:
+        scaled = rescale_intensity(_plain(image), self.percentiles, self.window)
+        return _like(scaled, image)
+
+
+class ExtractSlices(InvertibleTransform):
+    """Slices along an axis, (C, X, Y, Z) -> (S, C, H, W); the inverse stacks them again.
+
+    A 2D image is one slice. A `MetaTensor` keeps its affine, which stays that of the volume, and
+    remembers the operation, so that `inverse` restores a volume on the same grid.
+
+    Args:
+        axis: spatial axis that the slices are taken along: 0, 1 or 2.
+        step: keep every step-th slice, for training only: such slices cannot be inverted.
+    """
+
+    def __init__(self, axis: int = 2, step: int = 1) -> None:
+        if axis not in (0, 1, 2):
+            raise ValueError(f"axis must be 0, 1 or 2, got {axis}")
+        if step < 1:
+            raise ValueError(f"step must be at least 1, got {step}")
+        self.axis = axis
+        self.step = step
+
+    def __call__(self, volume: Tensor) -> Tensor:
+        slices = extract_slices(_plain(volume), self.axis)[:: self.step]
+        result = _like(slices, volume)
+        if isinstance(result, MetaTensor):
+            self.push_transform(result, extra_info={"ndim": int(volume.ndim), "step": self.step})
+        return result
+
+    def inverse(self, slices: Tensor) -> Tensor:
+        """Volume of the slices: (S, C, H, W) -> (C, X, Y, Z), or (C, H, W) from one 2D image."""
+        info = self.pop_transform(slices)["extra_info"] if isinstance(slices, MetaTensor) else {}
+        if info.get("step", self.step) != 1:
+            raise ValueError(f"slices must be taken with step=1 to be inverted, got {self.step}")
+        plain = _plain(slices)
+        volume = plain[0] if info.get("ndim") == 3 else stack_slices(plain, self.axis)
+        return _like(volume, slices)
+
+
+class NormalizeSlices(Transform):
+    """Images for a backbone, on ImageNet's scale: (S, C, H, W) -> (S, 3, H', W'), float32.
+
+    The slices of one scan are scaled together to [0, 1], made three channels, resized with their
+    aspect ratio and normalised by ImageNet's mean and standard deviation.
+
+    Args:
+        size: pixels of the shorter side (448 in the paper), a multiple of `patch_size`.
+        patch_size: what both sides become multiples of: the backbone's `patch_size`.
+        percentiles: see `RescaleIntensity`; None, with no window, where slices are in [0, 1].
+        window: see `RescaleIntensity`.
+    """
+
+    def __init__(
+        self,
+        size: int = 448,
+        patch_size: int = 14,
+        *,
+        percentiles: tuple[float, float] | None = (0.5, 99.5),
+        window: tuple[float, float] | None = None,
+    ) -> None:
+        if size < patch_size or size % patch_size:
+            raise ValueError(f"size must be a positive multiple of {patch_size}, got {size}")
+        self.size = size
+        self.patch_size = patch_size
+        in_range = percentiles is None and window is None
+        self.rescale = None if in_range else RescaleIntensity(percentiles, window)
+
+    def __call__(self, slices: Tensor) -> Tensor:
+        scaled = _plain(slices) if self.rescale is None else self.rescale(_plain(slices))
+        return _like(prepare_slices(scaled, self.size, self.patch_size), slices)
+
+
+class EmbedPatches(Transform):
+    """Unit-norm patch embeddings of images: (S, 3, H', W') -> (S, h, w, D), float32, on the CPU.
+
+    A plain tensor: a patch grid has no affine.
+
+    Args:
+        backbone: frozen module (S, 3, H', W') -> (S, D, h, w).
+        batch_size: images in memory at the backbone at once.
+        device: where the backbone runs; its own device if None.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        batch_size: int = 8,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.backbone = backbone.eval()
+        self.batch_size = batch_size
+        self.device = None if device is None else torch.device(device)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if self.device is not None:
+            self.backbone.to(self.device)
+        device = next((p.device for p in self.backbone.parameters()), torch.device("cpu"))
+        chunks = _plain(images).split(self.batch_size)
+        parts = [embed_patches(self.backbone, chunk.to(device)).cpu() for chunk in chunks]
+        return torch.cat(parts)
+
+
+class ThresholdAnomaly(Transform):
+    """Mask of an anomaly map, uint8 0 or 1, the same shape: score above the calibrated threshold.
+
+    Args:
+        detector: whose thresholds are read at each call, so a checkpoint may be loaded later.
+        false_positive_rate: one of the rates at which the detector was calibrated.
+    """
+
+    def __init__(self, detector: AnomalyDetector, false_positive_rate: float = 0.05) -> None:
+        self.detector = detector
+        self.false_positive_rate = false_positive_rate
+
+    def __call__(self, anomaly: Tensor) -> Tensor:
+        threshold = self.detector.threshold(self.false_positive_rate).to(anomaly.device)
+        return _like((_plain(anomaly) > threshold).to(torch.uint8), anomaly)
+
+
+class ImageScore(Transform):
+    """Anomaly score of a whole image or volume: any shape -> float, mean of the highest scores.
+
+    Args:
+        fraction: share of the scores that is averaged, see `monai_dpmm.calibration.image_score`.
+    """
+
+    def __init__(self, fraction: float = TOP_FRACTION) -> None:
+        self.fraction = fraction
+
+    def __call__(self, anomaly: Tensor) -> float:
+        return float(image_score(_plain(anomaly), self.fraction))
+
+
+class _Dictionary(MapTransform):
+    """Apply an array transform to each key of a dictionary.
+
+    Args:
+        keys: keys of the data to transform.
+        *args: positional arguments of the array transform.
+        output_keys: where the results go; the keys themselves if None.
+        allow_missing_keys: skip keys that a dictionary lacks.
+        **kwargs: keyword arguments of the array transform.
+    """
+
+    array_transform: type[Transform]
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *args: Any,
+        output_keys: KeysCollection | None = None,
+        allow_missing_keys: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform: Any = self.array_transform(*args, **kwargs)
+        self.output_keys = self.keys if output_keys is None else ensure_tuple(output_keys)
+        if len(self.output_keys) != len(self.keys):
+            raise ValueError(
+                f"output_keys must be as many as keys, got {self.output_keys} for {self.keys}"
+            )
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        for key, output in self.key_iterator(result, self.output_keys):
+            result[output] = self.transform(result[key])
+        return result
+
+
+class LoadVolumed(_Dictionary):
+    """Dictionary version of `LoadVolume`: paths become scans."""
+
+    array_transform = LoadVolume
+
+
+class RescaleIntensityd(_Dictionary):
+    """Dictionary version of `RescaleIntensity`."""
+
+    array_transform = RescaleIntensity
+
+
+class ExtractSlicesd(_Dictionary, InvertibleTransform):
+    """Dictionary version of `ExtractSlices`."""
+
+    array_transform = ExtractSlices
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Volumes of the slices, under the keys that they were taken from."""
+        result = dict(data)
+        for key, output in self.key_iterator(result, self.output_keys):
+            result[key] = self.transform.inverse(result[output])
+        return result
+
+
+class NormalizeSlicesd(_Dictionary):
+    """Dictionary version of `NormalizeSlices`."""
+
+    array_transform = NormalizeSlices
+
+
+class EmbedPatchesd(_Dictionary):
+    """Dictionary version of `EmbedPatches`."""
+
+    array_transform = EmbedPatches
+
+
+class ThresholdAnomalyd(_Dictionary):
+    """Dictionary version of `ThresholdAnomaly`."""
+
+    array_transform = ThresholdAnomaly
+
+
+class ImageScored(_Dictionary):
+    """Dictionary version of `ImageScore`."""
+
+    array_transform = ImageScore
+
+
+def _plain(image: Tensor) -> Tensor:
+    return image.as_tensor() if isinstance(image, MetaTensor) else torch.as_tensor(image)
+
+
+def _like(result: Tensor, source: Tensor) -> Tensor:
+    """The result with the source's metadata and applied operations, where it has any."""
+    if not isinstance(source, MetaTensor):
+        return result
+    return MetaTensor(result, meta=source.meta, applied_operations=source.applied_operations)
+
+
+LoadVolumeD = LoadVolumeDict = LoadVolumed
+RescaleIntensityD = RescaleIntensityDict = RescaleIntensityd
+ExtractSlicesD = ExtractSlicesDict = ExtractSlicesd
+NormalizeSlicesD = NormalizeSlicesDict = NormalizeSlicesd
+EmbedPatchesD = EmbedPatchesDict = EmbedPatchesd
+ThresholdAnomalyD = ThresholdAnomalyDict = ThresholdAnomalyd
+ImageScoreD = ImageScoreDict = ImageScored

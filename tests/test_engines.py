@@ -1,0 +1,152 @@
+import json
+
+import pytest
+import torch
+from monai.data import Dataset
+from monai.handlers import ValidationHandler
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler
+
+from monai_dpmm.data import SliceDataset, collate_patches
+from monai_dpmm.detector import AnomalyDetector
+from monai_dpmm.engines import EMTrainer, LikelihoodEvaluator
+from monai_dpmm.handlers import BestModelSaver, History, ThresholdCalibration, TrainingCheckpoint
+from monai_dpmm.mixture import DPMM
+
+D, K = 8, 12
+
+
+def _embeddings(scans, seed):
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(6, D, generator=torch.Generator().manual_seed(7))
+    data = []
+    for _ in range(scans):
+        labels = torch.randint(6, (5, 6, 6), generator=generator)
+        noise = torch.randn(5, 6, 6, D, generator=generator)
+        patches = nn.functional.normalize(centres[labels] + 0.2 * noise, dim=-1)
+        data.append({"image": patches})
+    return SliceDataset(Dataset(data))
+
+
+def _workflow(folder, max_epochs, *, resume=False, stop_after=None):
+    train, val = _embeddings(4, 0), _embeddings(2, 1)
+    detector = AnomalyDetector(nn.Identity(), DPMM(D, K, seed=3))
+    evaluator = LikelihoodEvaluator(
+        device="cpu",
+        val_data_loader=DataLoader(val, batch_size=4, collate_fn=collate_patches),
+        detector=detector,
+        val_handlers=[
+            ThresholdCalibration(detector),
+            BestModelSaver(folder / "model.pt", detector, {"components": K}),
+        ],
+    )
+    sampler = DistributedSampler(train, num_replicas=1, rank=0, seed=5)
+    trainer = EMTrainer(
+        device="cpu",
+        max_epochs=max_epochs,
+        train_data_loader=DataLoader(
+            train, batch_size=3, sampler=sampler, collate_fn=collate_patches
+        ),
+        mixture=detector.mixture,
+        train_handlers=[
+            ValidationHandler(1, evaluator),
+            History(folder / "history.json", evaluator),
+            TrainingCheckpoint(
+                folder / "checkpoint.pt", detector.mixture, evaluator, resume=resume
+            ),
+        ],
+    )
+    return trainer, evaluator, detector
+
+
+def _equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_training_raises_the_likelihood_and_finds_the_clusters(tmp_path):
+    trainer, _, detector = _workflow(tmp_path, 8)
+    trainer.run()
+    records = json.loads((tmp_path / "history.json").read_text())
+    assert [record["epoch"] for record in records] == list(range(1, 9))
+    assert records[-1]["val_log_likelihood"] > records[0]["val_log_likelihood"]
+    assert records[-1]["train_log_likelihood"] > records[0]["train_log_likelihood"]
+    assert records[-1]["concentration"] == pytest.approx(detector.mixture.concentration.item())
+    assert 4 <= records[-1]["components"] <= K
+
+
+def test_one_iteration_is_one_em_step(tmp_path):
+    trainer, _, detector = _workflow(tmp_path, 1)
+    reference = DPMM(D, K, seed=3)
+    trainer.data_loader.sampler.set_epoch(1)
+    losses = []
+    for batch in trainer.data_loader:
+        if not reference.fitted:
+            reference.initialize(batch["image"])
+        losses.append(-reference.step(batch["image"]))
+    trainer.run()
+    assert _equal(reference.state_dict(), detector.mixture.state_dict())
+    assert trainer.state.output["loss"] == losses[-1]
+    assert trainer.state.metrics["train_log_likelihood"] == pytest.approx(
+        -torch.stack(losses).mean().item()
+    )
+
+
+def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path):
+    whole, _, expected = _workflow(tmp_path / "whole", 6)
+    whole.run()
+    first, _, _ = _workflow(tmp_path / "parts", 3)
+    first.run()
+    second, evaluator, resumed = _workflow(tmp_path / "parts", 6, resume=True)
+    second.run()
+    assert second.state.epoch == 6
+    assert _equal(resumed.mixture.state_dict(), expected.mixture.state_dict())
+    for name in ("model.pt", "checkpoint.pt"):
+        a = torch.load(tmp_path / "whole" / name, weights_only=True)
+        b = torch.load(tmp_path / "parts" / name, weights_only=True)
+        assert _equal(a.get("mixture", a), b.get("mixture", b))
+    assert (tmp_path / "whole/history.json").read_text() == (
+        tmp_path / "parts/history.json"
+    ).read_text()
+    assert evaluator.state.best_metric == _best(tmp_path / "whole")
+
+
+def _best(folder):
+    return max(r["val_log_likelihood"] for r in json.loads((folder / "history.json").read_text()))
+
+
+def test_the_saved_model_is_the_best_epoch_with_its_own_thresholds(tmp_path):
+    trainer, evaluator, _ = _workflow(tmp_path, 5)
+    trainer.run()
+    records = json.loads((tmp_path / "history.json").read_text())
+    best = max(records, key=lambda record: record["val_log_likelihood"])
+    assert evaluator.state.best_metric_epoch == best["epoch"]
+    loaded = AnomalyDetector(nn.Identity(), DPMM(D, K))
+    loaded.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    patches = torch.cat([item["image"].flatten(0, 1) for item in _embeddings(2, 1)])
+    assert loaded.mixture.log_prob(patches).mean().item() == pytest.approx(
+        best["val_log_likelihood"], abs=1e-4
+    )
+    scores = loaded.patch_scores(patches)
+    for rate in (0.01, 0.05, 0.1):
+        above = int((scores > loaded.threshold(rate)).sum())
+        assert above == int(rate * len(patches) + 1e-9)
+    assert json.loads((tmp_path / "model.json").read_text()) == {"components": K}
+
+
+def test_a_worse_resumed_epoch_does_not_replace_the_best_model(tmp_path):
+    first, _, _ = _workflow(tmp_path, 3)
+    first.run()
+    before = (tmp_path / "model.pt").read_bytes()
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    state["validator"]["best_metric"] = 1e9
+    torch.save(state, tmp_path / "checkpoint.pt")
+    second, evaluator, _ = _workflow(tmp_path, 4, resume=True)
+    second.run()
+    assert (tmp_path / "model.pt").read_bytes() == before
+    assert evaluator.state.best_metric == 1e9
+
+
+def test_resuming_without_a_checkpoint_is_an_error(tmp_path):
+    trainer, _, _ = _workflow(tmp_path, 1, resume=True)
+    with pytest.raises(FileNotFoundError, match=r"checkpoint.pt: must exist to resume from"):
+        trainer.run()

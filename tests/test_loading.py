@@ -1,0 +1,92 @@
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from monai_dpmm.loading import InputError, LoadVolume
+
+
+def _nifti(path, array):
+    nib.save(nib.Nifti1Image(np.asarray(array, dtype=np.float32), np.diag([2, 3, 4, 1])), path)
+    return path
+
+
+def test_volume_keeps_values_affine_and_name(tmp_path):
+    array = np.random.default_rng(0).random((5, 6, 7))
+    path = _nifti(tmp_path / "scan.nii.gz", array)
+    volume = LoadVolume()(path)
+    assert volume.shape == (1, 5, 6, 7)
+    assert volume.dtype == torch.float32
+    assert np.allclose(volume[0], array.astype(np.float32))
+    assert np.allclose(volume.affine, np.diag([2, 3, 4, 1]))
+    assert volume.meta["filename_or_obj"] == str(path)
+
+
+def test_grey_picture_is_one_channel(tmp_path):
+    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8)).save(tmp_path / "slice.png")
+    assert LoadVolume()(tmp_path / "slice.png").shape == (1, 8, 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("chris_t1.nii.gz", (1, 188, 256, 190)),
+        ("brainmask.mgz", (1, 256, 256, 256)),
+        ("shear.nii.gz", (1, 306, 422, 54)),
+        ("mha.mha", (1, 64, 64, 37)),
+        ("dicom", (1, 512, 512, 3)),
+    ],
+)
+def test_real_scans_of_every_format(real_data, name, shape):
+    assert LoadVolume()(real_data / name).shape == shape
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("mpld_asl.nii.gz", r"mpld_asl.nii.gz: must have one channel, got 25 .*4D series"),
+        ("ct_perfusion.nii.gz", r"ct_perfusion.nii.gz: must be a scalar image .*'R'"),
+    ],
+)
+def test_real_series_and_colour_volumes_are_refused(real_data, name, reason):
+    with pytest.raises(InputError, match=reason):
+        LoadVolume()(real_data / name)
+
+
+def _with(value, count):
+    array = np.random.default_rng(0).random((4, 4, 4))
+    array.flat[:count] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (_with(np.nan, 64), "voxels must be finite, 64 of 64 are NaN or inf"),
+        (_with(np.nan, 3), "voxels must be finite, 3 of 64 are NaN or inf"),
+        (_with(np.inf, 1), "voxels must be finite, 1 of 64 are NaN or inf"),
+        (_with(7, 64), "must not be constant, every voxel is 7"),
+    ],
+)
+def test_bad_voxels_are_refused(tmp_path, array, reason):
+    path = _nifti(tmp_path / "bad.nii.gz", array)
+    with pytest.raises(InputError, match=f"bad.nii.gz: {reason}"):
+        LoadVolume()(path)
+
+
+def test_what_is_no_image_is_refused_in_one_line(tmp_path):
+    (tmp_path / "notes.nii.gz").write_text("not an image")
+    (tmp_path / "empty.nii.gz").write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("not an image")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 8, 3), np.uint8)).save(
+        tmp_path / "colour.png"
+    )
+    for name in ("notes.nii.gz", "empty.nii.gz", "notes.txt"):
+        with pytest.raises(InputError, match=f"{name}: must be a scalar image") as caught:
+            LoadVolume()(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=r"colour.png: must have one channel, got 3"):
+        LoadVolume()(tmp_path / "colour.png")
+    with pytest.raises(InputError, match="missing.nii: must exist"):
+        LoadVolume()(tmp_path / "missing.nii")
