@@ -22,7 +22,9 @@ _COMPONENTS_AT_ONCE = 16  # full covariance: bounds (k, D, D) and (k, D, n) temp
 class Density(Protocol):
     """Gaussians at fixed parameters, ready to be evaluated on many chunks of patches."""
 
-    log_norm: Tensor
+    @property
+    def log_norm(self) -> Tensor:
+        """Logarithm of each density's highest value, nats: (K,)."""
 
     def log_prob(self, phi: Tensor) -> Tensor:
         """Log-density of each patch under each component, nats: (n, F) -> (n, K)."""
@@ -216,7 +218,10 @@ class FullCovariance(nn.Module):
         self.second.lerp_(second, step_size)
 
     def maximise(self, weight: Tensor, means: Tensor, alive: Tensor) -> None:
-        """Σ_k = C_k / s_k - μ_k μ_kᵀ + εI (Eq. 6), factored a few components at a time."""
+        """Σ_k = C_k / s_k - μ_k μ_kᵀ + εI (Eq. 6), factored a few components at a time.
+
+        A matrix that rounding has left indefinite, which takes a floor below it, stays as it was.
+        """
         D = means.shape[1]
         floor = self.floor * torch.eye(D, dtype=means.dtype, device=means.device)
         for k in range(0, len(means), _COMPONENTS_AT_ONCE):

@@ -63,8 +63,8 @@ class BestModelSaver:
     Args:
         path: the file, for example models/model.pt; replaced atomically.
         network: whose state dict is saved.
-        settings: what inference must know of the model, saved as JSON beside it (models/model.json),
-            an overlay for configs/inference.json.
+        settings: what inference must know of the model, saved as JSON beside it
+            (models/model.json), an overlay for configs/inference.json.
     """
 
     def __init__(

@@ -7,6 +7,8 @@ Applications 16(1), 2013. Letters: N patches, K components (the truncation), D f
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial, reduce
 from typing import Literal, NamedTuple, cast, get_args
 
 import torch
@@ -15,6 +17,7 @@ from torch.nn import functional as F
 
 from monai_dpmm.covariance import (
     Covariance,
+    Density,
     DiagonalCovariance,
     FullCovariance,
     SphericalCovariance,
@@ -33,6 +36,7 @@ _COVARIANCES = {
 }
 _CHUNK = 1024  # patches: log-densities (1024, 500) stay in a core's cache
 _LOWEST = -87.0  # exp of anything lower is denormal, and denormals make products very slow
+_FLOAT64 = ("concentration", "log_weights", "average_weight")  # whatever the module is cast to
 _NEGLIGIBLE = 1e-30  # responsibilities and average weights below it count as exactly zero
 
 
@@ -50,7 +54,7 @@ class Moments(NamedTuple):
     weight: Tensor
     first: Tensor
     second: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]
     log_likelihood: Tensor
 
     def __add__(self, other: object) -> Moments:
@@ -127,20 +131,17 @@ class DPMM(nn.Module):
         self.learn_concentration = learn_concentration
         self.weight_threshold = weight_threshold
         self.seed = seed
-        self._step_size = {
-            "ema": lambda t: torch.full_like(t, rate),
-            "exp": lambda t: t ** (-rate),
-            "none": torch.ones_like,
-        }[schedule]
+        self._step_size = partial(_STEP_SIZES[schedule], rate=rate)
+        self._start_concentration = float(concentration)
         self.covariance = cast(Covariance, kind(components, features, floor))
-        float64 = {"dtype": torch.float64}
-        self.register_buffer("concentration", torch.tensor(concentration, **float64))
+        start = torch.tensor(concentration, dtype=torch.float64)
+        self.register_buffer("concentration", start)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("initialized", torch.tensor(False))
         self.register_buffer("origin", torch.zeros(features))
         self.register_buffer("offsets", torch.zeros(components, features))
-        self.register_buffer("log_weights", torch.full((components,), -math.inf, **float64))
-        self.register_buffer("average_weight", torch.zeros(components, **float64))
+        self.register_buffer("log_weights", start.new_full((components,), -math.inf))
+        self.register_buffer("average_weight", start.new_zeros(components))
         self.register_buffer("average_first", torch.zeros(components, features))
         self.fitted = False
         self.register_load_state_dict_pre_hook(_check_state)
@@ -181,6 +182,7 @@ class DPMM(nn.Module):
         chosen = torch.randperm(len(x), generator=generator)[: self.components]
         spare = torch.randn(self.components, self.features, generator=generator)
         u = torch.rand(self.components, generator=generator, dtype=torch.float64)
+        self.concentration.fill_(self._start_concentration)
         self.origin.copy_(x.double().mean(0))
         self.offsets.copy_(spare).sub_(self.origin)
         self.offsets[: len(chosen)] = x[chosen.to(x.device)] - self.origin
@@ -212,20 +214,16 @@ class DPMM(nn.Module):
         self._check_fitted()
         density = self.covariance.density(self.offsets)
         log_weights = self.log_weights.to(x.dtype)
-        parts = [self._chunk_moments(part, density, log_weights) for part in x.split(_CHUNK)[:1]]
-        total = parts[0]
-        for part in x.split(_CHUNK)[1:]:
-            total = _accumulate(total, self._chunk_moments(part, density, log_weights))
-        return total
+        parts = (self._chunk_moments(part, density, log_weights) for part in x.split(_CHUNK))
+        return Moments(*(total.contiguous() for total in reduce(_accumulate, parts)))
 
-    def _chunk_moments(self, x: Tensor, density: object, log_weights: Tensor) -> Moments:
+    def _chunk_moments(self, x: Tensor, density: Density, log_weights: Tensor) -> Moments:
         phi = self.covariance.expand(x - self.origin)
-        log_joint = density.log_prob(phi).add_(log_weights)  # type: ignore[attr-defined]
+        log_joint = density.log_prob(phi).add_(log_weights)
         r, log_likelihood = _normalize(log_joint)
-        count = torch.full((), len(x), dtype=torch.float64, device=x.device)
-        return Moments(
-            r.sum(0).double(), *self.covariance.moments(r, phi), count, log_likelihood.double().sum()
-        )
+        first, second = self.covariance.moments(r, phi)
+        count = self.concentration.new_full((), len(x))
+        return Moments(r.sum(0).double(), first, second, count, log_likelihood.double().sum())
 
     @torch.no_grad()
     def m_step(self, moments: Moments) -> None:
@@ -250,8 +248,7 @@ class DPMM(nn.Module):
     def _maximise_weights(self, count: Tensor) -> None:
         """Sticks v_k (Eq. 5) from the average weights, then the concentration (Eq. 10)."""
         s = self.average_weight
-        after = s.flip(0).cumsum(0).flip(0) - s  # T_k
-        after = after.clamp_min_(0)
+        after = F.pad(s[1:].flip(0).cumsum(0).flip(0), (0, 1))  # T_k, exact where s_k dwarfs it
         rest = (after + (self.concentration - 1) / count).clamp_min_(1e-300)
         log_total = (s + rest).log()
         self.log_weights.copy_(_stick_breaking(s.log() - log_total, rest.log() - log_total))
@@ -272,9 +269,12 @@ class DPMM(nn.Module):
 
     @torch.no_grad()
     def responsibilities(self, x: Tensor) -> Tensor:
-        """Probability that each component made each patch (E-step): (N, D) -> (N, K)."""
+        """Probability that each component made each patch (Eq. 7): (N, D) -> (N, K).
+
+        As the E-step has it: below 1e-30 of the highest it is exactly zero.
+        """
         log_joint = self.component_log_prob(x) + self.log_weights.to(self.offsets.dtype)
-        return torch.softmax(log_joint, dim=1)
+        return _normalize(log_joint)[0]
 
     @torch.no_grad()
     def log_prob(self, x: Tensor) -> Tensor:
@@ -282,9 +282,7 @@ class DPMM(nn.Module):
         x = self._checked(x)
         keep = self._survivors()
         log_weights = self.log_weights[keep].to(x.dtype)
-        return torch.cat(
-            [(self._log_prob(c, keep) + log_weights).logsumexp(1) for c in x.split(_CHUNK)]
-        )
+        return torch.cat([(self._log_prob(c, keep) + log_weights).logsumexp(1) for c in _chunks(x)])
 
     @torch.no_grad()
     def score(self, x: Tensor, kind: ScoreKind = "cosine") -> Tensor:
@@ -315,7 +313,7 @@ class DPMM(nn.Module):
         """Smallest distance to a surviving component, and which of them: (N,), (N,)."""
         x = self._checked(x)
         keep = self._survivors()
-        parts = [getattr(self, f"_{kind}")(part, keep).min(dim=1) for part in x.split(_CHUNK)]
+        parts = [getattr(self, f"_{kind}")(part, keep).min(dim=1) for part in _chunks(x)]
         return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
 
     def _cosine(self, x: Tensor, keep: Tensor) -> Tensor:
@@ -339,10 +337,20 @@ class DPMM(nn.Module):
         density = self.covariance.density(self.offsets, keep)
         return density.log_prob(self.covariance.expand(x - self.origin))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DPMM:
+        """Move or cast; weights and concentration stay float64, as `float()` would lose sticks."""
+        wide = {name: self._buffers[name] for name in _FLOAT64}
+        super()._apply(fn, recurse)
+        for name, before in wide.items():
+            after = self._buffers[name]
+            if before is not None and after is not None and after.dtype != torch.float64:
+                self._buffers[name] = before.to(after.device)
+        return self
+
     # --- checks -------------------------------------------------------------------------------
 
     def _checked(self, x: Tensor) -> Tensor:
-        if x.ndim != 2 or x.shape[1] != self.features or len(x) == 0:
+        if not _is_traced() and (x.ndim != 2 or x.shape[1] != self.features or len(x) == 0):
             raise ValueError(
                 f"x must be (N, {self.features}) with N >= 1, got shape {tuple(x.shape)}"
             )
@@ -357,18 +365,43 @@ class DPMM(nn.Module):
     def _survivors(self) -> Tensor:
         self._check_fitted()
         keep = self.surviving
-        if not torch.jit.is_tracing() and not bool(keep.any()):
+        if not _is_traced() and not bool(keep.any()):
             raise RuntimeError(
                 f"no component survives the weight_threshold of {self.weight_threshold}"
             )
         return keep
 
 
+def _ema_step_size(t: Tensor, rate: float) -> Tensor:
+    return torch.full_like(t, rate)
+
+
+def _exp_step_size(t: Tensor, rate: float) -> Tensor:
+    return t ** (-rate)
+
+
+def _whole_step_size(t: Tensor, rate: float) -> Tensor:
+    return torch.ones_like(t)
+
+
+_STEP_SIZES = {"ema": _ema_step_size, "exp": _exp_step_size, "none": _whole_step_size}
+
+
+def _is_traced() -> bool:
+    """Whether a graph is being recorded, which no value and no number of patches may enter."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+
+
+def _chunks(x: Tensor) -> tuple[Tensor, ...]:
+    """Patches a chunk at a time; all at once while tracing, which would fix their number."""
+    return (x,) if _is_traced() else x.split(_CHUNK)
+
+
 def _normalize(log_joint: Tensor) -> tuple[Tensor, Tensor]:
     """Responsibilities (n, K) and log-likelihoods (n,) of joint log-densities, overwriting them."""
     highest = log_joint.amax(1, keepdim=True)
     r = log_joint.sub_(highest).clamp_min_(_LOWEST).exp_()
-    F.threshold_(r, _NEGLIGIBLE, 0.0)
+    F.threshold(r, _NEGLIGIBLE, 0.0, inplace=True)
     total = r.sum(1, keepdim=True)
     return r.div_(total), (highest + total.log()).squeeze(1)
 
@@ -381,7 +414,7 @@ def _accumulate(total: Moments, part: Moments) -> Moments:
 
 
 def _stick_breaking(log_v: Tensor, log_rest: Tensor) -> Tensor:
-    """log π_k = log v_k + Σ_{j<k} log(1 - v_j) with v_K = 1 (Eq. 2): (K,), (K,) -> (K,)."""
+    """Log-weights log v_k + Σ_{j<k} log(1 - v_j) with v_K = 1 (Eq. 2): (K,), (K,) -> (K,)."""
     before = F.pad(log_rest[:-1].cumsum(0), (1, 0))
     last = torch.zeros_like(log_v[-1:])
     return torch.cat([log_v[:-1], last]) + before
@@ -398,7 +431,8 @@ def _check_state(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: o
 
 
 def _refresh(module: nn.Module, _: object) -> None:
-    module.fitted = bool(module.initialized)
+    mixture = cast(DPMM, module)
+    mixture.fitted = bool(mixture.initialized)
 
 
 def _check_choice(name: str, value: str, choices: object) -> None:

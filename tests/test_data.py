@@ -42,7 +42,9 @@ def test_one_folder_is_split_once_and_for_all(tmp_path):
     assert val != datalist(tmp_path, "val", seed=4)
 
 
-@pytest.mark.parametrize(("count", "fraction", "expected"), [(2, 0.2, 1), (3, 0.9, 2), (10, 0.01, 1)])
+@pytest.mark.parametrize(
+    ("count", "fraction", "expected"), [(2, 0.2, 1), (3, 0.9, 2), (10, 0.01, 1)]
+)
 def test_both_sides_of_a_split_have_a_scan(tmp_path, count, fraction, expected):
     _touch(tmp_path, *(f"{i}.nii" for i in range(count)))
     assert len(datalist(tmp_path, "val", val_fraction=fraction)) == expected
@@ -82,7 +84,7 @@ def test_decathlon_datalist(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps({"test": ["imagesTs/c.nii.gz"]}))
     assert datalist(tmp_path, "test") == [{"image": str(tmp_path / "imagesTs/c.nii.gz")}]
     (tmp_path / "dataset.json").write_text(json.dumps({"training": [{"image": "a"}]}))
-    with pytest.raises(InputError, match="must have a list 'validation' .* got lists training"):
+    with pytest.raises(InputError, match=r"must have a list 'validation' .* got lists training"):
         datalist(tmp_path, "val")
 
 
@@ -99,7 +101,7 @@ def test_bad_data_sets(tmp_path):
     with pytest.raises(InputError, match=r"must hold images \(.nii, .* got 0 other files"):
         datalist(tmp_path, "train")
     _touch(tmp_path, "only.nii")
-    with pytest.raises(InputError, match="at least 2 healthy scans, .* got 1"):
+    with pytest.raises(InputError, match=r"at least 2 healthy scans, .* got 1"):
         datalist(tmp_path, "train")
     with pytest.raises(InputError, match=r"only.nii: must be a folder of images"):
         find_images(tmp_path / "only.nii")

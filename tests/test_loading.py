@@ -88,5 +88,5 @@ def test_what_is_no_image_is_refused_in_one_line(tmp_path):
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match=r"colour.png: must have one channel, got 3"):
         LoadVolume()(tmp_path / "colour.png")
-    with pytest.raises(InputError, match="missing.nii: must exist"):
+    with pytest.raises(InputError, match=r"missing.nii: must exist"):
         LoadVolume()(tmp_path / "missing.nii")

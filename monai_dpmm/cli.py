@@ -1,0 +1,127 @@
+"""Command line: `python -m monai_dpmm COMMAND`, thin over the bundle's workflows."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from monai_dpmm import __version__
+from monai_dpmm.errors import one_line_errors
+
+__all__ = ["configs_dir", "main", "run_workflow"]
+
+_EPILOG = """\
+Each command is one of the bundle's workflows and can be run by MONAI as well, for example
+  python -m monai.bundle run training --config_file configs/train.json --dataset_dir DIR
+Any value of the configs can be set with -s, for example -s max_epochs=10 -s image_size=224.
+"""
+
+
+def configs_dir() -> Path:
+    """Folder of the bundle's configs: the checkout's, or the copy inside an installed package."""
+    package = Path(__file__).parent
+    installed = package / "bundle" / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def run_workflow(names: Sequence[str], **overrides: Any) -> None:
+    """Run a bundle workflow made of configs, with values overridden.
+
+    Args:
+        names: the bundle's configs by name, or paths of JSON files; the first is the base, the
+            others overlay it.
+        **overrides: ids and values, as on the command line of `monai.bundle run`.
+    """
+    from monai.bundle import ConfigWorkflow
+
+    files = [
+        name if name.endswith(".json") else str(configs_dir() / f"{name}.json") for name in names
+    ]
+    kind = "infer" if names[0] == "inference" else "train"
+    workflow = ConfigWorkflow(config_file=files, workflow_type=kind, **overrides)
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the arguments and run the command."""
+    one_line_errors()
+    args = _parser().parse_args(argv)
+    overrides = dict(args.set or [])
+    overrides.setdefault("bundle_root", str(args.folder))
+    if getattr(args, "dataset", None) is not None:
+        overrides.setdefault("dataset_dir", str(args.dataset))
+    overlay = [args.config] if args.config else []
+    args.run(overlay, overrides)
+
+
+def _train(overlay: list[str], overrides: dict[str, Any]) -> None:
+    run_workflow(["train", *overlay], **overrides)
+
+
+def _evaluate(overlay: list[str], overrides: dict[str, Any]) -> None:
+    run_workflow(["train", *overlay, "evaluate"], **overrides)
+
+
+def _infer(overlay: list[str], overrides: dict[str, Any]) -> None:
+    settings = Path(overrides["bundle_root"]) / "models" / "model.json"
+    own = [str(settings)] if settings.is_file() else []
+    run_workflow(["inference", *own, *overlay], **overrides)
+
+
+def _demo(overlay: list[str], overrides: dict[str, Any]) -> None:
+    _train(["demo", *overlay], overrides)
+    _evaluate(["demo", *overlay], overrides)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="monai-dpmm",
+        description="Unsupervised anomaly detection for medical volumes.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    table = [
+        ("demo", _demo, None, "train and evaluate on a simulated cohort of brains"),
+        ("train", _train, "folder of healthy scans", "fit a model of normality"),
+        ("evaluate", _evaluate, "data set with test/images and test/labels", "measure a model"),
+        ("infer", _infer, "a scan, or a folder of scans", "write anomaly volumes"),
+    ]
+    for name, run, dataset, help_ in table:
+        command = commands.add_parser(name, help=help_, description=help_)
+        command.set_defaults(run=run)
+        if dataset is not None:
+            command.add_argument("dataset", type=Path, help=dataset)
+        _add_options(command, default="demo" if name == "demo" else ".")
+    return parser
+
+
+def _add_options(command: argparse.ArgumentParser, default: str) -> None:
+    command.add_argument(
+        "-f",
+        "--folder",
+        type=Path,
+        default=Path(default),
+        help="where models/ and output/ are read and written (default: %(default)s)",
+    )
+    command.add_argument("-c", "--config", help="overlay config: its name or path")
+    command.add_argument(
+        "-s", "--set", action="append", type=_override, metavar="KEY=VALUE", help="a config value"
+    )
+
+
+def _override(text: str) -> tuple[str, Any]:
+    """Key and value of KEY=VALUE; the value is JSON where it can be read as such."""
+    key, separator, value = text.partition("=")
+    if not key or not separator:
+        raise argparse.ArgumentTypeError(f"must be KEY=VALUE, got {text!r}")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value

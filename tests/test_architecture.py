@@ -1,0 +1,72 @@
+"""The code holds to its own rules: imports flow one way, the core knows no MONAI."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import monai_dpmm
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "monai_dpmm"
+
+# Each module may import the modules above it, as the README's architecture section draws them.
+ORDER = [
+    *("geometry", "intensity", "calibration", "covariance", "mixture"),
+    *("dinov2", "checkpoints", "backbones", "detector"),
+    *("loading", "transforms", "inferer", "data", "engines", "handlers", "metrics"),
+    *("lesions", "cohort"),
+    *("display", "subjects", "environment", "panels", "figures", "curves", "page", "report"),
+    *("reporting", "errors", "cli", "__main__"),
+]
+CORE = ORDER[: ORDER.index("detector") + 1]
+
+
+def _imports(module):
+    """Names of all modules that a module imports, also inside functions."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+def test_every_module_has_its_place():
+    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} == set(ORDER)
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_imports_flow_one_way(module):
+    own = [name.split(".")[1] for name in _imports(module) if name.startswith("monai_dpmm.")]
+    later = [name for name in own if ORDER.index(name) >= ORDER.index(module)]
+    assert not later
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_the_core_knows_torch_but_neither_monai_nor_ignite(module):
+    assert not [n for n in _imports(module) if n.split(".")[0] in ("monai", "ignite")]
+
+
+def test_public_names_are_exported():
+    for name in monai_dpmm.__all__:
+        assert getattr(monai_dpmm, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        _ = monai_dpmm.Nothing
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, json, monai_dpmm; print(json.dumps(sorted(sys.modules)))"
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    loaded = set(json.loads(result.stdout))
+    assert not loaded & {"torch", "monai", "transformers", "matplotlib", "nilearn", "torchmetrics"}
+
+
+def test_the_version_is_one():
+    metadata = json.loads((ROOT / "configs/metadata.json").read_text())
+    assert metadata["version"] in metadata["changelog"]
+    assert metadata["version"] == monai_dpmm.__version__

@@ -1,0 +1,227 @@
+"""The bundle's workflows, run as their users run them: MONAI's command line in a subprocess."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from monai_dpmm.cohort import make_demo_cohort
+
+ROOT = Path(__file__).parents[1]
+SMALL = {
+    "backbone_architecture": "efficientnet_lite0",
+    "image_size": 96,
+    "components": 40,
+    "max_epochs": 3,
+    "slice_step": 2,
+}
+
+
+def _run(run_id, configs, *, expect=0, **overrides):
+    files = [str(ROOT / "configs" / f"{c}.json") if "/" not in c else c for c in configs]
+    command = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", str(files)]
+    for key, value in overrides.items():
+        command += [f"--{key}", str(value)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert (result.returncode == 0) == (expect == 0), result.stdout + result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cohort") / "data"
+    return make_demo_cohort(folder, train=3, val=2, test=3, spacing=5.0)
+
+
+@pytest.fixture(scope="module")
+def trained(cohort, tmp_path_factory):
+    """Bundle root with a trained model: the training ran once, from another directory."""
+    root = tmp_path_factory.mktemp("root")
+    _run("training", ["train"], bundle_root=root, dataset_dir=cohort, **SMALL)
+    return root
+
+
+def test_training_leaves_a_model_a_history_and_curves(trained):
+    state = torch.load(trained / "models/model.pt", weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    assert torch.isfinite(state["thresholds"]).all()
+    settings = json.loads((trained / "models/model.json").read_text())
+    assert settings["components"] == 40
+    history = json.loads((trained / "output/history.json").read_text())
+    assert [record["epoch"] for record in history] == [1, 2, 3]
+    assert list((trained / "output").glob("events.out.tfevents*"))
+
+
+def test_evaluation_prints_and_saves_metrics_and_the_report(trained, cohort):
+    result = _run(
+        "run",
+        ["train", "evaluate"],
+        bundle_root=trained,
+        dataset_dir=cohort,
+        output_dir=trained / "eval",
+        **SMALL,
+    )
+    metrics = json.loads((trained / "eval/report/metrics.json").read_text())["metrics"]
+    assert 0.5 < metrics["pixel_auroc"] <= 1
+    assert {"pixel_aupr", "dice_at_fpr_0.05", "image_auroc"} <= metrics.keys()
+    assert "pixel_auroc" in result.stdout
+    assert (trained / "eval/report/report.html").is_file()
+
+
+def test_inference_writes_three_volumes_on_the_inputs_grid(trained, cohort, tmp_path):
+    source = nib.load(cohort / "test/images/test_000.nii.gz")
+    flipped = source.as_reoriented(nib.orientations.axcodes2ornt(("A", "R", "I")))
+    (tmp_path / "scans").mkdir()
+    nib.save(source, tmp_path / "scans/a.nii.gz")
+    nib.save(flipped, tmp_path / "scans/b.nii.gz")
+    _run(
+        "run",
+        ["inference", str(trained / "models/model.json")],
+        ckpt_dir=trained / "models",
+        dataset_dir=tmp_path / "scans",
+        output_dir=tmp_path / "out",
+    )
+    types = {"anomaly": np.float32, "mask": np.uint8, "component": np.uint16}
+    world = {}
+    for name in ("a", "b"):
+        scan = nib.load(tmp_path / f"scans/{name}.nii.gz")
+        for kind, dtype in types.items():
+            image = nib.load(tmp_path / f"out/{name}/{name}_{kind}.nii.gz")
+            assert image.shape == scan.shape
+            assert np.allclose(image.affine, scan.affine, atol=1e-4)
+            assert image.get_data_dtype() == dtype
+            world[name, kind] = nib.as_closest_canonical(image).get_fdata()
+    for kind in types:
+        assert np.allclose(world["a", kind], world["b", kind], atol=1e-5)
+    components = world["a", "component"]
+    assert components.min() >= 1
+    assert components.max() <= 40
+    state = torch.load(trained / "models/model.pt", weights_only=True)
+    expected = world["a", "anomaly"].astype(np.float32) > state["thresholds"][1].item()
+    assert np.array_equal(world["a", "mask"] > 0, expected)
+
+
+def test_resumed_training_is_the_uninterrupted_one(trained, cohort, tmp_path):
+    settings = {**SMALL, "bundle_root": tmp_path, "dataset_dir": cohort}
+    _run("training", ["train"], **{**settings, "max_epochs": 1})
+    _run("training", ["train"], **settings, resume=True)
+    a = torch.load(trained / "models/checkpoint.pt", weights_only=True)["mixture"]
+    b = torch.load(tmp_path / "models/checkpoint.pt", weights_only=True)["mixture"]
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def _nifti(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(np.asarray(array, np.float32), np.eye(4)), path)
+
+
+def _bad_folder(folder, kind):
+    rng = np.random.default_rng(0)
+    _nifti(folder / "a.nii.gz", rng.random((20, 20, 4)))
+    if kind == "text":
+        (folder / "b.nii.gz").write_text("no image")
+    elif kind == "4d":
+        _nifti(folder / "b.nii.gz", rng.random((20, 20, 4, 3)))
+    elif kind == "nan":
+        _nifti(folder / "b.nii.gz", np.full((20, 20, 4), np.nan))
+    elif kind == "constant":
+        _nifti(folder / "b.nii.gz", np.ones((20, 20, 4)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("text", "b.nii.gz: must be a scalar image"),
+        ("4d", "b.nii.gz: must have one channel, got 3"),
+        ("nan", "b.nii.gz: voxels must be finite, 1600 of 1600"),
+        ("constant", "b.nii.gz: must not be constant, every voxel is 1"),
+    ],
+)
+def test_a_bad_scan_ends_training_in_one_line_and_writes_nothing(tmp_path, kind, message):
+    _bad_folder(tmp_path / "data", kind)
+    _expect_line(tmp_path, message, dataset_dir=tmp_path / "data", **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"dataset_dir": "/nowhere"}, "/nowhere: must be a data set's folder"),
+        ({"backbone_architecture": "resnet"}, "resnet"),
+        ({"covariance": "round"}, "covariance must be one of diagonal, full, spherical"),
+    ],
+)
+def test_bad_settings_end_training_in_one_line(tmp_path, overrides, message):
+    _bad_folder(tmp_path / "data", "fine")
+    _nifti(tmp_path / "data/b.nii.gz", np.random.default_rng(1).random((20, 20, 4)))
+    settings = {"dataset_dir": tmp_path / "data", **SMALL, **overrides}
+    _expect_line(tmp_path, message, **settings)
+
+
+def _expect_line(root, message, **overrides):
+    result = _run("training", ["train"], expect=1, bundle_root=root, **overrides)
+    assert "Traceback" not in result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert message in line
+    assert not (root / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"components": 30}, "checkpoint has components=40 .* this DPMM has components=30"),
+        ({"ckpt_dir": "/nowhere"}, "/nowhere/model.pt: must exist"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_ends_in_one_line(
+    trained, cohort, tmp_path, overrides, message
+):
+    settings = {
+        "ckpt_dir": trained / "models",
+        "dataset_dir": cohort / "test/images",
+        "output_dir": tmp_path / "out",
+        **overrides,
+    }
+    model = str(trained / "models/model.json")
+    result = _run("run", ["inference", model], expect=1, **settings)
+    assert "Traceback" not in result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert re.search(message, line)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("overlay", "base"),
+    [("demo", "train"), ("evaluate", "train")],
+)
+def test_overlays_only_set_what_their_base_has(overlay, base):
+    keys = ConfigParser.load_config_file(ROOT / f"configs/{overlay}.json").keys()
+    known = ConfigParser.load_config_file(ROOT / f"configs/{base}.json").keys()
+    assert keys <= known
+
+
+def test_a_models_settings_are_settings_of_inference():
+    train = ConfigParser.load_config_file(ROOT / "configs/train.json")
+    known = ConfigParser.load_config_file(ROOT / "configs/inference.json").keys()
+    assert train["settings"].keys() <= known
+
+
+@pytest.mark.parametrize(("config", "kind"), [("train", "train"), ("inference", "infer")])
+def test_the_workflows_have_all_properties_of_a_bundle(config, kind, trained, cohort):
+    workflow = ConfigWorkflow(
+        str(ROOT / f"configs/{config}.json"),
+        workflow_type=kind,
+        logging_file=False,
+        bundle_root=str(trained),
+        dataset_dir=str(cohort),
+        backbone_architecture="efficientnet_lite0",
+        image_size=32,
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
