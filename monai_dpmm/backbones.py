@@ -99,9 +99,9 @@ def _find_weights(backbone: Any, _: Any = None) -> None:
 class _EfficientNetLite0(nn.Module):
     """Local features of an ImageNet classifier: (B, 3, H, W) -> (B, 152, H / 8, W / 8).
 
-    The last blocks of strides 8 and 16, on the grid of stride 8. Each level's vector is scaled to
-    unit norm, so neither outweighs the other. Sides must be multiples of 16, for both grids to be
-    whole; the result has two cells for each such multiple.
+    The last blocks of strides 8 and 16, each averaged over 3 x 3 cells as PatchCore does and scaled
+    to unit norm, so that neither level outweighs the other, on the grid of stride 8. Sides must be
+    multiples of 16, for both grids to be whole; the result has two cells for each such multiple.
     """
 
     patch_size = 16
@@ -125,9 +125,14 @@ class _EfficientNetLite0(nn.Module):
         """Features: (B, 3, H, W) -> (B, 152, H / 8, W / 8)."""
         fine = self.stride8(self.stem(images * self.scale + self.shift))
         coarse = self.stride16(fine)
-        fine, coarse = F.normalize(fine, dim=1), F.normalize(coarse, dim=1)
+        fine, coarse = (F.normalize(_smoothed(x), dim=1) for x in (fine, coarse))
         coarse = F.interpolate(coarse, size=fine.shape[2:], mode="bilinear", align_corners=False)
         return torch.cat([fine, coarse], dim=1)
+
+
+def _smoothed(features: Tensor) -> Tensor:
+    """Means over 3 x 3 cells, of the cells that are there at the border."""
+    return F.avg_pool2d(features, 3, 1, 1, count_include_pad=False)
 
 
 def load_backbone(weights: str | Path) -> Backbone:

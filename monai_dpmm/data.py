@@ -168,7 +168,8 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
 
     Training draws its batches over the slices of all scans (paper: 12 images a batch), while
     MONAI's datasets cache one item a scan. Every scan's embeddings are taken from the source once,
-    here, and kept: the backbone runs at most once for each scan, and never in an epoch.
+    here, and kept: the backbone runs at most once for each scan, and never in an epoch. Slices that
+    are background only (see `embed_patches`) are left out.
 
     Args:
         source: data set of dictionaries with the embeddings (S, h, w, D) of a scan at `key`, a
@@ -183,7 +184,7 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
         self.source = source
         self.key = key
         scans = [torch.as_tensor(source[i][key]) for i in range(len(source))]
-        self.slices = [patches for scan in scans for patches in scan]
+        self.slices = [patches for scan in scans for patches in scan if patches.any()]
         dims = {int(patches.shape[-1]) for patches in self.slices}
         if len(dims) != 1:
             raise ValueError(f"source must hold slices of one embedding size, got {sorted(dims)}")
@@ -196,5 +197,9 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
 
 
 def collate_patches(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Patches of several slices, whatever their grids: items (h, w, D) -> {key: (N, D)}."""
-    return {key: torch.cat([item[key].flatten(0, -2) for item in items]) for key in items[0]}
+    """Patches of several slices, whatever their grids: items (h, w, D) -> {key: (N, D)}.
+
+    Background patches, which are zero vectors, are left out.
+    """
+    patches = {key: torch.cat([item[key].flatten(0, -2) for item in items]) for key in items[0]}
+    return {key: value[value.any(dim=1)] for key, value in patches.items()}

@@ -9,15 +9,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from monai_dpmm.calibration import DEFAULT_RATES, thresholds_at
-from monai_dpmm.geometry import prepare_slices, upsample_components, upsample_scores
+from monai_dpmm.geometry import (
+    foreground_patches,
+    prepare_slices,
+    upsample_components,
+    upsample_scores,
+)
 from monai_dpmm.mixture import DPMM, ScoreKind
 
 __all__ = ["AnomalyDetector", "embed_patches"]
 
 
 @torch.no_grad()
-def embed_patches(backbone: nn.Module, images: Tensor) -> Tensor:
+def embed_patches(
+    backbone: nn.Module, images: Tensor, *, ignore_background: bool = False
+) -> Tensor:
     """Unit-norm patch embeddings: (S, 3, H', W') on ImageNet's scale -> (S, h, w, D), float32.
+
+    Args:
+        backbone: module (S, 3, H', W') -> (S, D, h, w).
+        images: of `prepare_slices`.
+        ignore_background: patches without a voxel above 0 get the zero vector, which training
+            leaves out and scoring takes as no anomaly.
 
     Raises:
         ValueError: where the backbone does not return (S, D, h, w).
@@ -28,7 +41,11 @@ def embed_patches(backbone: nn.Module, images: Tensor) -> Tensor:
             "backbone must map (S, 3, H, W) to (S, D, h, w), got shape "
             f"{tuple(features.shape)} for images of shape {tuple(images.shape)}"
         )
-    return F.normalize(features.float().movedim(1, -1), dim=-1)
+    embeddings = F.normalize(features.float().movedim(1, -1), dim=-1)
+    if ignore_background:
+        there = foreground_patches(images, (int(features.shape[2]), int(features.shape[3])))
+        embeddings = embeddings * there.unsqueeze(-1)
+    return embeddings
 
 
 class AnomalyDetector(nn.Module):
@@ -45,6 +62,7 @@ class AnomalyDetector(nn.Module):
         mixture: the model of normality, over the backbone's D features.
         image_size: pixels of a slice's shorter side as the backbone sees it.
         score: anomaly score of a patch, see `DPMM.score`.
+        ignore_background: patches without a voxel above 0 score 0; train with the same choice.
         false_positive_rates: rates at which thresholds are kept, fractions of healthy patches.
 
     Attributes:
@@ -62,6 +80,7 @@ class AnomalyDetector(nn.Module):
         *,
         image_size: int = 448,
         score: ScoreKind = "cosine",
+        ignore_background: bool = False,
         false_positive_rates: Sequence[float] = DEFAULT_RATES,
     ) -> None:
         super().__init__()
@@ -79,6 +98,7 @@ class AnomalyDetector(nn.Module):
         self.mixture = mixture
         self.image_size = image_size
         self.score: ScoreKind = score
+        self.ignore_background = ignore_background
         self.register_buffer("false_positive_rates", rates)
         self.register_buffer("thresholds", torch.full(rates.shape, float("nan")))
 
@@ -108,17 +128,19 @@ class AnomalyDetector(nn.Module):
     def embed(self, slices: Tensor) -> Tensor:
         """Unit-norm patch embeddings: (S, C, H, W) in [0, 1] -> (S, h, w, D)."""
         images = prepare_slices(slices, self.image_size, self.patch_size)
-        return embed_patches(self.backbone, images)
+        return embed_patches(self.backbone, images, ignore_background=self.ignore_background)
 
     def patch_scores(self, embeddings: Tensor) -> Tensor:
-        """Anomaly score of each patch: (..., D) -> (...)."""
-        return self.mixture.score(embeddings.flatten(0, -2), self.score).view(embeddings.shape[:-1])
+        """Anomaly score of each patch: (..., D) -> (...); 0 for the zero vector (background)."""
+        patches = embeddings.flatten(0, -2)
+        scores = self.mixture.score(patches, self.score) * patches.any(dim=-1)
+        return scores.view(embeddings.shape[:-1])
 
     def patch_components(self, embeddings: Tensor) -> Tensor:
-        """Index (0 to K - 1) of each patch's nearest component: (..., D) -> (...), int64."""
-        return self.mixture.assign(embeddings.flatten(0, -2), self.score).view(
-            embeddings.shape[:-1]
-        )
+        """Index (0 to K - 1) of each patch's component: (..., D) -> (...), int64; -1 background."""
+        patches = embeddings.flatten(0, -2)
+        index = self.mixture.assign(patches, self.score)
+        return index.where(patches.any(dim=-1), -1).view(embeddings.shape[:-1])
 
     @torch.no_grad()
     def calibrate(self, patch_scores: Tensor) -> None:

@@ -14,9 +14,11 @@ from torch.nn import functional as F
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_ASPECT = 8.0
+_DARK = 1e-3  # of the range [0, 1]: what rounding may leave of a 0
 
 __all__ = [
     "extract_slices",
+    "foreground_patches",
     "image_shape",
     "prepare_slices",
     "stack_slices",
@@ -100,6 +102,16 @@ def prepare_slices(slices: Tensor, size: int, multiple: int) -> Tensor:
     mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)
     std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1)
     return (images - mean) / std
+
+
+def foreground_patches(images: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Whether a patch holds a voxel above 0: images of `prepare_slices`, (h, w) -> (S, h, w) bool.
+
+    What is exactly 0 after rescaling is the padding of a skull-stripped or masked scan, or air.
+    """
+    lit = images[:, :1] * IMAGENET_STD[0] + IMAGENET_MEAN[0]
+    cell = (images.shape[2] // grid[0], images.shape[3] // grid[1])
+    return F.max_pool2d(lit, cell).squeeze(1) > _DARK
 
 
 def upsample_scores(scores: Tensor, shape: Any) -> Tensor:

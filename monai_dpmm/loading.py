@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.data import MetaTensor
@@ -30,10 +32,12 @@ class LoadVolume(Transform):
     """
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
-        self._loader = LoadImage(ensure_channel_first=True, dtype=dtype, image_only=True)
-        self._nibabel = LoadImage(  # MONAI leaves .mgz to ITK, which cannot read it
-            "NibabelReader", ensure_channel_first=True, dtype=dtype, image_only=True
-        )
+        common: dict[str, Any] = {"ensure_channel_first": True, "dtype": dtype, "image_only": True}
+        with warnings.catch_warnings():  # about optional DICOM decoders that are not installed
+            warnings.filterwarnings("ignore", message=".*nvImageCodec")
+            self._loader = LoadImage(**common)
+            # MONAI leaves .mgz to ITK, which cannot read it
+            self._nibabel = LoadImage("NibabelReader", **common)
 
     def __call__(self, path: str | Path) -> MetaTensor:
         file = Path(path).expanduser()

@@ -155,6 +155,7 @@ class EmbedPatches(Transform):
         backbone: frozen module (S, 3, H', W') -> (S, D, h, w).
         batch_size: images in memory at the backbone at once.
         device: where the backbone runs; its own device if None.
+        ignore_background: see `monai_dpmm.detector.embed_patches`.
     """
 
     def __init__(
@@ -162,19 +163,26 @@ class EmbedPatches(Transform):
         backbone: nn.Module,
         batch_size: int = 8,
         device: torch.device | str | None = None,
+        *,
+        ignore_background: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.backbone = backbone.eval()
         self.batch_size = batch_size
+        self.ignore_background = ignore_background
         self.device = None if device is None else torch.device(device)
 
     def __call__(self, images: Tensor) -> Tensor:
         if self.device is not None:
             self.backbone.to(self.device)
         device = next((p.device for p in self.backbone.parameters()), torch.device("cpu"))
-        chunks = _plain(images).split(self.batch_size)
-        parts = [embed_patches(self.backbone, chunk.to(device)).cpu() for chunk in chunks]
+        parts = [
+            embed_patches(
+                self.backbone, chunk.to(device), ignore_background=self.ignore_background
+            ).cpu()
+            for chunk in _plain(images).split(self.batch_size)
+        ]
         return torch.cat(parts)
 
 

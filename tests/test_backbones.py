@@ -473,7 +473,7 @@ def test_efficientnet_features_are_those_of_the_published_classifier(picture):
         ones = torch.ones(1, 1, *x.shape[2:])
         kernel = torch.ones(1, 1, 3, 3)
         sums = F.conv2d(x.transpose(0, 1), kernel, padding=1).transpose(0, 1)
-        return sums / F.conv2d(ones, kernel, padding=1)
+        return F.normalize(sums / F.conv2d(ones, kernel, padding=1), dim=1)
 
     fine, coarse = (mean_of_neighbours(x) for x in kept.values())
     coarse = F.interpolate(coarse, (28, 32), mode="bilinear")

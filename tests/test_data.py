@@ -119,14 +119,14 @@ def test_existing_file(tmp_path):
 
 
 class _Embed:
-    """Embeddings of scan i: i + 2 slices of a grid of (2, i + 1), all features equal to i."""
+    """Embeddings of scan i: i + 2 slices of a grid of (2, i + 1), all features equal to i + 1."""
 
     calls = 0
 
     def __call__(self, item):
         _Embed.calls += 1
         i = item["scan"]
-        return {"image": torch.full((i + 2, 2, i + 1, 5), float(i))}
+        return {"image": torch.full((i + 2, 2, i + 1, 5), i + 1.0)}
 
 
 @pytest.mark.parametrize("kind", ["cache", "persistent"])
@@ -145,7 +145,7 @@ def test_batches_mix_the_slices_of_all_scans_and_embed_each_scan_once(kind, tmp_
         (batch,) = loader
         expected = sum((i + 2) * 2 * (i + 1) for i in range(4))
         assert batch["image"].shape == (expected, 5)
-        assert batch["image"].unique().tolist() == [0, 1, 2, 3]
+        assert batch["image"].unique().tolist() == [1, 2, 3, 4]
     assert _Embed.calls == 4
 
 
@@ -153,3 +153,14 @@ def test_slices_of_different_embeddings_are_refused():
     source = [{"image": torch.rand(2, 3, 3, 4)}, {"image": torch.rand(2, 3, 3, 5)}]
     with pytest.raises(ValueError, match=r"slices of one embedding size, got \[4, 5\]"):
         SliceDataset(source)
+
+
+def test_background_patches_and_slices_are_left_out():
+    scan = torch.rand(3, 2, 2, 4) + 0.1
+    scan[0] = 0
+    scan[1, 0, 1] = 0
+    slices = SliceDataset([{"image": scan}])
+    assert len(slices) == 2
+    batch = collate_patches([slices[0], slices[1]])["image"]
+    assert batch.shape == (7, 4)
+    assert batch.any(dim=1).all()

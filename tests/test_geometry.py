@@ -5,6 +5,7 @@ from monai_dpmm.geometry import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     extract_slices,
+    foreground_patches,
     image_shape,
     prepare_slices,
     stack_slices,
@@ -103,3 +104,14 @@ def test_errors_name_argument_rule_and_value():
         image_shape((512, 24), 448, 14)
     with pytest.raises(ValueError, match=r"slices must be \(S, 1, H, W\) or"):
         prepare_slices(torch.rand(1, 2, 9, 9), 14, 14)
+
+
+def test_foreground_patches_are_those_with_any_voxel_above_zero():
+    slices = torch.zeros(2, 1, 40, 40)
+    slices[0, 0, 12, 31] = 0.2
+    images = prepare_slices(slices, 56, 14)
+    there = foreground_patches(images, (4, 4))
+    assert there.nonzero()[:, 0].unique().tolist() == [0]
+    assert there[0, 1, 3]
+    assert there.sum() <= 4  # the resized voxel may reach into a neighbour
+    assert foreground_patches(prepare_slices(slices + 0.5, 56, 14), (4, 4)).all()

@@ -569,7 +569,12 @@ def test_vanished_components_stay_where_they_are(covariance, schedule):
     """Weight exactly zero (the last stick takes what is left), parameters kept, for good."""
     data = batches(dtype=torch.float32, spread=0.05)
     model = started(
-        data[0], covariance=covariance, schedule=schedule, components=40, variance_floor=1e-6
+        data[0],
+        covariance=covariance,
+        schedule=schedule,
+        rate=0.05 if schedule == "exp" else 0.2,  # γ above 0.7, so that components die soon
+        components=40,
+        variance_floor=1e-6,
     )
     for t in range(400):
         model.step(data[t % 4])
