@@ -1,4 +1,4 @@
-"""Time of scoring and upsampling as a share of the DINOv2 ViT-S/14 forward pass, on the same slices.
+"""Time of scoring and upsampling as a share of DINOv2 ViT-S/14's forward pass.
 
     python benchmarks/scoring_share.py [--slices 4] [--repeats 5] [--size 240] [--json FILE]
 
@@ -35,6 +35,7 @@ def _seconds(function, *args):
 
 
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--slices", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=5)

@@ -15,7 +15,10 @@ _EXPORTS = {
     "backbones": ("create_backbone", "load_backbone"),
     "calibration": ("image_score", "thresholds_at"),
     "cohort": ("make_demo_cohort",),
-    "data": ("SliceDataset", "collate_patches", "data_root", "datalist", "existing_file"),
+    "data": (
+        *("SliceDataLoader", "SliceDataset", "collate_patches"),
+        *("data_root", "datalist", "existing_file"),
+    ),
     "detector": ("AnomalyDetector", "embed_patches"),
     "engines": ("EMTrainer", "LikelihoodEvaluator"),
     "errors": ("one_line_errors",),

@@ -11,12 +11,13 @@ from typing import Any, Literal
 import torch
 from monai.data import load_decathlon_datalist
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from monai_dpmm.loading import InputError
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "SliceDataLoader",
     "SliceDataset",
     "collate_patches",
     "data_root",
@@ -194,6 +195,34 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {self.key: self.slices[index]}
+
+
+class SliceDataLoader(DataLoader[dict[str, Tensor]]):
+    """Batches of patches {key: (N, D)} from the slices of all scans, see `SliceDataset`.
+
+    The order of a shuffled epoch follows from `seed` and the epoch's number alone, which MONAI's
+    engines set, so that a resumed training sees the batches that it would have seen.
+
+    Args:
+        dataset: data set of scans, see `SliceDataset`.
+        batch_size: slices in a batch.
+        shuffle: draw the slices of all scans in random order.
+        seed: of the order.
+        **kwargs: further arguments of `torch.utils.data.DataLoader`.
+    """
+
+    def __init__(
+        self,
+        dataset: Sequence[Mapping[str, Any]],
+        batch_size: int = 12,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        slices = SliceDataset(dataset)
+        sampler = DistributedSampler(slices, num_replicas=1, rank=0, seed=seed) if shuffle else None
+        super().__init__(slices, batch_size, sampler=sampler, collate_fn=collate_patches, **kwargs)
 
 
 def collate_patches(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -173,12 +173,12 @@ def heat_range(anomaly: np.ndarray, threshold: float | None = None) -> tuple[flo
 
 
 def colored_components(components: np.ndarray) -> np.ndarray:
-    """Colours of a component map: (H, W) -> (H, W, 4) in [0, 1]; negative or NaN is transparent.
+    """Colours of a component map: (H, W) -> (H, W, 4) in [0, 1]; 0 and NaN are transparent.
 
     The colour depends on the component's index alone, so it is the same in every slice, subject
     and run. Consecutive indices are a golden angle of hue and a step of lightness apart.
     """
-    labels = np.where(np.isfinite(components), np.rint(components), -1).astype(np.int64)
+    labels = np.where(np.isfinite(components), np.rint(components), 0).astype(np.int64)
     found, place = np.unique(labels, return_inverse=True)
     return np.array([_component_color(int(k)) for k in found])[place.reshape(labels.shape)]
 
@@ -190,7 +190,7 @@ def scale_bar(width: float) -> float:
 
 
 def _component_color(index: int) -> tuple[float, float, float, float]:
-    if index < 0:
+    if index < 1:
         return (0.0, 0.0, 0.0, 0.0)
     lightness = (0.66, 0.48, 0.80)[index % 3]
     return (*colorsys.hls_to_rgb(index * 0.618033988749895 % 1, lightness, 0.6), 1.0)

@@ -59,7 +59,7 @@ def subject_figure(
         image: intensities, any units.
         anomaly: scores, larger is more anomalous; NaN is left transparent.
         mask: the prediction, solid contour where above 0.
-        components: index of the mixture component of each voxel, negative for none.
+        components: number (from 1) of the mixture component of each voxel, 0 for none.
         label: the reference, dashed contour where above 0; it has no say in the choice of slices.
         threshold: score marked on the colour bar, from which on the overlay is fully opaque.
         axis: spatial axis that the slices are perpendicular to.

@@ -123,7 +123,7 @@ def draw_components(axes: Axes, scan: Scan, index: int) -> None:
     assert scan.components is not None
     picture = displayed_slice(scan.components, scan.axis, index)
     axes.imshow(colored_components(picture), interpolation="nearest", **_placed(scan))
-    found = np.unique(picture[picture >= 0]).size
+    found = np.unique(picture[picture >= 1]).size
     note = f"{found} component{'s' * (found != 1)} in this slice"
     _write_note(axes, note)
 

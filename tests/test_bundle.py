@@ -104,7 +104,7 @@ def test_inference_writes_three_volumes_on_the_inputs_grid(trained, cohort, tmp_
     assert components.min() >= 1
     assert components.max() <= 40
     state = torch.load(trained / "models/model.pt", weights_only=True)
-    expected = world["a", "anomaly"].astype(np.float32) > state["thresholds"][1].item()
+    expected = world["a", "anomaly"].astype(np.float32) > state["thresholds"][0].item()
     assert np.array_equal(world["a", "mask"] > 0, expected)
 
 

@@ -28,7 +28,9 @@ def _healthy(count=6, size=56):
 
 
 def _detector(**kwargs):
-    detector = AnomalyDetector(Patches(), DPMM(12, 20, variance_floor=1e-3), image_size=56, **kwargs)
+    detector = AnomalyDetector(
+        Patches(), DPMM(12, 20, variance_floor=1e-3), image_size=56, **kwargs
+    )
     patches = detector.embed(_healthy()).flatten(0, 2)
     patches = patches[patches.any(dim=1)]
     detector.mixture.initialize(patches)
@@ -132,7 +134,9 @@ def test_errors_name_argument_rule_and_value():
     mixture = DPMM(12, 5)
     with pytest.raises(ValueError, match=r"mixture must have the backbone's 12 features, got .*=7"):
         AnomalyDetector(Patches(), DPMM(7, 5))
-    with pytest.raises(ValueError, match=r"false_positive_rates must lie in \(0, 1\), got \[0.5, 1"):
+    with pytest.raises(
+        ValueError, match=r"false_positive_rates must lie in \(0, 1\), got \[0.5, 1"
+    ):
         AnomalyDetector(Patches(), mixture, false_positive_rates=[0.5, 1.0])
     detector = AnomalyDetector(Patches(), mixture, image_size=56)
     with pytest.raises(ValueError, match=r"must be one of 0.01, 0.05, 0.1, got 0.2"):

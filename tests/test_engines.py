@@ -5,9 +5,8 @@ import torch
 from monai.data import Dataset
 from monai.handlers import ValidationHandler
 from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler
 
-from monai_dpmm.data import SliceDataset, collate_patches
+from monai_dpmm.data import SliceDataLoader
 from monai_dpmm.detector import AnomalyDetector
 from monai_dpmm.engines import EMTrainer, LikelihoodEvaluator
 from monai_dpmm.handlers import BestModelSaver, History, ThresholdCalibration, TrainingCheckpoint
@@ -25,7 +24,7 @@ def _embeddings(scans, seed):
         noise = torch.randn(5, 6, 6, D, generator=generator)
         patches = nn.functional.normalize(centres[labels] + 0.2 * noise, dim=-1)
         data.append({"image": patches})
-    return SliceDataset(Dataset(data))
+    return Dataset(data)
 
 
 def _workflow(folder, max_epochs, *, resume=False, stop_after=None):
@@ -33,20 +32,17 @@ def _workflow(folder, max_epochs, *, resume=False, stop_after=None):
     detector = AnomalyDetector(nn.Identity(), DPMM(D, K, seed=3))
     evaluator = LikelihoodEvaluator(
         device="cpu",
-        val_data_loader=DataLoader(val, batch_size=4, collate_fn=collate_patches),
+        val_data_loader=SliceDataLoader(val, batch_size=4),
         detector=detector,
         val_handlers=[
             ThresholdCalibration(detector),
             BestModelSaver(folder / "model.pt", detector, {"components": K}),
         ],
     )
-    sampler = DistributedSampler(train, num_replicas=1, rank=0, seed=5)
     trainer = EMTrainer(
         device="cpu",
         max_epochs=max_epochs,
-        train_data_loader=DataLoader(
-            train, batch_size=3, sampler=sampler, collate_fn=collate_patches
-        ),
+        train_data_loader=SliceDataLoader(train, batch_size=3, shuffle=True, seed=5),
         mixture=detector.mixture,
         train_handlers=[
             ValidationHandler(1, evaluator),
@@ -122,7 +118,7 @@ def test_the_saved_model_is_the_best_epoch_with_its_own_thresholds(tmp_path):
     assert evaluator.state.best_metric_epoch == best["epoch"]
     loaded = AnomalyDetector(nn.Identity(), DPMM(D, K))
     loaded.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
-    patches = torch.cat([item["image"].flatten(0, 1) for item in _embeddings(2, 1)])
+    patches = torch.cat([item["image"].flatten(0, 2) for item in _embeddings(2, 1)])
     assert loaded.mixture.log_prob(patches).mean().item() == pytest.approx(
         best["val_log_likelihood"], abs=1e-4
     )
