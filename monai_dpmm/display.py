@@ -22,6 +22,7 @@ __all__ = [
     "checked_array",
     "colored_components",
     "displayed_slice",
+    "fullest_slice",
     "grey_range",
     "heat_range",
     "peak_slices",
@@ -117,6 +118,14 @@ def slice_scores(anomaly: np.ndarray, axis: int) -> np.ndarray:
         flat = np.where(finite, flat, flat[finite].min())
     rest = flat.shape[1] - max(1, round(flat.shape[1] / 100))
     return np.partition(flat, rest, axis=1)[:, rest:].mean(axis=1)
+
+
+def fullest_slice(mask: np.ndarray | None, axis: int) -> int | None:
+    """Index of the slice where a mask (X, Y, Z) is largest; None where there is none."""
+    if mask is None or not mask.any():
+        return None
+    area = np.moveaxis(mask != 0, axis, 0).reshape(mask.shape[axis], -1).sum(1)
+    return int(area.argmax())
 
 
 def peak_slices(

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from monai_dpmm.display import PLANES, Scan, grey_range, heat_range, peak_slices
+from monai_dpmm.display import (
+    PLANES,
+    Scan,
+    fullest_slice,
+    grey_range,
+    heat_range,
+    peak_slices,
+)
 from monai_dpmm.panels import (
     BACK,
     FONT,
@@ -53,7 +60,8 @@ def subject_figure(
     Arrays are (X, Y, Z) with axes towards Right, Anterior, Superior, all of one shape, or
     (X, Y, 1); they are shown in radiological convention. A 2D array (X, Y) is a picture without
     directions: first axis to the right, second axis down. The panels of what is None are left out.
-    The slice is the one whose highest 1 % of scores have the largest mean; see `peak_slices`.
+    The slice is the one with the largest predicted mask; without a mask, the one whose highest 1 %
+    of scores have the largest mean, see `peak_slices`.
 
     Args:
         image: intensities, any units.
@@ -77,7 +85,8 @@ def subject_figure(
     """
     require_matplotlib()
     scan = Scan.of(image, anomaly, mask, components, label, axis, spacing)
-    rows = peak_slices(scan.anomaly, scan.axis, slices, index)
+    first = fullest_slice(scan.mask, scan.axis) if index is None else index
+    rows = peak_slices(scan.anomaly, scan.axis, slices, first)
     scale = _heat_scale(scan.anomaly, heat, threshold)
     sheet = _Sheet(scan, rows)
     sheet.write_head(title)

@@ -16,6 +16,7 @@ from monai_dpmm import report as report_module
 from monai_dpmm.display import (
     colored_components,
     displayed_slice,
+    fullest_slice,
     grey_range,
     heat_range,
     peak_slices,
@@ -220,6 +221,16 @@ def test_displayed_slice_is_a_view_of_the_named_voxels():
     assert displayed_slice(volume, 1, 1)[0, 0] == volume[1, 1, 3]
     assert displayed_slice(volume, 0, 1)[-1, -1] == volume[1, 0, 0]
     assert np.shares_memory(displayed_slice(volume, 0, 1), volume)
+
+
+def test_the_default_slice_is_where_the_predicted_mask_is_largest():
+    mask = np.zeros((6, 7, 8), np.uint8)
+    assert fullest_slice(None, 2) is None
+    assert fullest_slice(mask, 2) is None
+    mask[:3, 2, 5] = 1
+    mask[4, :, 1] = 1
+    assert fullest_slice(mask, 2) == 1
+    assert fullest_slice(mask, 0) == 4
 
 
 def test_component_colors_depend_on_the_index_alone():
