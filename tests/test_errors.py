@@ -1,0 +1,75 @@
+import subprocess
+import sys
+
+from monai_dpmm.errors import expected_error
+from monai_dpmm.geometry import stack_slices
+from monai_dpmm.loading import InputError
+
+
+def _caught(function):
+    try:
+        function()
+    except BaseException as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def _refused():
+    import torch
+
+    stack_slices(torch.zeros(2, 2))
+
+
+def test_the_innermost_refusal_of_a_chain_is_found():
+    def wrapped():
+        try:
+            _refused()
+        except ValueError as error:
+            raise RuntimeError("applying transform") from error
+
+    found = expected_error(_caught(wrapped))
+    assert isinstance(found, ValueError)
+    assert "slices must be" in str(found)
+
+
+def test_errors_of_others_are_not_shortened():
+    assert expected_error(_caught(lambda: int("x"))) is None
+    assert expected_error(_caught(lambda: {}["x"])) is None
+
+
+def test_input_errors_are_value_errors():
+    assert issubclass(InputError, ValueError)
+
+
+def _run(code, **environment):
+    import os
+
+    prefix = "from monai_dpmm.errors import one_line_errors; one_line_errors();"
+    return subprocess.run(
+        [sys.executable, "-c", prefix + code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+REFUSED = "import torch; from monai_dpmm.geometry import stack_slices; stack_slices(torch.zeros(2))"
+
+
+def test_a_refusal_is_one_line_and_a_non_zero_exit():
+    result = _run(REFUSED)
+    assert result.returncode == 1
+    assert result.stderr.splitlines() == ["error: slices must be (S, C, H, W), got shape (2,)"]
+
+
+def test_other_errors_keep_their_traceback():
+    result = _run("1 / 0")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+
+
+def test_the_traceback_can_be_asked_for():
+    result = _run(REFUSED, MONAI_DPMM_TRACEBACK="1")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
