@@ -11,6 +11,10 @@ from typing import Any
 
 __version__ = "0.1.0"
 
+_TRANSFORMS = (
+    *("EmbedPatches", "ExtractSlices", "ImageScore"),
+    *("NormalizeSlices", "RescaleIntensity", "ThresholdAnomaly"),
+)
 _EXPORTS = {
     "backbones": ("create_backbone", "load_backbone"),
     "calibration": ("image_score", "thresholds_at"),
@@ -26,17 +30,13 @@ _EXPORTS = {
     "inferer": ("AnomalyInferer",),
     "loading": ("InputError", "LoadVolume"),
     "metrics": ("AnomalyMetrics", "dice_score", "pixel_metrics"),
-    "mixture": ("DPMM", "Moments"),
+    "em": ("Moments",),
+    "mixture": ("DPMM",),
     "report": ("write_report",),
     "reporting": ("ReportWriter",),
-    "transforms": tuple(
-        f"{name}{suffix}"
-        for name in (
-            *("EmbedPatches", "ExtractSlices", "ImageScore", "LoadVolume"),
-            *("NormalizeSlices", "RescaleIntensity", "ThresholdAnomaly"),
-        )
-        for suffix in ("", "d", "D", "Dict")
-        if (name, suffix) != ("LoadVolume", "")
+    "transforms": _TRANSFORMS,
+    "dictionary": tuple(
+        f"{name}{suffix}" for name in (*_TRANSFORMS, "LoadVolume") for suffix in ("d", "D", "Dict")
     ),
 }
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial, reduce
-from typing import Literal, NamedTuple, cast, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,14 @@ from monai_dpmm.covariance import (
     DiagonalCovariance,
     FullCovariance,
     SphericalCovariance,
+)
+from monai_dpmm.em import (
+    NEGLIGIBLE,
+    STEP_SIZES,
+    Moments,
+    accumulated,
+    normalized,
+    stick_breaking,
 )
 
 __all__ = ["DPMM", "CovarianceKind", "Moments", "ScheduleKind", "ScoreKind"]
@@ -35,32 +43,7 @@ _COVARIANCES = {
     "spherical": (SphericalCovariance, 1e-6),
 }
 _CHUNK = 1024  # patches: log-densities (1024, 500) stay in a core's cache
-_LOWEST = -87.0  # exp of anything lower is denormal, and denormals make products very slow
 _FLOAT64 = ("concentration", "log_weights", "average_weight")  # whatever the module is cast to
-_NEGLIGIBLE = 1e-30  # responsibilities and average weights below it count as exactly zero
-
-
-class Moments(NamedTuple):
-    """Sufficient statistics of some patches, sums over them; those of disjoint batches add up.
-
-    Attributes:
-        weight: responsibilities, (K,) float64.
-        first: responsibility-weighted patches about the mixture's origin, (K, D).
-        second: likewise of second order, (K, D), (K, D, D) or (K,) by covariance.
-        count: number of patches, 0-d float64.
-        log_likelihood: of the patches before the update, nats, 0-d float64.
-    """
-
-    weight: Tensor
-    first: Tensor
-    second: Tensor
-    count: Tensor  # type: ignore[assignment]
-    log_likelihood: Tensor
-
-    def __add__(self, other: object) -> Moments:
-        if not isinstance(other, Moments):
-            return NotImplemented
-        return Moments(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 class DPMM(nn.Module):
@@ -131,7 +114,7 @@ class DPMM(nn.Module):
         self.learn_concentration = learn_concentration
         self.weight_threshold = weight_threshold
         self.seed = seed
-        self._step_size = partial(_STEP_SIZES[schedule], rate=rate)
+        self._step_size = partial(STEP_SIZES[schedule], rate=rate)
         self._start_concentration = float(concentration)
         self.covariance = cast(Covariance, kind(components, features, floor))
         start = torch.tensor(concentration, dtype=torch.float64)
@@ -188,7 +171,7 @@ class DPMM(nn.Module):
         self.offsets[: len(chosen)] = x[chosen.to(x.device)] - self.origin
         self.covariance.reset((x - self.origin).square().mean(0))
         log_rest = u.clamp_min(1e-300).log().to(x.device) / self.concentration
-        self.log_weights.copy_(_stick_breaking(torch.log(-torch.expm1(log_rest)), log_rest))
+        self.log_weights.copy_(stick_breaking(torch.log(-torch.expm1(log_rest)), log_rest))
         for average in (self.average_weight, self.average_first, self.steps):
             average.zero_()
         self.initialized.fill_(True)
@@ -215,12 +198,12 @@ class DPMM(nn.Module):
         density = self.covariance.density(self.offsets)
         log_weights = self.log_weights.to(x.dtype)
         parts = (self._chunk_moments(part, density, log_weights) for part in x.split(_CHUNK))
-        return Moments(*(total.contiguous() for total in reduce(_accumulate, parts)))
+        return Moments(*(total.contiguous() for total in reduce(accumulated, parts)))
 
     def _chunk_moments(self, x: Tensor, density: Density, log_weights: Tensor) -> Moments:
         phi = self.covariance.expand(x - self.origin)
         log_joint = density.log_prob(phi).add_(log_weights)
-        r, log_likelihood = _normalize(log_joint)
+        r, log_likelihood = normalized(log_joint)
         first, second = self.covariance.moments(r, phi)
         count = self.concentration.new_full((), len(x))
         return Moments(r.sum(0).double(), first, second, count, log_likelihood.double().sum())
@@ -236,7 +219,7 @@ class DPMM(nn.Module):
         self.average_weight.lerp_(moments.weight / count, step_size)
         self.average_first.lerp_(moments.first / count.to(narrow.dtype), narrow)
         self.covariance.blend(moments.second / count.to(narrow.dtype), narrow)
-        alive = self.average_weight > _NEGLIGIBLE
+        alive = self.average_weight > NEGLIGIBLE
         self.average_weight.mul_(alive)
         self.average_first.copy_(torch.where(alive[:, None], self.average_first, 0))
         weight = torch.where(alive, self.average_weight, 1).to(narrow.dtype)
@@ -251,7 +234,7 @@ class DPMM(nn.Module):
         after = F.pad(s[1:].flip(0).cumsum(0).flip(0), (0, 1))  # T_k, exact where s_k dwarfs it
         rest = (after + (self.concentration - 1) / count).clamp_min_(1e-300)
         log_total = (s + rest).log()
-        self.log_weights.copy_(_stick_breaking(s.log() - log_total, rest.log() - log_total))
+        self.log_weights.copy_(stick_breaking(s.log() - log_total, rest.log() - log_total))
         if self.learn_concentration and self.components > 1:
             alpha = self.concentration
             up = torch.digamma(count * (s + after) + alpha + 1)
@@ -274,7 +257,7 @@ class DPMM(nn.Module):
         As the E-step has it: below 1e-30 of the highest it is exactly zero.
         """
         log_joint = self.component_log_prob(x) + self.log_weights.to(self.offsets.dtype)
-        return _normalize(log_joint)[0]
+        return normalized(log_joint)[0]
 
     @torch.no_grad()
     def log_prob(self, x: Tensor) -> Tensor:
@@ -372,21 +355,6 @@ class DPMM(nn.Module):
         return keep
 
 
-def _ema_step_size(t: Tensor, rate: float) -> Tensor:
-    return torch.full_like(t, rate)
-
-
-def _exp_step_size(t: Tensor, rate: float) -> Tensor:
-    return t ** (-rate)
-
-
-def _whole_step_size(t: Tensor, rate: float) -> Tensor:
-    return torch.ones_like(t)
-
-
-_STEP_SIZES = {"ema": _ema_step_size, "exp": _exp_step_size, "none": _whole_step_size}
-
-
 def _is_traced() -> bool:
     """Whether a graph is being recorded, which no value and no number of patches may enter."""
     return torch.jit.is_tracing() or torch.compiler.is_compiling()
@@ -395,29 +363,6 @@ def _is_traced() -> bool:
 def _chunks(x: Tensor) -> tuple[Tensor, ...]:
     """Patches a chunk at a time; all at once while tracing, which would fix their number."""
     return (x,) if _is_traced() else x.split(_CHUNK)
-
-
-def _normalize(log_joint: Tensor) -> tuple[Tensor, Tensor]:
-    """Responsibilities (n, K) and log-likelihoods (n,) of joint log-densities, overwriting them."""
-    highest = log_joint.amax(1, keepdim=True)
-    r = log_joint.sub_(highest).clamp_min_(_LOWEST).exp_()
-    F.threshold(r, _NEGLIGIBLE, 0.0, inplace=True)
-    total = r.sum(1, keepdim=True)
-    return r.div_(total), (highest + total.log()).squeeze(1)
-
-
-def _accumulate(total: Moments, part: Moments) -> Moments:
-    """The sum, in the storage of the first."""
-    for a, b in zip(total, part, strict=True):
-        a.add_(b)
-    return total
-
-
-def _stick_breaking(log_v: Tensor, log_rest: Tensor) -> Tensor:
-    """Log-weights log v_k + Σ_{j<k} log(1 - v_j) with v_K = 1 (Eq. 2): (K,), (K,) -> (K,)."""
-    before = F.pad(log_rest[:-1].cumsum(0), (1, 0))
-    last = torch.zeros_like(log_v[-1:])
-    return torch.cat([log_v[:-1], last]) + before
 
 
 def _check_state(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:

@@ -1,55 +1,27 @@
 """MONAI transforms from a scan to patch embeddings, and from anomaly maps to what is saved.
 
-Each array transform `X` has its dictionary version `Xd` (also `XD`, `XDict`), which takes the same
-arguments after `keys`.
+Their dictionary versions are in `monai_dpmm.dictionary`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from typing import Any
-
 import torch
-from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import InvertibleTransform, MapTransform, Transform
-from monai.utils import ensure_tuple
+from monai.transforms import InvertibleTransform, Transform
 from torch import Tensor, nn
 
 from monai_dpmm.calibration import TOP_FRACTION, image_score
 from monai_dpmm.detector import AnomalyDetector, embed_patches
 from monai_dpmm.geometry import extract_slices, prepare_slices, stack_slices
 from monai_dpmm.intensity import rescale_intensity
-from monai_dpmm.loading import LoadVolume
 
 __all__ = [
     "EmbedPatches",
-    "EmbedPatchesD",
-    "EmbedPatchesDict",
-    "EmbedPatchesd",
     "ExtractSlices",
-    "ExtractSlicesD",
-    "ExtractSlicesDict",
-    "ExtractSlicesd",
     "ImageScore",
-    "ImageScoreD",
-    "ImageScoreDict",
-    "ImageScored",
-    "LoadVolumeD",
-    "LoadVolumeDict",
-    "LoadVolumed",
     "NormalizeSlices",
-    "NormalizeSlicesD",
-    "NormalizeSlicesDict",
-    "NormalizeSlicesd",
     "RescaleIntensity",
-    "RescaleIntensityD",
-    "RescaleIntensityDict",
-    "RescaleIntensityd",
     "ThresholdAnomaly",
-    "ThresholdAnomalyD",
-    "ThresholdAnomalyDict",
-    "ThresholdAnomalyd",
 ]
 
 
@@ -217,91 +189,6 @@ class ImageScore(Transform):
         return float(image_score(_plain(anomaly), self.fraction))
 
 
-class _Dictionary(MapTransform):
-    """Apply an array transform to each key of a dictionary.
-
-    Args:
-        keys: keys of the data to transform.
-        *args: positional arguments of the array transform.
-        output_keys: where the results go; the keys themselves if None.
-        allow_missing_keys: skip keys that a dictionary lacks.
-        **kwargs: keyword arguments of the array transform.
-    """
-
-    array_transform: type[Transform]
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        *args: Any,
-        output_keys: KeysCollection | None = None,
-        allow_missing_keys: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.transform: Any = self.array_transform(*args, **kwargs)
-        self.output_keys = self.keys if output_keys is None else ensure_tuple(output_keys)
-        if len(self.output_keys) != len(self.keys):
-            raise ValueError(
-                f"output_keys must be as many as keys, got {self.output_keys} for {self.keys}"
-            )
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        result = dict(data)
-        for key, output in self.key_iterator(result, self.output_keys):
-            result[output] = self.transform(result[key])
-        return result
-
-
-class LoadVolumed(_Dictionary):
-    """Dictionary version of `LoadVolume`: paths become scans."""
-
-    array_transform = LoadVolume
-
-
-class RescaleIntensityd(_Dictionary):
-    """Dictionary version of `RescaleIntensity`."""
-
-    array_transform = RescaleIntensity
-
-
-class ExtractSlicesd(_Dictionary, InvertibleTransform):
-    """Dictionary version of `ExtractSlices`."""
-
-    array_transform = ExtractSlices
-
-    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Volumes of the slices, under the keys that they were taken from."""
-        result = dict(data)
-        for key, output in self.key_iterator(result, self.output_keys):
-            result[key] = self.transform.inverse(result[output])
-        return result
-
-
-class NormalizeSlicesd(_Dictionary):
-    """Dictionary version of `NormalizeSlices`."""
-
-    array_transform = NormalizeSlices
-
-
-class EmbedPatchesd(_Dictionary):
-    """Dictionary version of `EmbedPatches`."""
-
-    array_transform = EmbedPatches
-
-
-class ThresholdAnomalyd(_Dictionary):
-    """Dictionary version of `ThresholdAnomaly`."""
-
-    array_transform = ThresholdAnomaly
-
-
-class ImageScored(_Dictionary):
-    """Dictionary version of `ImageScore`."""
-
-    array_transform = ImageScore
-
-
 def _plain(image: Tensor) -> Tensor:
     return image.as_tensor() if isinstance(image, MetaTensor) else torch.as_tensor(image)
 
@@ -311,12 +198,3 @@ def _like(result: Tensor, source: Tensor) -> Tensor:
     if not isinstance(source, MetaTensor):
         return result
     return MetaTensor(result, meta=source.meta, applied_operations=source.applied_operations)
-
-
-LoadVolumeD = LoadVolumeDict = LoadVolumed
-RescaleIntensityD = RescaleIntensityDict = RescaleIntensityd
-ExtractSlicesD = ExtractSlicesDict = ExtractSlicesd
-NormalizeSlicesD = NormalizeSlicesDict = NormalizeSlicesd
-EmbedPatchesD = EmbedPatchesDict = EmbedPatchesd
-ThresholdAnomalyD = ThresholdAnomalyDict = ThresholdAnomalyd
-ImageScoreD = ImageScoreDict = ImageScored

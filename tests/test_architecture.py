@@ -15,9 +15,9 @@ PACKAGE = ROOT / "monai_dpmm"
 
 # Each module may import the modules above it, as the README's architecture section draws them.
 ORDER = [
-    *("geometry", "intensity", "calibration", "covariance", "mixture"),
+    *("geometry", "intensity", "calibration", "covariance", "em", "mixture"),
     *("dinov2", "checkpoints", "backbones", "detector"),
-    *("loading", "transforms", "inferer", "data", "engines", "handlers", "metrics"),
+    *("loading", "transforms", "dictionary", "inferer", "data", "engines", "handlers", "metrics"),
     *("lesions", "cohort"),
     *("display", "subjects", "environment", "panels", "figures", "curves", "page", "report"),
     *("reporting", "errors", "cli", "__main__"),

@@ -6,21 +6,23 @@ from monai.transforms import Compose, Invertd
 from torch import nn
 
 import monai_dpmm
+from monai_dpmm.dictionary import (
+    EmbedPatchesd,
+    ExtractSlicesd,
+    ImageScored,
+    LoadVolumed,
+    NormalizeSlicesd,
+    RescaleIntensityd,
+    ThresholdAnomalyd,
+)
 from monai_dpmm.geometry import prepare_slices
 from monai_dpmm.transforms import (
     EmbedPatches,
-    EmbedPatchesd,
     ExtractSlices,
-    ExtractSlicesd,
     ImageScore,
-    ImageScored,
-    LoadVolumed,
     NormalizeSlices,
-    NormalizeSlicesd,
     RescaleIntensity,
-    RescaleIntensityd,
     ThresholdAnomaly,
-    ThresholdAnomalyd,
 )
 
 AFFINE = torch.tensor([[0.0, -2, 0, 5], [1, 0, 0.3, 7], [0, 0, 3, -9], [0, 0, 0, 1]]).double()

@@ -1,0 +1,138 @@
+"""Dictionary transforms: `Xd` (also `XD`, `XDict`) takes keys, then the arguments of `X`."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+from monai.config import KeysCollection
+from monai.transforms import InvertibleTransform, MapTransform, Transform
+from monai.utils import ensure_tuple
+
+from monai_dpmm.loading import LoadVolume
+from monai_dpmm.transforms import (
+    EmbedPatches,
+    ExtractSlices,
+    ImageScore,
+    NormalizeSlices,
+    RescaleIntensity,
+    ThresholdAnomaly,
+)
+
+__all__ = [
+    "EmbedPatchesD",
+    "EmbedPatchesDict",
+    "EmbedPatchesd",
+    "ExtractSlicesD",
+    "ExtractSlicesDict",
+    "ExtractSlicesd",
+    "ImageScoreD",
+    "ImageScoreDict",
+    "ImageScored",
+    "LoadVolumeD",
+    "LoadVolumeDict",
+    "LoadVolumed",
+    "NormalizeSlicesD",
+    "NormalizeSlicesDict",
+    "NormalizeSlicesd",
+    "RescaleIntensityD",
+    "RescaleIntensityDict",
+    "RescaleIntensityd",
+    "ThresholdAnomalyD",
+    "ThresholdAnomalyDict",
+    "ThresholdAnomalyd",
+]
+
+
+class _Dictionary(MapTransform):
+    """Apply an array transform to each key of a dictionary.
+
+    Args:
+        keys: keys of the data to transform.
+        *args: positional arguments of the array transform.
+        output_keys: where the results go; the keys themselves if None.
+        allow_missing_keys: skip keys that a dictionary lacks.
+        **kwargs: keyword arguments of the array transform.
+    """
+
+    array_transform: type[Transform]
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *args: Any,
+        output_keys: KeysCollection | None = None,
+        allow_missing_keys: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform: Any = self.array_transform(*args, **kwargs)
+        self.output_keys = self.keys if output_keys is None else ensure_tuple(output_keys)
+        if len(self.output_keys) != len(self.keys):
+            raise ValueError(
+                f"output_keys must be as many as keys, got {self.output_keys} for {self.keys}"
+            )
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        for key, output in self.key_iterator(result, self.output_keys):
+            result[output] = self.transform(result[key])
+        return result
+
+
+class LoadVolumed(_Dictionary):
+    """Dictionary version of `LoadVolume`: paths become scans."""
+
+    array_transform = LoadVolume
+
+
+class RescaleIntensityd(_Dictionary):
+    """Dictionary version of `RescaleIntensity`."""
+
+    array_transform = RescaleIntensity
+
+
+class ExtractSlicesd(_Dictionary, InvertibleTransform):
+    """Dictionary version of `ExtractSlices`."""
+
+    array_transform = ExtractSlices
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Volumes of the slices, under the keys that they were taken from."""
+        result = dict(data)
+        for key, output in self.key_iterator(result, self.output_keys):
+            result[key] = self.transform.inverse(result[output])
+        return result
+
+
+class NormalizeSlicesd(_Dictionary):
+    """Dictionary version of `NormalizeSlices`."""
+
+    array_transform = NormalizeSlices
+
+
+class EmbedPatchesd(_Dictionary):
+    """Dictionary version of `EmbedPatches`."""
+
+    array_transform = EmbedPatches
+
+
+class ThresholdAnomalyd(_Dictionary):
+    """Dictionary version of `ThresholdAnomaly`."""
+
+    array_transform = ThresholdAnomaly
+
+
+class ImageScored(_Dictionary):
+    """Dictionary version of `ImageScore`."""
+
+    array_transform = ImageScore
+
+
+LoadVolumeD = LoadVolumeDict = LoadVolumed
+RescaleIntensityD = RescaleIntensityDict = RescaleIntensityd
+ExtractSlicesD = ExtractSlicesDict = ExtractSlicesd
+NormalizeSlicesD = NormalizeSlicesDict = NormalizeSlicesd
+EmbedPatchesD = EmbedPatchesDict = EmbedPatchesd
+ThresholdAnomalyD = ThresholdAnomalyDict = ThresholdAnomalyd
+ImageScoreD = ImageScoreDict = ImageScored
