@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial, reduce
-from typing import Literal, cast, get_args
+from functools import partial, reduce, wraps
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,20 @@ _COVARIANCES = {
 }
 _CHUNK = 1024  # patches: log-densities (1024, 500) stay in a core's cache
 _FLOAT64 = ("concentration", "log_weights", "average_weight")  # whatever the module is cast to
+
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _exact(method: _Method) -> _Method:
+    """Without gradients and outside autocast, whose half precision costs hundreds of nats."""
+
+    @wraps(method)
+    def exact(self: DPMM, *args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad(), torch.autocast(self.offsets.device.type, enabled=False):
+            return method(self, *args, **kwargs)
+
+    return cast(_Method, exact)
 
 
 class DPMM(nn.Module):
@@ -145,9 +159,14 @@ class DPMM(nn.Module):
         """Components whose weight is above the threshold: (K,) bool."""
         return self.log_weights > math.log(max(self.weight_threshold, 1e-300))
 
+    @property
+    def num_surviving(self) -> Tensor:
+        """How many components survive, 0-d int64."""
+        return self.surviving.sum()
+
     # --- fitting ------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @_exact
     def initialize(self, x: Tensor) -> None:
         """Start from a first batch (N, D), whatever was fitted before.
 
@@ -183,7 +202,7 @@ class DPMM(nn.Module):
         self.m_step(moments)
         return (moments.log_likelihood / moments.count).to(self.offsets.dtype)
 
-    @torch.no_grad()
+    @_exact
     def e_step(self, x: Tensor) -> Moments:
         """Moments of patches (N, D) under the present parameters (Eq. 7-9), which stay.
 
@@ -208,7 +227,7 @@ class DPMM(nn.Module):
         count = self.concentration.new_full((), len(x))
         return Moments(r.sum(0).double(), first, second, count, log_likelihood.double().sum())
 
-    @torch.no_grad()
+    @_exact
     def m_step(self, moments: Moments) -> None:
         """Blend moments into the moving averages (Eq. 7-9), then maximise (Eq. 5, 6, 10)."""
         self._check_fitted()
@@ -243,14 +262,14 @@ class DPMM(nn.Module):
 
     # --- evaluation ---------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @_exact
     def component_log_prob(self, x: Tensor) -> Tensor:
         """Log-density of each patch under every component, nats: (N, D) -> (N, K)."""
         x = self._checked(x)
         self._check_fitted()
-        return self._log_prob(x, None)
+        return torch.cat([self._log_prob(part, None) for part in _chunks(x)])
 
-    @torch.no_grad()
+    @_exact
     def responsibilities(self, x: Tensor) -> Tensor:
         """Probability that each component made each patch (Eq. 7): (N, D) -> (N, K).
 
@@ -259,7 +278,7 @@ class DPMM(nn.Module):
         log_joint = self.component_log_prob(x) + self.log_weights.to(self.offsets.dtype)
         return normalized(log_joint)[0]
 
-    @torch.no_grad()
+    @_exact
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-likelihood per patch under the surviving components, nats: (N, D) -> (N,)."""
         x = self._checked(x)
@@ -267,7 +286,7 @@ class DPMM(nn.Module):
         log_weights = self.log_weights[keep].to(x.dtype)
         return torch.cat([(self._log_prob(c, keep) + log_weights).logsumexp(1) for c in _chunks(x)])
 
-    @torch.no_grad()
+    @_exact
     def score(self, x: Tensor, kind: ScoreKind = "cosine") -> Tensor:
         """Anomaly score of each patch, larger is more anomalous: (N, D) -> (N,).
 
@@ -282,7 +301,7 @@ class DPMM(nn.Module):
             return -self.log_prob(x)
         return self._nearest(x, kind)[0]
 
-    @torch.no_grad()
+    @_exact
     def assign(self, x: Tensor, kind: ScoreKind = "cosine") -> Tensor:
         """Index (0 to K - 1) of the component that gives each patch its score: (N, D) -> (N,).
 
@@ -321,9 +340,15 @@ class DPMM(nn.Module):
         return density.log_prob(self.covariance.expand(x - self.origin))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DPMM:
-        """Move or cast; weights and concentration stay float64, as `float()` would lose sticks."""
+        """Move or cast, but nothing below float32, and weights and concentration stay float64."""
+
+        def wide_enough(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            narrow = result.is_floating_point() and result.dtype.itemsize < 4
+            return tensor.to(result.device) if narrow else result
+
         wide = {name: self._buffers[name] for name in _FLOAT64}
-        super()._apply(fn, recurse)
+        super()._apply(wide_enough, recurse)
         for name, before in wide.items():
             after = self._buffers[name]
             if before is not None and after is not None and after.dtype != torch.float64:
