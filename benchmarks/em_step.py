@@ -11,13 +11,15 @@ one process; the ratio is the median over the pairs. Full covariance needs more 
 products (D times the arithmetic), so its ratio says how much more.
 
 Memory is the highest resident set of a fresh process during the step, sampled every millisecond,
-less the resident set just before it, when input and mixture are there and a tiny step has loaded
-the libraries. It is read from /proc and left out on systems without it.
+less the resident set just before it, when input and mixture are there, a tiny step has loaded the
+libraries and freed memory has been given back to the system (where its C library can), so that the
+step cannot hide in it. It is read from /proc and left out on systems without it.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import statistics
@@ -102,6 +104,9 @@ def peak_memory(args: argparse.Namespace) -> float:
     x = clustered(args.patches, args.features)
     model = mixture(x, args, steps=0)
     model.step(x[:64])
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
     before, highest, done = resident(), 0, threading.Event()
 
     def sample() -> None:

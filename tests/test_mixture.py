@@ -560,6 +560,17 @@ def test_any_concentration_keeps_sticks_in_range(covariance, concentration, lear
         assert float(model.concentration) == concentration
 
 
+def test_a_stick_past_one_is_cut():
+    """With α = 0.5 and T_k below 0.5 / N, Eq. 5 gives v_k > 1: all the rest goes to component k."""
+    x = batches(n=40)[0]
+    model = started(x, components=4, schedule="none", concentration=0.5, learn_concentration=False)
+    share = torch.tensor([0.5, 0.495, 0.003, 0.002], dtype=torch.float64)
+    model.m_step(model.e_step(x)._replace(weight=share * len(x)))
+    first = 0.5 / (1 - 0.5 / len(x))
+    expected = torch.tensor([first, 1 - first, 0, 0], dtype=torch.float64)
+    torch.testing.assert_close(model.weights, expected, rtol=1e-12, atol=1e-200)
+
+
 # --- components that vanish -----------------------------------------------------------------
 
 
@@ -588,6 +599,26 @@ def test_vanished_components_stay_where_they_are(covariance, schedule):
     assert torch.equal(model.means[gone], means)
     assert torch.equal(sigma_of(model)[gone], sigma)
     assert not model.surviving[:-1][gone[:-1]].any()
+
+
+@every_covariance
+@every_schedule
+def test_components_without_weight_never_come_back(covariance, schedule):
+    """From the state that vanishing ends in, whatever the schedule."""
+    data = batches(dtype=torch.float32)
+    model = fitted(data[0], covariance=covariance, schedule=schedule)
+    gone = torch.tensor([0, 3, 7])
+    for average in (model.average_weight, model.average_first, model.covariance.second):
+        average[gone] = 0
+    model.log_weights[gone] = -torch.inf
+    means, sigma = model.means[gone], sigma_of(model)[gone]
+    for t in range(300):
+        model.step(data[t % 4])
+    assert_finite(model)
+    assert not model.weights[gone].any()
+    assert not model.average_weight[gone].any()
+    assert torch.equal(model.means[gone], means)
+    assert torch.equal(sigma_of(model)[gone], sigma)
 
 
 def test_a_vanishing_component_does_not_move_on_its_way():
@@ -749,8 +780,8 @@ class Score(torch.nn.Module):
 def test_a_traced_score_holds_for_any_number_of_patches(kind, monkeypatch):
     x = batches(dtype=torch.float32)[0]
     model = fitted(x)
-    traced = torch.jit.trace(Score(model, kind), x[:10])
     monkeypatch.setattr(mixture, "_CHUNK", 64)
+    traced = torch.jit.trace(Score(model, kind), x[:10])
     for n in (1, 10, 200):
         scores, index = traced(x[:n])
         torch.testing.assert_close(scores, model.score(x[:n], kind), rtol=1e-5, atol=1e-5)
