@@ -6,11 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from ignite.engine import Engine, Events
 from monai.transforms import Orientation
 
-from monai_dpmm.calibration import image_score
 from monai_dpmm.loading import LoadVolume
 from monai_dpmm.report import metrics_table, write_report
 
@@ -26,9 +24,10 @@ _READ_BY_NIBABEL = (".nii", ".nii.gz", ".mgz", ".mgh")
 class ReportWriter:
     """Write the report of all volumes that an engine has saved, when it has finished.
 
-    The engine's postprocessing must have saved "pred_anomaly", "pred_mask" and "pred_component" by
-    SaveImaged with savepath_in_metadict=True; the report reads those files one at a time, so that
-    memory does not grow with their number. The table of metrics is printed.
+    The engine's postprocessing must have put the image-level score at "score" and saved
+    "pred_anomaly", "pred_mask" and "pred_component" by SaveImaged with savepath_in_metadict=True;
+    the report reads those files one at a time, so that memory does not grow with their number. The
+    table of metrics is printed.
 
     Args:
         folder: of the report, see `monai_dpmm.report.write_report`.
@@ -62,14 +61,13 @@ class ReportWriter:
     def _collect(self, engine: Engine) -> None:
         for item in engine.state.output:
             source = str(item["image"].meta["filename_or_obj"])
-            anomaly = item["pred_anomaly"]
             subject = {
                 "name": _stem(source),
                 "image": source,
-                "anomaly": anomaly.meta["saved_to"],
+                "anomaly": item["pred_anomaly"].meta["saved_to"],
                 "mask": item["pred_mask"].meta["saved_to"],
                 "components": item["pred_component"].meta["saved_to"],
-                "score": float(image_score(torch.as_tensor(anomaly))),
+                "score": item["score"],
                 "threshold": float(self.detector.threshold(self.false_positive_rate)),
             }
             if getattr(item.get("label"), "meta", None):
