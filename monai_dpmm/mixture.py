@@ -46,6 +46,7 @@ _CHUNK = 1024  # patches: log-densities (1024, 500) stay in a core's cache
 _FLOAT64 = ("concentration", "log_weights", "average_weight")  # whatever the module is cast to
 
 
+_Distances = Callable[[Tensor], Tensor]  # a chunk of patches (n, D) -> (n, K)
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
@@ -267,7 +268,7 @@ class DPMM(nn.Module):
         """Log-density of each patch under every component, nats: (N, D) -> (N, K)."""
         x = self._checked(x)
         self._check_fitted()
-        return torch.cat([self._log_prob(part, None) for part in _chunks(x)])
+        return torch.cat([*map(self._log_density(None), _chunks(x))])
 
     @_exact
     def responsibilities(self, x: Tensor) -> Tensor:
@@ -284,7 +285,8 @@ class DPMM(nn.Module):
         x = self._checked(x)
         keep = self._survivors()
         log_weights = self.log_weights[keep].to(x.dtype)
-        return torch.cat([(self._log_prob(c, keep) + log_weights).logsumexp(1) for c in _chunks(x)])
+        log_joints = map(self._log_density(keep), _chunks(x))
+        return torch.cat([(part + log_weights).logsumexp(1) for part in log_joints])
 
     @_exact
     def score(self, x: Tensor, kind: ScoreKind = "cosine") -> Tensor:
@@ -315,29 +317,36 @@ class DPMM(nn.Module):
         """Smallest distance to a surviving component, and which of them: (N,), (N,)."""
         x = self._checked(x)
         keep = self._survivors()
-        parts = [getattr(self, f"_{kind}")(part, keep).min(dim=1) for part in _chunks(x)]
+        distances = getattr(self, f"_{kind}")(keep)
+        parts = [distances(part).min(dim=1) for part in _chunks(x)]
         return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
 
-    def _cosine(self, x: Tensor, keep: Tensor) -> Tensor:
+    def _cosine(self, keep: Tensor) -> _Distances:
         prototypes = F.normalize(self.means[keep], dim=1)
-        return 1 - F.normalize(x, dim=1) @ prototypes.T
+        return lambda x: 1 - F.normalize(x, dim=1) @ prototypes.T
 
-    def _euclidean(self, x: Tensor, keep: Tensor) -> Tensor:
-        return torch.cdist(x - self.origin, self.offsets[keep])
+    def _euclidean(self, keep: Tensor) -> _Distances:
+        prototypes = self.offsets[keep]
+        return lambda x: torch.cdist(x - self.origin, prototypes)
 
-    def _likelihood(self, x: Tensor, keep: Tensor) -> Tensor:
-        return -self._log_prob(x, keep)
+    def _likelihood(self, keep: Tensor) -> _Distances:
+        log_density = self._log_density(keep)
+        return lambda x: -log_density(x)
 
-    def _mahalanobis(self, x: Tensor, keep: Tensor) -> Tensor:
+    def _mahalanobis(self, keep: Tensor) -> _Distances:
         log_norm = self.covariance.density(self.offsets, keep).log_norm
-        return (2 * (log_norm - self._log_prob(x, keep))).clamp_min(0).sqrt()
+        log_density = self._log_density(keep)
+        return lambda x: (2 * (log_norm - log_density(x))).clamp_min(0).sqrt()
 
-    def _mixture(self, x: Tensor, keep: Tensor) -> Tensor:
-        return -(self._log_prob(x, keep) + self.log_weights[keep].to(x.dtype))
+    def _mixture(self, keep: Tensor) -> _Distances:
+        log_weights = self.log_weights[keep].to(self.offsets.dtype)
+        log_density = self._log_density(keep)
+        return lambda x: -(log_density(x) + log_weights)
 
-    def _log_prob(self, x: Tensor, keep: Tensor | None) -> Tensor:
+    def _log_density(self, keep: Tensor | None) -> _Distances:
+        """Log-density of a chunk under the components kept, prepared once for all chunks."""
         density = self.covariance.density(self.offsets, keep)
-        return density.log_prob(self.covariance.expand(x - self.origin))
+        return lambda x: density.log_prob(self.covariance.expand(x - self.origin))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DPMM:
         """Move or cast, but nothing below float32, and weights and concentration stay float64."""
