@@ -40,7 +40,7 @@ class Covariance(Protocol):
         """What densities and moments are linear in: (n, D) -> (n, F)."""
 
     def density(self, means: Tensor, keep: Tensor | None = None) -> Density:
-        """Density of the components, or of those kept: means (K, D), keep (K,) bool."""
+        """Density of the components, or of those kept: means (K, D), keep (K,) bool or indices."""
 
     def moments(self, r: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
         """First (K, D) and second moments of patches weighted by r (n, K), as sums (Eq. 8-9)."""

@@ -43,6 +43,20 @@ class Moments(NamedTuple):
             return NotImplemented
         return Moments(*(a + b for a, b in zip(self, other, strict=True)))
 
+    def scattered(self, active: Tensor, components: int) -> Moments:
+        """Moments of all K components, zero but for the active ones (A,), whose moments these are.
+
+        Args:
+            active: their indices, ascending.
+            components: K.
+        """
+
+        def spread(part: Tensor) -> Tensor:
+            return part.new_zeros(components, *part.shape[1:]).index_copy_(0, active, part)
+
+        first, second = spread(self.first), spread(self.second)
+        return self._replace(weight=spread(self.weight), first=first, second=second)
+
 
 def normalized(log_joint: Tensor) -> tuple[Tensor, Tensor]:
     """Responsibilities (n, K) and log-likelihoods (n,) of joint log-densities, overwriting them."""

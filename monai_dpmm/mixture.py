@@ -96,6 +96,7 @@ class DPMM(nn.Module):
     log_weights: Tensor
     average_weight: Tensor
     average_first: Tensor
+    active: Tensor
 
     def __init__(
         self,
@@ -141,6 +142,7 @@ class DPMM(nn.Module):
         self.register_buffer("log_weights", start.new_full((components,), -math.inf))
         self.register_buffer("average_weight", start.new_zeros(components))
         self.register_buffer("average_first", torch.zeros(components, features))
+        self.register_buffer("active", torch.arange(components), persistent=False)
         self.fitted = False
         self.register_load_state_dict_pre_hook(_check_state)
         self.register_load_state_dict_post_hook(_refresh)
@@ -179,6 +181,7 @@ class DPMM(nn.Module):
             ValueError: where x is no finite (N, D) tensor with N >= 1.
         """
         x = self._checked(x)
+        _check_some(x)
         if not torch.isfinite(x).all():
             raise ValueError("x must be finite, got NaN or infinite values")
         generator = torch.Generator().manual_seed(self.seed)
@@ -195,10 +198,17 @@ class DPMM(nn.Module):
         for average in (self.average_weight, self.average_first, self.steps):
             average.zero_()
         self.initialized.fill_(True)
+        self.active = torch.arange(self.components, device=x.device)
         self.fitted = True
 
     def step(self, x: Tensor) -> Tensor:
-        """One batched EM step on patches (N, D); returns their mean log-likelihood before it."""
+        """One batched EM step on patches (N, D); returns their mean log-likelihood before it.
+
+        Raises:
+            ValueError: where x is no (N, D) tensor with N >= 1.
+            RuntimeError: before `initialize`.
+        """
+        _check_some(x)
         moments = self.e_step(x)
         self.m_step(moments)
         return (moments.log_likelihood / moments.count).to(self.offsets.dtype)
@@ -207,18 +217,19 @@ class DPMM(nn.Module):
     def e_step(self, x: Tensor) -> Moments:
         """Moments of patches (N, D) under the present parameters (Eq. 7-9), which stay.
 
-        Responsibilities below 1e-30 count as zero. Memory does not grow with N.
+        Responsibilities below 1e-30 count as zero. Memory does not grow with N. Components that
+        `prune` has found to be gone cost nothing. No patches (0, D) have moments of zero.
 
         Raises:
-            ValueError: where x is no (N, D) tensor with N >= 1.
+            ValueError: where x is no (N, D) tensor.
             RuntimeError: before `initialize`.
         """
         x = self._checked(x)
         self._check_fitted()
-        density = self.covariance.density(self.offsets)
-        log_weights = self.log_weights.to(x.dtype)
+        density = self.covariance.density(self.offsets, self.active)
+        log_weights = self.log_weights[self.active].to(x.dtype)
         parts = (self._chunk_moments(part, density, log_weights) for part in x.split(_CHUNK))
-        return Moments(*(total.contiguous() for total in reduce(accumulated, parts)))
+        return reduce(accumulated, parts).scattered(self.active, self.components)
 
     def _chunk_moments(self, x: Tensor, density: Density, log_weights: Tensor) -> Moments:
         phi = self.covariance.expand(x - self.origin)
@@ -230,12 +241,16 @@ class DPMM(nn.Module):
 
     @_exact
     def m_step(self, moments: Moments) -> None:
-        """Blend moments into the moving averages (Eq. 7-9), then maximise (Eq. 5, 6, 10)."""
+        """Blend moments into the moving averages (Eq. 7-9), then maximise (Eq. 5, 6, 10).
+
+        Moments of no patches change nothing.
+        """
         self._check_fitted()
-        self.steps += 1
-        step_size = self._step_size(self.steps.double())
+        there = moments.count > 0
+        self.steps += there
+        step_size = torch.where(there, self._step_size(self.steps.double()), 0)
         narrow = step_size.to(self.offsets.dtype)
-        count = moments.count
+        count = moments.count.clamp_min(1)
         self.average_weight.lerp_(moments.weight / count, step_size)
         self.average_first.lerp_(moments.first / count.to(narrow.dtype), narrow)
         self.covariance.blend(moments.second / count.to(narrow.dtype), narrow)
@@ -246,20 +261,33 @@ class DPMM(nn.Module):
         means = self.average_first / weight[:, None]
         self.offsets.copy_(torch.where(alive[:, None], means, self.offsets))
         self.covariance.maximise(weight, means, alive)
-        self._maximise_weights(count)
+        log_weights, concentration = self._maximal_weights(count)
+        self.log_weights.copy_(torch.where(there, log_weights, self.log_weights))
+        self.concentration.copy_(torch.where(there, concentration, self.concentration))
 
-    def _maximise_weights(self, count: Tensor) -> None:
-        """Sticks v_k (Eq. 5) from the average weights, then the concentration (Eq. 10)."""
+    def _maximal_weights(self, count: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-weights by the sticks v_k (Eq. 5) of the average weights, and α (Eq. 10)."""
         s = self.average_weight
         after = F.pad(s[1:].flip(0).cumsum(0).flip(0), (0, 1))  # T_k, exact where s_k dwarfs it
         rest = (after + (self.concentration - 1) / count).clamp_min_(1e-300)
         log_total = (s + rest).log()
-        self.log_weights.copy_(stick_breaking(s.log() - log_total, rest.log() - log_total))
-        if self.learn_concentration and self.components > 1:
-            alpha = self.concentration
-            up = torch.digamma(count * (s + after) + alpha + 1)
-            down = torch.digamma(count * after + alpha)
-            self.concentration.copy_((self.components - 1) / (up - down)[:-1].sum())
+        log_weights = stick_breaking(s.log() - log_total, rest.log() - log_total)
+        alpha = self.concentration
+        if not self.learn_concentration or self.components == 1:
+            return log_weights, alpha
+        up = torch.digamma(count * (s + after) + alpha + 1)
+        down = torch.digamma(count * after + alpha)
+        return log_weights, (self.components - 1) / (up - down)[:-1].sum()
+
+    @torch.no_grad()
+    def prune(self) -> None:
+        """Leave components that have vanished out of all further E-steps.
+
+        It changes no result but for rounding: their weight is exactly zero, which no patch can
+        raise again. An E-step then costs what the others cost. The host waits for the device here,
+        so call it once in a while, as `EMTrainer` does after each epoch, and not at every step.
+        """
+        self.active = torch.isfinite(self.log_weights).nonzero()[:, 0]
 
     # --- evaluation ---------------------------------------------------------------------------
 
@@ -367,10 +395,8 @@ class DPMM(nn.Module):
     # --- checks -------------------------------------------------------------------------------
 
     def _checked(self, x: Tensor) -> Tensor:
-        if not _is_traced() and (x.ndim != 2 or x.shape[1] != self.features or len(x) == 0):
-            raise ValueError(
-                f"x must be (N, {self.features}) with N >= 1, got shape {tuple(x.shape)}"
-            )
+        if not _is_traced() and (x.ndim != 2 or x.shape[1] != self.features):
+            raise ValueError(f"x must be (N, {self.features}), got shape {tuple(x.shape)}")
         if not x.is_floating_point():
             raise TypeError(f"x must be of floating point, got {x.dtype}")
         return x.to(self.offsets.dtype)
@@ -412,6 +438,13 @@ def _check_state(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: o
 def _refresh(module: nn.Module, _: object) -> None:
     mixture = cast(DPMM, module)
     mixture.fitted = bool(mixture.initialized)
+    if mixture.fitted:
+        mixture.prune()
+
+
+def _check_some(x: Tensor) -> None:
+    if len(x) == 0:
+        raise ValueError(f"x must hold at least one patch, got shape {tuple(x.shape)}")
 
 
 def _check_choice(name: str, value: str, choices: object) -> None:

@@ -283,6 +283,27 @@ def test_moments_of_parts_add_up(covariance):
 
 
 @every_covariance
+def test_no_patches_are_the_zero_of_addition(covariance):
+    x = batches()[0]
+    model = fitted(x, covariance=covariance)
+    nothing, some = model.e_step(x[:0]), model.e_step(x)
+    assert all(not part.any() for part in nothing)
+    for a, b in zip(some + nothing, some, strict=True):
+        assert torch.equal(a, b)
+
+
+@every_covariance
+@every_schedule
+@pytest.mark.parametrize("steps", [0, 3])
+def test_moments_of_no_patches_change_nothing(covariance, schedule, steps):
+    x = batches()[0]
+    model = fitted(x, steps, covariance=covariance, schedule=schedule)
+    before = copy.deepcopy(model)
+    model.m_step(model.e_step(x[:0]))
+    assert_same_state(model, before)
+
+
+@every_covariance
 def test_moments_can_be_reduced_across_processes(covariance):
     x = batches()[0]
     for moment in fitted(x, covariance=covariance).e_step(x):
@@ -621,6 +642,61 @@ def test_components_without_weight_never_come_back(covariance, schedule):
     assert torch.equal(sigma_of(model)[gone], sigma)
 
 
+@every_covariance
+@every_schedule
+def test_vanished_components_cost_nothing_and_change_nothing(covariance, schedule):
+    x = batches()[0]
+    dense = fitted(x, components=40, concentration=0.5, covariance=covariance, schedule=schedule)
+    dense.average_weight[5:30] = 0
+    dense.log_weights[5:30] = -torch.inf
+    sparse = copy.deepcopy(dense)
+    sparse.prune()
+    for batch in batches():
+        dense.step(batch)
+        sparse.step(batch)
+        sparse.prune()
+    assert len(dense.active) == 40
+    assert len(sparse.active) <= 15
+    assert 39 in sparse.active  # the last stick is the rest: it may come back through patches
+    for (name, a), b in zip(dense.state_dict().items(), sparse.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_a_pruned_step_evaluates_the_active_components_only(monkeypatch):
+    x = batches()[0]
+    model = fitted(x)
+    model.log_weights[2:9] = -torch.inf
+    model.prune()
+    monkeypatch.setattr(torch, "addmm", (seen := Shapes(torch.addmm)))
+    model.e_step(x)
+    assert seen.shapes == {(256, K - 7)}
+
+
+class Shapes:
+    """A function that notes the shapes of its results."""
+
+    def __init__(self, function):
+        self.function = function
+        self.shapes = set()
+
+    def __call__(self, *args):
+        result = self.function(*args)
+        self.shapes.add(tuple(result.shape))
+        return result
+
+
+def test_a_loaded_mixture_is_pruned_and_a_started_one_is_whole():
+    x = batches()[0]
+    model = fitted(x)
+    model.log_weights[3] = -torch.inf
+    other = DPMM(D, K).double()
+    other.load_state_dict(model.state_dict())
+    assert 3 not in other.active
+    assert len(other.active) == K - 1
+    other.initialize(x)
+    assert len(other.active) == K
+
+
 def test_a_vanishing_component_does_not_move_on_its_way():
     """Its averages shrink together, so mean and variance are still until it is frozen."""
     x = batches(dtype=torch.float32)[0]
@@ -813,12 +889,19 @@ def test_arguments_out_of_range(options, message):
         DPMM(**{"features": D, "components": K, **options})
 
 
-@pytest.mark.parametrize("shape", [(0, D), (5, D + 1), (D,), (2, 3, D)])
+@pytest.mark.parametrize("shape", [(5, D + 1), (D,), (2, 3, D)])
 @pytest.mark.parametrize("method", ["initialize", "e_step", "step", "log_prob", "score", "assign"])
 def test_patches_of_another_shape(method, shape):
     model = fitted(batches(dtype=torch.float32)[0])
-    with pytest.raises(ValueError, match=rf"x must be \(N, {D}\) with N >= 1, got shape"):
+    with pytest.raises(ValueError, match=rf"x must be \(N, {D}\), got shape"):
         getattr(model, method)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("method", ["initialize", "step"])
+def test_a_start_and_a_step_need_a_patch(method):
+    model = fitted(batches(dtype=torch.float32)[0])
+    with pytest.raises(ValueError, match=rf"x must hold at least one patch, got shape \(0, {D}\)"):
+        getattr(model, method)(torch.zeros(0, D))
 
 
 def test_patches_of_integers():
