@@ -26,6 +26,7 @@ _EXPORTS = {
     "detector": ("AnomalyDetector", "embed_patches"),
     "engines": ("EMTrainer", "LikelihoodEvaluator"),
     "errors": ("one_line_errors",),
+    "estimator": ("DirichletProcessMixture",),
     "handlers": ("BestModelSaver", "History", "ThresholdCalibration", "TrainingCheckpoint"),
     "inferer": ("AnomalyInferer",),
     "loading": ("InputError", "LoadVolume"),
