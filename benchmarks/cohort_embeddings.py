@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose, LoadImage, Orientation
+from monai.utils import convert_to_tensor
 from torch import Tensor
 from tqdm import tqdm
 
 from monai_dpmm import datalist
-from monai_dpmm.cli import configs_dir
 from monai_dpmm.cli import _override as override
+from monai_dpmm.cli import configs_dir
 from monai_dpmm.transforms import ExtractSlices
 
 
@@ -44,7 +45,7 @@ def slices_of(scans: list[dict[str, str]], embed: Compose) -> list[Tensor]:
     """Foreground patches of every slice: a list of (n, D)."""
     slices: list[Tensor] = []
     for scan in tqdm(scans, desc="healthy scans"):
-        for patches in torch.as_tensor(embed(scan)["image"]):
+        for patches in convert_to_tensor(embed(scan)["image"], track_meta=False):
             there = patches.flatten(0, -2)
             slices.append(there[there.any(dim=1)])
     return [patches for patches in slices if len(patches)]
@@ -54,11 +55,11 @@ def subject_of(scan: dict[str, str], embed: Compose, parser: ConfigParser) -> di
     """Embeddings of a test subject's slices, and their masks."""
     axcodes = parser.get_parsed_content("orientation")
     slicing = {key: parser.get_parsed_content(f"slice_{key}") for key in ("axis", "step")}
-    subject = {"embeddings": torch.as_tensor(embed(scan)["image"])}
+    subject = {"embeddings": convert_to_tensor(embed(scan)["image"], track_meta=False)}
     if "label" in scan:
         label = LoadImage(ensure_channel_first=True)(scan["label"])
         masks = ExtractSlices(**slicing)(Orientation(axcodes, labels=None)(label))
-        subject["masks"] = torch.as_tensor(masks)[:, 0] > 0
+        subject["masks"] = convert_to_tensor(masks, track_meta=False)[:, 0] > 0
     return subject
 
 

@@ -13,7 +13,14 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Covariance", "Density", "DiagonalCovariance", "FullCovariance", "SphericalCovariance"]
+__all__ = [
+    "Covariance",
+    "Density",
+    "DiagonalCovariance",
+    "FullCovariance",
+    "LinearDensity",
+    "SphericalCovariance",
+]
 
 _LOG_2PI = math.log(2 * math.pi)
 _COMPONENTS_AT_ONCE = 16  # full covariance: bounds (k, D, D) and (k, D, n) temporaries
@@ -33,8 +40,11 @@ class Density(Protocol):
 class Covariance(Protocol):
     """What a mixture asks of its covariances; a module with the buffers that they are kept in."""
 
+    def origin(self, x: Tensor) -> Tensor:
+        """What patches are taken about, from the first of them: (N, D) -> (D,)."""
+
     def reset(self, variance: Tensor) -> None:
-        """Give every component the diagonal covariance `variance` (D,) plus the floor."""
+        """Give every component the spread of patches with the variances (D,), and the floor."""
 
     def expand(self, x: Tensor) -> Tensor:
         """What densities and moments are linear in: (n, D) -> (n, F)."""
@@ -52,7 +62,12 @@ class Covariance(Protocol):
         """Covariances of the averages (Eq. 6) where `alive` (K,); the others stay."""
 
 
-class _Linear(NamedTuple):
+def _mean(x: Tensor) -> Tensor:
+    """Mean of the patches, about which the expanded squares lose the least: (N, D) -> (D,)."""
+    return x.double().mean(0)
+
+
+class LinearDensity(NamedTuple):
     """Density that is linear in phi: log N = log_norm - mahalanobis² / 2 = phi @ slope + bias."""
 
     slope: Tensor
@@ -60,6 +75,7 @@ class _Linear(NamedTuple):
     log_norm: Tensor
 
     def log_prob(self, phi: Tensor) -> Tensor:
+        """Log-density of each patch under each component, nats: (n, F) -> (n, K)."""
         return torch.addmm(self.bias, phi, self.slope)
 
 
@@ -72,6 +88,8 @@ class DiagonalCovariance(nn.Module):
 
     variance: Tensor
     second: Tensor
+
+    origin = staticmethod(_mean)
 
     def __init__(self, components: int, features: int, floor: float) -> None:
         super().__init__()
@@ -100,7 +118,7 @@ class DiagonalCovariance(nn.Module):
         scaled = means * precision
         log_norm = -0.5 * (variance.log().sum(1) + means.shape[1] * _LOG_2PI)
         slope = torch.cat([scaled, -0.5 * precision], dim=1).T.contiguous()
-        return _Linear(slope, log_norm - 0.5 * (means * scaled).sum(1), log_norm)
+        return LinearDensity(slope, log_norm - 0.5 * (means * scaled).sum(1), log_norm)
 
     def moments(self, r: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
         """First and second moments, sums: (K, D), (K, D)."""
@@ -125,6 +143,8 @@ class SphericalCovariance(nn.Module):
     variance: Tensor
     second: Tensor
 
+    origin = staticmethod(_mean)
+
     def __init__(self, components: int, features: int, floor: float) -> None:
         super().__init__()
         self.floor = floor
@@ -148,7 +168,7 @@ class SphericalCovariance(nn.Module):
         log_norm = -0.5 * means.shape[1] * (variance.log() + _LOG_2PI)
         slope = torch.cat([means * precision[:, None], -0.5 * precision[:, None]], dim=1)
         bias = log_norm - 0.5 * (means * means).sum(1) * precision
-        return _Linear(slope.T.contiguous(), bias, log_norm)
+        return LinearDensity(slope.T.contiguous(), bias, log_norm)
 
     def moments(self, r: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
         """First and second moments, sums: (K, D), (K,)."""
@@ -176,6 +196,8 @@ class FullCovariance(nn.Module):
 
     cholesky: Tensor
     second: Tensor
+
+    origin = staticmethod(_mean)
 
     def __init__(self, components: int, features: int, floor: float) -> None:
         super().__init__()

@@ -13,8 +13,11 @@ __all__ = [
     "STEP_SIZES",
     "Moments",
     "accumulated",
+    "maximal_concentration",
+    "maximal_sticks",
     "normalized",
     "stick_breaking",
+    "weight_after",
 ]
 
 NEGLIGIBLE = 1e-30  # responsibilities and average weights below it count as exactly zero
@@ -79,6 +82,28 @@ def stick_breaking(log_v: Tensor, log_rest: Tensor) -> Tensor:
     before = F.pad(log_rest[:-1].cumsum(0), (1, 0))
     last = torch.zeros_like(log_v[-1:])
     return torch.cat([log_v[:-1], last]) + before
+
+
+def weight_after(s: Tensor) -> Tensor:
+    """Average weight T_k = Σ_{j>k} s_j after each component, exact where s_k dwarfs it: (K,)."""
+    return F.pad(s[1:].flip(0).cumsum(0).flip(0), (0, 1))
+
+
+def maximal_sticks(s: Tensor, after: Tensor, alpha: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Log v_k and log(1 - v_k) for v_k = s_k / (s_k + T_k + (α - 1)/N) (Eq. 5): (K,), (K,).
+
+    Where α < 1 would push v_k past 1 it is 1, and log(1 - v_k) stays finite.
+    """
+    rest = (after + (alpha - 1) / count).clamp_min_(1e-300)
+    log_total = (s + rest).log()
+    return s.log() - log_total, rest.log() - log_total
+
+
+def maximal_concentration(s: Tensor, after: Tensor, alpha: Tensor, count: Tensor) -> Tensor:
+    """Concentration α (Eq. 10) from the old one: 0-d."""
+    up = torch.digamma(count * (s + after) + alpha + 1)
+    down = torch.digamma(count * after + alpha)
+    return (len(s) - 1) / (up - down)[:-1].sum()
 
 
 def _ema_step_size(t: Tensor, rate: float) -> Tensor:

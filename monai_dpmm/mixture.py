@@ -1,4 +1,4 @@
-"""Truncated Dirichlet process mixture of Gaussians, fitted by batched EM.
+"""Truncated Dirichlet process mixture, fitted by batched EM.
 
 Schulthess and Konukoglu, MICCAI 2025, Eq. 1-11; EM after Kimura et al., Pattern Analysis and
 Applications 16(1), 2013. Letters: N patches, K components (the truncation), D features.
@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial, reduce, wraps
-from typing import Any, Literal, TypeVar, cast, get_args
+from functools import partial, reduce
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from monai_dpmm.covariance import (
     Covariance,
@@ -27,38 +26,35 @@ from monai_dpmm.em import (
     STEP_SIZES,
     Moments,
     accumulated,
+    maximal_concentration,
+    maximal_sticks,
     normalized,
     stick_breaking,
+    weight_after,
 )
+from monai_dpmm.initialization import (
+    INITIAL_STICKS,
+    INITIALIZATIONS,
+    InitializationKind,
+    InitialWeightsKind,
+)
+from monai_dpmm.precision import exact
+from monai_dpmm.scores import DISTANCES, Components, ScoreKind
+from monai_dpmm.von_mises_fisher import VonMisesFisher
 
-__all__ = ["DPMM", "CovarianceKind", "Moments", "ScheduleKind", "ScoreKind"]
+__all__ = ["DPMM", "CovarianceKind", "InitializationKind", "Moments", "ScheduleKind", "ScoreKind"]
 
-CovarianceKind = Literal["diagonal", "full", "spherical"]
+CovarianceKind = Literal["diagonal", "full", "spherical", "von_mises_fisher"]
 ScheduleKind = Literal["ema", "exp", "none"]
-ScoreKind = Literal["cosine", "euclidean", "likelihood", "mahalanobis", "mixture"]
 
 _COVARIANCES = {
     "diagonal": (DiagonalCovariance, 1e-6),
     "full": (FullCovariance, 1e-3),
     "spherical": (SphericalCovariance, 1e-6),
+    "von_mises_fisher": (VonMisesFisher, 1e-6),
 }
 _CHUNK = 1024  # patches: log-densities (1024, 500) stay in a core's cache
 _FLOAT64 = ("concentration", "log_weights", "average_weight")  # whatever the module is cast to
-
-
-_Distances = Callable[[Tensor], Tensor]  # a chunk of patches (n, D) -> (n, K)
-_Method = TypeVar("_Method", bound=Callable[..., Any])
-
-
-def _exact(method: _Method) -> _Method:
-    """Without gradients and outside autocast, whose half precision costs hundreds of nats."""
-
-    @wraps(method)
-    def exact(self: DPMM, *args: Any, **kwargs: Any) -> Any:
-        with torch.no_grad(), torch.autocast(self.offsets.device.type, enabled=False):
-            return method(self, *args, **kwargs)
-
-    return cast(_Method, exact)
 
 
 class DPMM(nn.Module):
@@ -74,7 +70,12 @@ class DPMM(nn.Module):
     Args:
         features: D.
         components: K.
-        covariance: shape of Σ_k.
+        covariance: shape of Σ_k; or "von_mises_fisher", for patches of unit norm: densities on the
+            sphere, exp(κ_k cos(x, μ_k)) up to a constant, in the place of Gaussians.
+        initialization: the means at the start, K patches of the first batch: "random" different
+            ones drawn uniformly, the paper's; "k-means++" far from each other.
+        initial_weights: π_k at the start: "beta" by v_k ~ Beta(1, α), the paper's; "uniform" 1/K,
+            which lets more components find patches of their own.
         concentration: α at the start.
         learn_concentration: update α at each step (Eq. 10), or keep it.
         schedule: step size γ_t of the moving averages: "ema" γ = rate; "exp" γ_t = t^(-rate);
@@ -104,6 +105,8 @@ class DPMM(nn.Module):
         components: int = 500,
         *,
         covariance: CovarianceKind = "diagonal",
+        initialization: InitializationKind = "random",
+        initial_weights: InitialWeightsKind = "beta",
         concentration: float = 2.0,
         learn_concentration: bool = True,
         schedule: ScheduleKind = "ema",
@@ -114,6 +117,8 @@ class DPMM(nn.Module):
     ) -> None:
         super().__init__()
         _check_choice("covariance", covariance, CovarianceKind)
+        _check_choice("initialization", initialization, InitializationKind)
+        _check_choice("initial_weights", initial_weights, InitialWeightsKind)
         _check_choice("schedule", schedule, ScheduleKind)
         kind, floor = _COVARIANCES[covariance]
         floor = floor if variance_floor is None else variance_floor
@@ -130,6 +135,8 @@ class DPMM(nn.Module):
         self.learn_concentration = learn_concentration
         self.weight_threshold = weight_threshold
         self.seed = seed
+        self._choice = INITIALIZATIONS[initialization]
+        self._initial_sticks = INITIAL_STICKS[initial_weights]
         self._step_size = partial(STEP_SIZES[schedule], rate=rate)
         self._start_concentration = float(concentration)
         self.covariance = cast(Covariance, kind(components, features, floor))
@@ -169,32 +176,33 @@ class DPMM(nn.Module):
 
     # --- fitting ------------------------------------------------------------------------------
 
-    @_exact
+    @exact
     def initialize(self, x: Tensor) -> None:
         """Start from a first batch (N, D), whatever was fitted before.
 
-        Means are K different patches drawn uniformly (the rest standard normal where N < K),
-        every covariance is the batch's own diagonal one plus ε, and v_k ~ Beta(1, α). All draws
-        are made on the CPU from `seed`, so they do not depend on the device.
+        Means are K patches, chosen by `initialization` (the rest standard normal where N < K),
+        weights those of `initial_weights`, and every covariance is the batch's own diagonal one
+        plus ε. All draws are made on the CPU from `seed`, so they do not depend on the device.
 
         Raises:
-            ValueError: where x is no finite (N, D) tensor with N >= 1.
+            ValueError: where x is no finite (N, D) tensor with N >= 1, or has not unit norm where
+                the components need it.
         """
         x = self._checked(x)
         _check_some(x)
         if not torch.isfinite(x).all():
             raise ValueError("x must be finite, got NaN or infinite values")
         generator = torch.Generator().manual_seed(self.seed)
-        chosen = torch.randperm(len(x), generator=generator)[: self.components]
+        self.origin.copy_(self.covariance.origin(x))
+        offsets = x - self.origin
+        chosen = self._choice(offsets, min(self.components, len(x)), generator)
         spare = torch.randn(self.components, self.features, generator=generator)
-        u = torch.rand(self.components, generator=generator, dtype=torch.float64)
         self.concentration.fill_(self._start_concentration)
-        self.origin.copy_(x.double().mean(0))
         self.offsets.copy_(spare).sub_(self.origin)
-        self.offsets[: len(chosen)] = x[chosen.to(x.device)] - self.origin
-        self.covariance.reset((x - self.origin).square().mean(0))
-        log_rest = u.clamp_min(1e-300).log().to(x.device) / self.concentration
-        self.log_weights.copy_(stick_breaking(torch.log(-torch.expm1(log_rest)), log_rest))
+        self.offsets[: len(chosen)] = offsets[chosen]
+        self.covariance.reset(x.double().var(0, correction=0).to(x.dtype))
+        sticks = self._initial_sticks(self.components, self._start_concentration, generator)
+        self.log_weights.copy_(stick_breaking(*sticks))
         for average in (self.average_weight, self.average_first, self.steps):
             average.zero_()
         self.initialized.fill_(True)
@@ -213,7 +221,7 @@ class DPMM(nn.Module):
         self.m_step(moments)
         return (moments.log_likelihood / moments.count).to(self.offsets.dtype)
 
-    @_exact
+    @exact
     def e_step(self, x: Tensor) -> Moments:
         """Moments of patches (N, D) under the present parameters (Eq. 7-9), which stay.
 
@@ -239,7 +247,7 @@ class DPMM(nn.Module):
         count = self.concentration.new_full((), len(x))
         return Moments(r.sum(0).double(), first, second, count, log_likelihood.double().sum())
 
-    @_exact
+    @exact
     def m_step(self, moments: Moments) -> None:
         """Blend moments into the moving averages (Eq. 7-9), then maximise (Eq. 5, 6, 10).
 
@@ -261,23 +269,15 @@ class DPMM(nn.Module):
         means = self.average_first / weight[:, None]
         self.offsets.copy_(torch.where(alive[:, None], means, self.offsets))
         self.covariance.maximise(weight, means, alive)
-        log_weights, concentration = self._maximal_weights(count)
-        self.log_weights.copy_(torch.where(there, log_weights, self.log_weights))
-        self.concentration.copy_(torch.where(there, concentration, self.concentration))
+        self._maximise_weights(count, there)
 
-    def _maximal_weights(self, count: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-weights by the sticks v_k (Eq. 5) of the average weights, and α (Eq. 10)."""
-        s = self.average_weight
-        after = F.pad(s[1:].flip(0).cumsum(0).flip(0), (0, 1))  # T_k, exact where s_k dwarfs it
-        rest = (after + (self.concentration - 1) / count).clamp_min_(1e-300)
-        log_total = (s + rest).log()
-        log_weights = stick_breaking(s.log() - log_total, rest.log() - log_total)
-        alpha = self.concentration
-        if not self.learn_concentration or self.components == 1:
-            return log_weights, alpha
-        up = torch.digamma(count * (s + after) + alpha + 1)
-        down = torch.digamma(count * after + alpha)
-        return log_weights, (self.components - 1) / (up - down)[:-1].sum()
+    def _maximise_weights(self, count: Tensor, there: Tensor) -> None:
+        s, alpha = self.average_weight, self.concentration
+        after = weight_after(s)
+        log_weights = stick_breaking(*maximal_sticks(s, after, alpha, count))
+        self.log_weights.copy_(torch.where(there, log_weights, self.log_weights))
+        if self.learn_concentration and self.components > 1:
+            alpha.copy_(torch.where(there, maximal_concentration(s, after, alpha, count), alpha))
 
     @torch.no_grad()
     def prune(self) -> None:
@@ -291,14 +291,14 @@ class DPMM(nn.Module):
 
     # --- evaluation ---------------------------------------------------------------------------
 
-    @_exact
+    @exact
     def component_log_prob(self, x: Tensor) -> Tensor:
         """Log-density of each patch under every component, nats: (N, D) -> (N, K)."""
         x = self._checked(x)
         self._check_fitted()
         return torch.cat([*map(self._log_density(None), _chunks(x))])
 
-    @_exact
+    @exact
     def responsibilities(self, x: Tensor) -> Tensor:
         """Probability that each component made each patch (Eq. 7): (N, D) -> (N, K).
 
@@ -307,7 +307,7 @@ class DPMM(nn.Module):
         log_joint = self.component_log_prob(x) + self.log_weights.to(self.offsets.dtype)
         return normalized(log_joint)[0]
 
-    @_exact
+    @exact
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-likelihood per patch under the surviving components, nats: (N, D) -> (N,)."""
         x = self._checked(x)
@@ -316,7 +316,7 @@ class DPMM(nn.Module):
         log_joints = map(self._log_density(keep), _chunks(x))
         return torch.cat([(part + log_weights).logsumexp(1) for part in log_joints])
 
-    @_exact
+    @exact
     def score(self, x: Tensor, kind: ScoreKind = "cosine") -> Tensor:
         """Anomaly score of each patch, larger is more anomalous: (N, D) -> (N,).
 
@@ -331,7 +331,7 @@ class DPMM(nn.Module):
             return -self.log_prob(x)
         return self._nearest(x, kind)[0]
 
-    @_exact
+    @exact
     def assign(self, x: Tensor, kind: ScoreKind = "cosine") -> Tensor:
         """Index (0 to K - 1) of the component that gives each patch its score: (N, D) -> (N,).
 
@@ -344,34 +344,16 @@ class DPMM(nn.Module):
     def _nearest(self, x: Tensor, kind: ScoreKind) -> tuple[Tensor, Tensor]:
         """Smallest distance to a surviving component, and which of them: (N,), (N,)."""
         x = self._checked(x)
-        keep = self._survivors()
-        distances = getattr(self, f"_{kind}")(keep)
+        distances = DISTANCES[kind](self._components(self._survivors()))
         parts = [distances(part).min(dim=1) for part in _chunks(x)]
         return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
 
-    def _cosine(self, keep: Tensor) -> _Distances:
-        prototypes = F.normalize(self.means[keep], dim=1)
-        return lambda x: 1 - F.normalize(x, dim=1) @ prototypes.T
-
-    def _euclidean(self, keep: Tensor) -> _Distances:
-        prototypes = self.offsets[keep]
-        return lambda x: torch.cdist(x - self.origin, prototypes)
-
-    def _likelihood(self, keep: Tensor) -> _Distances:
-        log_density = self._log_density(keep)
-        return lambda x: -log_density(x)
-
-    def _mahalanobis(self, keep: Tensor) -> _Distances:
+    def _components(self, keep: Tensor) -> Components:
         log_norm = self.covariance.density(self.offsets, keep).log_norm
-        log_density = self._log_density(keep)
-        return lambda x: (2 * (log_norm - log_density(x))).clamp_min(0).sqrt()
-
-    def _mixture(self, keep: Tensor) -> _Distances:
         log_weights = self.log_weights[keep].to(self.offsets.dtype)
-        log_density = self._log_density(keep)
-        return lambda x: -(log_density(x) + log_weights)
+        return Components(self.means[keep], log_weights, log_norm, self._log_density(keep))
 
-    def _log_density(self, keep: Tensor | None) -> _Distances:
+    def _log_density(self, keep: Tensor | None) -> Callable[[Tensor], Tensor]:
         """Log-density of a chunk under the components kept, prepared once for all chunks."""
         density = self.covariance.density(self.offsets, keep)
         return lambda x: density.log_prob(self.covariance.expand(x - self.origin))

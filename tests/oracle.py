@@ -5,7 +5,10 @@ component and pair of features. Nothing is chunked, expanded or centred, and no 
 with the package. Tests compare the package with it.
 """
 
+import numpy as np
 import torch
+from scipy.optimize import bisect
+from scipy.special import ive
 from torch.distributions import MultivariateNormal
 
 
@@ -97,3 +100,39 @@ class Oracle:
         self.weights = torch.tensor(weights, dtype=torch.float64)
         if self.learn and K > 1:
             self.alpha = (K - 1) / total
+
+
+class SphereOracle(Oracle):
+    """The same step for von Mises-Fisher components: directions (K, D) and kappa (K,).
+
+    Bessel functions are scipy's, and κ is found by bisection of A_D(κ) = ρ.
+    """
+
+    def __init__(self, weights, means, kappa, **options):
+        K, D = means.shape
+        super().__init__(weights, means, torch.zeros(K, D, D), covariance="sphere", **options)
+        self.kappa = kappa.double().clone()
+
+    def component_log_prob(self, x):
+        """log C_D(κ_k) + κ_k cos(x_n, μ_k): (N, D) -> (N, K)."""
+        D = self.means.shape[1]
+        kappa = self.kappa.numpy()
+        log_bessel = np.log(ive(D / 2 - 1, kappa)) + kappa
+        log_constant = (D / 2 - 1) * np.log(kappa) - D / 2 * np.log(2 * np.pi) - log_bessel
+        directions = self.means / self.means.norm(dim=1, keepdim=True)
+        return torch.from_numpy(log_constant) + self.kappa * (x.double() @ directions.T)
+
+    def _shaped(self, sigma):
+        D = self.means.shape[1]
+        for k in torch.nonzero(self.s > 0)[:, 0].tolist():
+            rho = float(self.means[k].norm())
+            kappa = (D - 1) / 2 / max(1 - rho, 1e-9)  # the limit for ρ near 1, as for one patch
+            if rho < 1 - 1e-7:
+                kappa = bisect(lambda z, rho=rho: _resultant(D, z) - rho, 1e-9, 1e9, rtol=1e-15)
+            self.kappa[k] = 1 / (1 / kappa + self.floor)
+        return sigma
+
+
+def _resultant(D, kappa):
+    """A_D(κ)."""
+    return ive(D / 2, kappa) / ive(D / 2 - 1, kappa)

@@ -15,8 +15,10 @@ PACKAGE = ROOT / "monai_dpmm"
 
 # Each module may import the modules above it, as the README's architecture section draws them.
 ORDER = [
-    *("geometry", "intensity", "calibration", "covariance", "em", "mixture"),
+    *("geometry", "intensity", "calibration", "covariance", "von_mises_fisher"),
+    *("em", "initialization", "precision", "scores", "mixture"),
     *("dinov2", "checkpoints", "backbones", "detector"),
+    "estimator",
     *("loading", "transforms", "dictionary", "inferer", "data", "engines", "handlers", "metrics"),
     *("lesions", "cohort"),
     *("display", "subjects", "environment", "panels", "figures", "curves", "page", "report"),

@@ -15,6 +15,7 @@ from monai_dpmm.mixture import DPMM, Moments
 COVARIANCES = ["diagonal", "full", "spherical"]
 SCORES = ["cosine", "euclidean", "likelihood", "mahalanobis", "mixture"]
 FLOORS = {"diagonal": 1e-6, "full": 1e-3, "spherical": 1e-6}
+every_kind = pytest.mark.parametrize("covariance", [*COVARIANCES, "von_mises_fisher"])
 every_covariance = pytest.mark.parametrize("covariance", COVARIANCES)
 every_schedule = pytest.mark.parametrize("schedule", ["ema", "exp", "none"])
 every_score = pytest.mark.parametrize("kind", SCORES)
@@ -237,7 +238,7 @@ def test_every_patch_of_the_batch_can_be_a_mean():
     assert len({round(value) for value in seen}) == 20
 
 
-@every_covariance
+@every_kind
 def test_fewer_patches_than_components(covariance):
     x = batches(n=5)[0]
     model = started(x, covariance=covariance, components=40)
@@ -270,7 +271,7 @@ def test_a_seed_decides_the_start_and_nothing_else_does():
 # --- laws -----------------------------------------------------------------------------------
 
 
-@every_covariance
+@every_kind
 def test_moments_of_parts_add_up(covariance):
     x = batches()[0]
     model = fitted(x, covariance=covariance)
@@ -282,7 +283,7 @@ def test_moments_of_parts_add_up(covariance):
     assert float(whole.count) == len(x)
 
 
-@every_covariance
+@every_kind
 def test_no_patches_are_the_zero_of_addition(covariance):
     x = batches()[0]
     model = fitted(x, covariance=covariance)
@@ -292,7 +293,7 @@ def test_no_patches_are_the_zero_of_addition(covariance):
         assert torch.equal(a, b)
 
 
-@every_covariance
+@every_kind
 @every_schedule
 @pytest.mark.parametrize("steps", [0, 3])
 def test_moments_of_no_patches_change_nothing(covariance, schedule, steps):
@@ -303,7 +304,7 @@ def test_moments_of_no_patches_change_nothing(covariance, schedule, steps):
     assert_same_state(model, before)
 
 
-@every_covariance
+@every_kind
 def test_moments_can_be_reduced_across_processes(covariance):
     x = batches()[0]
     for moment in fitted(x, covariance=covariance).e_step(x):
@@ -401,7 +402,7 @@ def test_one_component_is_the_sample_mean_and_covariance(covariance):
     assert float(model.concentration) == 2
 
 
-@every_covariance
+@every_kind
 @every_schedule
 def test_weights_sum_to_one_and_the_last_stick_is_the_rest(covariance, schedule):
     x = batches()[0]
@@ -421,7 +422,7 @@ def test_survivors_are_above_the_threshold():
 # --- chunks, memory, numerics ---------------------------------------------------------------
 
 
-@every_covariance
+@every_kind
 @pytest.mark.parametrize("chunk", [1, 7, 255, 256, 1000])
 def test_the_size_of_a_chunk_changes_nothing(covariance, chunk, monkeypatch):
     x = batches()[0]
@@ -462,7 +463,7 @@ def test_no_tensor_has_patches_components_and_features(covariance, monkeypatch):
     assert recorder.largest <= 64 * 2 * 48
 
 
-@every_covariance
+@every_kind
 def test_a_step_never_waits_for_the_device(covariance):
     x = batches()[0]
     model = started(x, covariance=covariance)
@@ -565,7 +566,7 @@ def test_a_stick_that_rounds_to_one():
     assert float(model.weights[-1]) == pytest.approx(1 / len(x), rel=0.02)
 
 
-@every_covariance
+@every_kind
 @pytest.mark.parametrize("concentration", [1e-3, 0.5, 1.0, 1e3])
 @pytest.mark.parametrize("learn", [True, False])
 def test_any_concentration_keeps_sticks_in_range(covariance, concentration, learn):
@@ -642,7 +643,7 @@ def test_components_without_weight_never_come_back(covariance, schedule):
     assert torch.equal(sigma_of(model)[gone], sigma)
 
 
-@every_covariance
+@every_kind
 @every_schedule
 def test_vanished_components_cost_nothing_and_change_nothing(covariance, schedule):
     x = batches()[0]
@@ -718,7 +719,7 @@ def test_a_vanishing_component_does_not_move_on_its_way():
 # --- types ----------------------------------------------------------------------------------
 
 
-@every_covariance
+@every_kind
 def test_float64_modules_stay_float64(covariance):
     x = batches()[0]
     model = fitted(x, covariance=covariance)
@@ -750,7 +751,7 @@ def test_a_cast_keeps_weights_and_concentration_float64():
 # --- state ----------------------------------------------------------------------------------
 
 
-@every_covariance
+@every_kind
 @every_schedule
 def test_a_loaded_mixture_takes_the_very_next_step(covariance, schedule, tmp_path):
     data = batches(dtype=torch.float32)
@@ -872,7 +873,12 @@ def test_a_traced_score_holds_for_any_number_of_patches(kind, monkeypatch):
     [
         ({"features": 0}, "features must be at least 1, got 0"),
         ({"components": 0}, "components must be at least 1, got 0"),
-        ({"covariance": "tied"}, "covariance must be one of diagonal, full, spherical, got 'tied'"),
+        ({"covariance": "tied"}, "covariance must be one of diagonal, full, .*, got 'tied'"),
+        (
+            {"initialization": "first"},
+            "initialization must be one of random, k-means.., got 'first'",
+        ),
+        ({"initial_weights": "zipf"}, "initial_weights must be one of beta, uniform, got 'zipf'"),
         ({"schedule": "cosine"}, "schedule must be one of ema, exp, none, got 'cosine'"),
         ({"concentration": 0.0}, "concentration must be positive and finite, got 0.0"),
         ({"concentration": float("inf")}, "concentration must be positive and finite, got inf"),

@@ -3,11 +3,12 @@
 import pytest
 import torch
 from oracle import clustered
+from torch.backends import mkldnn
 
 from monai_dpmm import mixture
 from monai_dpmm.mixture import DPMM
 
-COVARIANCES = ["diagonal", "full", "spherical"]
+COVARIANCES = ["diagonal", "full", "spherical", "von_mises_fisher"]
 
 
 def fitted(covariance="diagonal"):
@@ -29,6 +30,30 @@ def test_autocast_changes_nothing(covariance):
         for a, b in zip(model.e_step(x), moments, strict=True):
             assert torch.equal(a, b)
         assert model.score(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("allowed", ["highest", "high", "medium"])
+@pytest.mark.parametrize("method", ["e_step", "log_prob", "component_log_prob", "score"])
+def test_products_are_of_full_precision_whatever_the_program_allows(method, allowed, monkeypatch):
+    model, x = fitted()
+    product = torch.addmm if method != "score" else torch.nn.functional.normalize
+    seen = []
+
+    def noting(*args, **kwargs):
+        seen.append((torch.backends.cuda.matmul.fp32_precision, mkldnn.matmul.fp32_precision))
+        return product(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "addmm", noting)
+    monkeypatch.setattr(torch.nn.functional, "normalize", noting)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(allowed)
+        getattr(model, method)(x)
+        assert torch.get_float32_matmul_precision() == allowed
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen
+    assert set(seen) == {("ieee", "ieee")}
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)

@@ -1,0 +1,66 @@
+"""Where a mixture starts: the patches that become its means, and the weights of its components."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["INITIALIZATIONS", "INITIAL_STICKS", "InitialWeightsKind", "InitializationKind"]
+
+InitializationKind = Literal["random", "k-means++"]
+InitialWeightsKind = Literal["beta", "uniform"]
+Sticks = tuple[Tensor, Tensor]  # log v_k and log(1 - v_k), each (K,) float64
+
+
+def _random(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Indices of `count` different patches drawn uniformly (the paper's): (N, D) -> (count,)."""
+    return torch.randperm(len(x), generator=generator)[:count].to(x.device)
+
+
+def _kmeans_plus_plus(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Indices of `count` patches, each drawn by its squared distance to those before it.
+
+    Arthur and Vassilvitskii, k-means++: the advantages of careful seeding, SODA 2007. All draws
+    are made at once on the CPU, and no other step waits for the device.
+    """
+    draws = torch.rand(count, generator=generator, dtype=torch.float64).to(x.device)
+    squares = x.square().sum(1)
+    distance = torch.ones_like(squares)
+    chosen = torch.empty(count, dtype=torch.int64, device=x.device)
+    for i in range(count):
+        cumulated = distance.cumsum(0, dtype=torch.float64)
+        place = torch.searchsorted(cumulated, draws[i : i + 1] * cumulated[-1:])
+        chosen[i : i + 1] = place.clamp_max_(len(x) - 1)
+        at = chosen[i : i + 1]
+        new = squares - 2 * (x @ x.index_select(0, at)[0]) + squares.index_select(0, at)
+        new = new.clamp_min_(0).index_fill_(0, at, 0)
+        distance = new if i == 0 else torch.minimum(distance, new)
+    return chosen
+
+
+INITIALIZATIONS: dict[str, Callable[[Tensor, int, torch.Generator], Tensor]] = {
+    "random": _random,
+    "k-means++": _kmeans_plus_plus,
+}
+
+
+def _beta(components: int, concentration: float, generator: torch.Generator) -> Sticks:
+    """Sticks v_k ~ Beta(1, α), the paper's."""
+    u = torch.rand(components, generator=generator, dtype=torch.float64)
+    log_rest = u.clamp_min(1e-300).log() / concentration
+    return torch.log(-torch.expm1(log_rest)), log_rest
+
+
+def _uniform(components: int, concentration: float, generator: torch.Generator) -> Sticks:
+    """Sticks v_k = 1 / (K - k + 1), k from 1, which give every component the weight 1/K."""
+    left = torch.arange(components, 0, -1, dtype=torch.float64)
+    return -left.log(), torch.log1p(-1 / left)
+
+
+INITIAL_STICKS: dict[str, Callable[[int, float, torch.Generator], Sticks]] = {
+    "beta": _beta,
+    "uniform": _uniform,
+}
