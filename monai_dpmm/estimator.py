@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from inspect import signature
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -29,24 +30,23 @@ except ImportError as error:
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from monai_dpmm.mixture import CovarianceKind, ScheduleKind, ScoreKind
+    from monai_dpmm.initialization import InitializationKind, InitialWeightsKind
+    from monai_dpmm.mixture import CovarianceKind, ScheduleKind
+    from monai_dpmm.scores import ScoreKind
 
 __all__ = ["DirichletProcessMixture"]
 
-_OF_THE_MIXTURE = (
-    *("components", "covariance", "concentration", "learn_concentration"),
-    *("schedule", "rate", "variance_floor", "weight_threshold"),
-)
+_OF_THE_MIXTURE = signature(DPMM).parameters
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 class DirichletProcessMixture(DensityMixin, BaseEstimator):
     """Dirichlet process mixture of patches X (N, D), with scikit-learn's methods.
 
-    The words are the project's, as in `DPMM`: `components` is what BayesianGaussianMixture calls
-    n_components, `variance_floor` its reg_covar, `max_epochs` its max_iter. Embeddings are expected
-    at unit norm, as `sklearn.preprocessing.Normalizer` makes them, where a cosine is to mean
-    something.
+    `DPMM` explains the arguments from `components` (BayesianGaussianMixture's n_components) to
+    `weight_threshold`. With the schedule "none" and a batch_size of at least N, EM is plain EM.
+    Embeddings are expected at unit norm, as `sklearn.preprocessing.Normalizer` makes them, where a
+    cosine is to mean something.
 
     X is read a batch at a time and never held twice: a NumPy array, or a memmap larger than memory.
     The first data seen decide the precision: float32 for float32 and float16, float64 for all
@@ -57,14 +57,6 @@ class DirichletProcessMixture(DensityMixin, BaseEstimator):
     consecutive, while components keep their index when others vanish.
 
     Args:
-        components: K, the truncation.
-        covariance: see `DPMM`.
-        concentration: see `DPMM`.
-        learn_concentration: see `DPMM`.
-        schedule: see `DPMM`; "none" with a batch_size of at least N is plain EM.
-        rate: see `DPMM`.
-        variance_floor: see `DPMM`.
-        weight_threshold: see `DPMM`.
         max_epochs: passes of `fit` over X.
         batch_size: most patches of one EM step, and of one evaluation. X is cut into batches whose
             sizes differ by one at most, so that no short one gets the weight of a whole one.
@@ -82,7 +74,6 @@ class DirichletProcessMixture(DensityMixin, BaseEstimator):
             "concentration" (α) and "components" (how many survive).
         converged_: whether `tol` ended `fit`.
         n_features_in_: D.
-        feature_names_in_: names of the features, where X has them.
     """
 
     def __init__(
@@ -90,6 +81,8 @@ class DirichletProcessMixture(DensityMixin, BaseEstimator):
         components: int = 500,
         *,
         covariance: CovarianceKind = "diagonal",
+        initialization: InitializationKind = "random",
+        initial_weights: InitialWeightsKind = "beta",
         concentration: float = 2.0,
         learn_concentration: bool = True,
         schedule: ScheduleKind = "ema",
@@ -105,6 +98,8 @@ class DirichletProcessMixture(DensityMixin, BaseEstimator):
     ) -> None:
         self.components = components
         self.covariance = covariance
+        self.initialization = initialization
+        self.initial_weights = initial_weights
         self.concentration = concentration
         self.learn_concentration = learn_concentration
         self.schedule = schedule
@@ -156,10 +151,10 @@ class DirichletProcessMixture(DensityMixin, BaseEstimator):
             history.append(self._pass(mixture, X, order))
             change = np.diff([record["log_likelihood"] for record in history[-2:]])
             converged = self.tol is not None and bool((abs(change) < self.tol).any())
+        self.mixture_, self.history_, self.converged_ = mixture, history, converged
         if self.tol is not None and not converged:
             message = f"max_epochs={self.max_epochs} passed before tol={self.tol} was met"
             warnings.warn(message, ConvergenceWarning, stacklevel=2)
-        self.mixture_, self.history_, self.converged_ = mixture, history, converged
         return self
 
     def partial_fit(self, X: ArrayLike, y: object = None) -> DirichletProcessMixture:
@@ -222,7 +217,7 @@ class DirichletProcessMixture(DensityMixin, BaseEstimator):
     # --- batches ------------------------------------------------------------------------------
 
     def _new_mixture(self, X: NDArray[Any], random: np.random.RandomState) -> DPMM:
-        options = {name: getattr(self, name) for name in _OF_THE_MIXTURE}
+        options = {k: v for k, v in self.get_params().items() if k in _OF_THE_MIXTURE}
         seed = random.randint(np.iinfo(np.int32).max)
         narrow = X.dtype in (np.float16, np.float32)
         mixture = DPMM(self.n_features_in_, **options, seed=seed)
@@ -252,20 +247,17 @@ class DirichletProcessMixture(DensityMixin, BaseEstimator):
         edges = np.linspace(0, len(X), count + 1).astype(np.int64)
         for first, last in pairwise(edges):
             rows = slice(first, last) if order is None else np.sort(order[first:last])
-            part = np.array(X[rows], dtype=_NUMPY[mixture.origin.dtype], order="C")
+            wide = _NUMPY[mixture.origin.dtype]
+            part = X[rows].astype(wide, order="C", copy=order is None)  # rows of an order are one
             assert_all_finite(part, input_name="X")
             yield torch.from_numpy(part).to(mixture.origin.device)
 
     def _validated(self, X: ArrayLike, *, reset: bool) -> NDArray[Any]:
         """X as scikit-learn takes it, checked but for its values and not copied if an array."""
-        _check_at_least_one("max_epochs", self.max_epochs)
-        _check_at_least_one("batch_size", self.batch_size)
+        for name in ("max_epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.tol is not None and not self.tol > 0:
             raise ValueError(f"tol must be positive or None, got {self.tol}")
         # Numbers stay of their type here, because a cast is a copy of all of X.
         return validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=False)
-
-
-def _check_at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
