@@ -16,6 +16,7 @@ _TRANSFORMS = (
     *("NormalizeSlices", "RescaleIntensity", "ThresholdAnomaly"),
 )
 _EXPORTS = {
+    "adaptation": ("revive",),
     "backbones": ("create_backbone", "load_backbone"),
     "calibration": ("image_score", "thresholds_at"),
     "cohort": ("make_demo_cohort",),
@@ -32,6 +33,7 @@ _EXPORTS = {
     "loading": ("InputError", "LoadVolume"),
     "metrics": ("AnomalyMetrics", "dice_score", "pixel_metrics"),
     "em": ("Moments",),
+    "merging": ("load_moments", "merged", "pooled_moments", "save_moments"),
     "mixture": ("DPMM",),
     "report": ("write_report",),
     "reporting": ("ReportWriter",),

@@ -58,6 +58,15 @@ class Covariance(Protocol):
     def blend(self, second: Tensor, step_size: Tensor) -> None:
         """Move the average of the second moments towards `second`, a mean over patches (Eq. 9)."""
 
+    def recentre(self, first: Tensor, weight: Tensor, shift: Tensor) -> None:
+        """Take the average second moments about an origin that is `shift` (D,) further back.
+
+        Args:
+            first: average first moments about the old origin, (K, D).
+            weight: average weights, (K,).
+            shift: old origin less the new one.
+        """
+
     def maximise(self, weight: Tensor, means: Tensor, alive: Tensor) -> None:
         """Covariances of the averages (Eq. 6) where `alive` (K,); the others stay."""
 
@@ -129,6 +138,10 @@ class DiagonalCovariance(nn.Module):
         """Move the average second moment towards that of a batch."""
         self.second.lerp_(second, step_size)
 
+    def recentre(self, first: Tensor, weight: Tensor, shift: Tensor) -> None:
+        """Take the average second moments about another origin."""
+        self.second += 2 * shift * first + weight[:, None] * shift * shift
+
     def maximise(self, weight: Tensor, means: Tensor, alive: Tensor) -> None:
         """Σ_k = diag(C_k / s_k - μ_k²) + ε (Eq. 6); rounding below zero is cut before ε."""
         second = torch.where(alive[:, None], self.second, 0)
@@ -178,6 +191,10 @@ class SphericalCovariance(nn.Module):
     def blend(self, second: Tensor, step_size: Tensor) -> None:
         """Move the average second moment towards that of a batch."""
         self.second.lerp_(second, step_size)
+
+    def recentre(self, first: Tensor, weight: Tensor, shift: Tensor) -> None:
+        """Take the average second moments about another origin."""
+        self.second += 2 * (first @ shift) + weight * (shift @ shift)
 
     def maximise(self, weight: Tensor, means: Tensor, alive: Tensor) -> None:
         """σ_k² = (C_k / s_k - ‖μ_k‖²) / D + ε, C_k the average squared norm."""
@@ -238,6 +255,12 @@ class FullCovariance(nn.Module):
     def blend(self, second: Tensor, step_size: Tensor) -> None:
         """Move the average second moment towards that of a batch."""
         self.second.lerp_(second, step_size)
+
+    def recentre(self, first: Tensor, weight: Tensor, shift: Tensor) -> None:
+        """Take the average second moments about another origin."""
+        for k in range(len(first)):  # one component at a time: (K, D, D) exists once
+            cross = torch.outer(first[k], shift)
+            self.second[k] += cross + cross.T + weight[k] * torch.outer(shift, shift)
 
     def maximise(self, weight: Tensor, means: Tensor, alive: Tensor) -> None:
         """Σ_k = C_k / s_k - μ_k μ_kᵀ + εI (Eq. 6), factored a few components at a time.

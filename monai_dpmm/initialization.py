@@ -1,4 +1,4 @@
-"""Where a mixture starts: the patches that become its means, and the weights of its components."""
+"""Where a mixture starts: patches that become its means, and the weights of its components."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["INITIALIZATIONS", "INITIAL_STICKS", "InitialWeightsKind", "InitializationKind"]
+__all__ = [
+    "INITIALIZATIONS",
+    "INITIAL_STICKS",
+    "InitialWeightsKind",
+    "InitializationKind",
+    "far_patches",
+]
 
 InitializationKind = Literal["random", "k-means++"]
 InitialWeightsKind = Literal["beta", "uniform"]
@@ -21,23 +27,36 @@ def _random(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def _kmeans_plus_plus(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Indices of `count` patches, each drawn by its squared distance to those before it.
+    """Indices of `count` patches far from each other: (N, D) -> (count,)."""
+    return far_patches(x, count, generator)
+
+
+def far_patches(
+    x: Tensor, count: int, generator: torch.Generator, distance: Tensor | None = None
+) -> Tensor:
+    """Indices of `count` patches, each drawn by its squared distance to all those before it.
 
     Arthur and Vassilvitskii, k-means++: the advantages of careful seeding, SODA 2007. All draws
     are made at once on the CPU, and no other step waits for the device.
+
+    Args:
+        x: patches (N, D).
+        count: how many.
+        generator: of the draws.
+        distance: squared, of each patch to what is there already, (N,), if there is anything.
     """
     draws = torch.rand(count, generator=generator, dtype=torch.float64).to(x.device)
     squares = x.square().sum(1)
-    distance = torch.ones_like(squares)
     chosen = torch.empty(count, dtype=torch.int64, device=x.device)
     for i in range(count):
-        cumulated = distance.cumsum(0, dtype=torch.float64)
+        weights = torch.ones_like(squares) if distance is None else distance
+        cumulated = weights.cumsum(0, dtype=torch.float64)
         place = torch.searchsorted(cumulated, draws[i : i + 1] * cumulated[-1:])
         chosen[i : i + 1] = place.clamp_max_(len(x) - 1)
         at = chosen[i : i + 1]
         new = squares - 2 * (x @ x.index_select(0, at)[0]) + squares.index_select(0, at)
         new = new.clamp_min_(0).index_fill_(0, at, 0)
-        distance = new if i == 0 else torch.minimum(distance, new)
+        distance = new if distance is None else torch.minimum(distance, new)
     return chosen
 
 

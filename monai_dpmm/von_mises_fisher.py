@@ -78,6 +78,9 @@ class VonMisesFisher(nn.Module):
     def blend(self, second: Tensor, step_size: Tensor) -> None:
         """Nothing to blend: the first moments are all there is."""
 
+    def recentre(self, first: Tensor, weight: Tensor, shift: Tensor) -> None:
+        """Nothing to move: the origin is the sphere's centre."""
+
     def maximise(self, weight: Tensor, means: Tensor, alive: Tensor) -> None:
         """κ_k of the mean resultant length ρ_k = ‖m_k‖ / s_k, with 1/κ_k raised by ε."""
         resultant = torch.linalg.vector_norm(means.double(), dim=1)
