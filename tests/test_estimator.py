@@ -153,6 +153,24 @@ def test_each_epoch_takes_every_patch_once_in_an_order_of_its_own(monkeypatch):
     for epoch in (first, second):
         np.testing.assert_array_equal(np.sort(epoch, axis=0), np.sort(x, axis=0))
     assert not np.array_equal(seen[0], seen[3])
+    places = [np.flatnonzero((x == row).all(1)).item() for row in seen[0].numpy()]
+    assert places == sorted(places)  # as they lie, which a disk is quickest to read
+
+
+def test_history_weighs_batches_by_their_patches():
+    x = torch.from_numpy(patches(401))
+    model = small(shuffle=False, max_epochs=1).fit(x.numpy())
+    mixture = DPMM(D, K, seed=model.mixture_.seed).double()
+    mixture.initialize(x[:133])
+    total = sum(mixture.step(part) * len(part) for part in x.split([133, 134, 134]))
+    assert model.log_likelihood_ == pytest.approx(total.item() / 401)
+
+
+def test_every_pass_leaves_vanished_components_out(monkeypatch):
+    pruned = []
+    monkeypatch.setattr(DPMM, "prune", lambda self: pruned.append(int(self.steps)))
+    small(max_epochs=2).fit(patches()).partial_fit(patches(200))
+    assert pruned == [3, 6, 7]
 
 
 def test_history_tells_of_every_epoch():
@@ -173,6 +191,14 @@ def test_tol_ends_the_fit():
     assert 2 < model.n_iter_ < 300
     assert model.converged_
     assert abs(changes[-1]) < 1e-4 <= abs(changes[:-1]).min()
+
+
+def test_a_fall_does_not_end_the_fit(monkeypatch):
+    values = iter([0.0, 5.0, 1.0, 1.2, 9.0])
+    monkeypatch.setattr(
+        DPMM, "step", lambda self, x: torch.tensor(next(values), dtype=torch.float64)
+    )
+    assert small(batch_size=600, tol=0.5).fit(patches()).n_iter_ == 4
 
 
 def test_a_tol_that_is_not_met_is_told():
@@ -260,6 +286,7 @@ def test_the_same_random_state_fits_the_same_and_another_does_not():
     x = patches()
     one, two, other = (small(random_state=seed).fit(x) for seed in (0, 0, 1))
     assert_same_mixture(one.mixture_, two.mixture_)
+    assert one.mixture_.seed != other.mixture_.seed
     assert not np.array_equal(one.means_, other.means_)
     stream = np.random.RandomState(0)
     first, second = (small(random_state=stream).fit(x) for _ in range(2))
