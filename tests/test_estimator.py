@@ -337,6 +337,16 @@ def test_data_larger_than_memory_are_read_a_batch_at_a_time(tmp_path, dtype, shu
     np.testing.assert_array_equal(whole.partial_fit(x).means_, model.means_)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_it_fits_the_same_on_a_gpu():
+    x = patches()
+    model, expected = small(device="cuda").fit(x), small().fit(x)
+    assert model.mixture_.origin.is_cuda
+    np.testing.assert_allclose(model.means_, expected.means_, atol=1e-6)
+    np.testing.assert_allclose(model.predict_proba(x), expected.predict_proba(x), atol=1e-6)
+
+
 # --- errors ---------------------------------------------------------------------------------
 
 
