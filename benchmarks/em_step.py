@@ -3,45 +3,64 @@
 Run it from a checkout with the package installed:
 
     python benchmarks/em_step.py
+    python benchmarks/em_step.py --surviving 140
     python benchmarks/em_step.py --covariance spherical --threads 1 --json em_step.json
+    python benchmarks/em_step.py --device cuda --surviving 140
 
 The products are (N, D) @ (D, K) twice, for the log-densities, and (K, N) @ (N, D) twice, for the
-moments, in float32 and into storage that is there already. Step and products are timed in turn in
-one process; the ratio is the median over the pairs. Full covariance needs more than the four
-products (D times the arithmetic), so its ratio says how much more.
+moments, in full float32 and into storage that is there already. Products and steps are timed in
+turn in one process; a ratio is the median over the turns. Spherical and von Mises-Fisher
+components need but two of the products, so their ratio can fall to 0.5; full covariance needs more
+(D times the arithmetic), so its ratio says how much more.
+
+--surviving M adds a late step, when EM has lost all but M of the components: the K - M of least
+weight are given the weight of zero that the moving averages give those below 1e-30, dense steps
+follow, and `prune` leaves them out. The last component counts among the M, since its stick v_K = 1
+never vanishes. late_difference is the largest difference between the parameters after a pruned and
+after a dense step from there, relative to the largest entry of the parameter.
+
+tflops is the arithmetic that the components need (two flop a multiply-add; what vanished components
+cost a dense step counts) over the time, matmul_fraction that rate over the rate of the products.
 
 Memory is the highest resident set of a fresh process during the step, sampled every millisecond,
 less the resident set just before it, when input and mixture are there, a tiny step has loaded the
 libraries and freed memory has been given back to the system (where its C library can), so that the
-step cannot hide in it. It is read from /proc and left out on systems without it.
+step cannot hide in it. It is read from /proc and left out on systems without it. On CUDA it is what
+PyTorch's allocator held at most during a step, less what it held before.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import ctypes
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from monai_dpmm.mixture import DPMM
+from monai_dpmm.precision import full_float32
 
 STATM = Path("/proc/self/statm")
+COVARIANCES = ["diagonal", "full", "spherical", "von_mises_fisher"]
+CALLS = {"cpu": 1, "cuda": 10}  # timed at once: kernels of one call are queued during another
 
 
-def clustered(patches: int, features: int, clusters: int = 150) -> Tensor:
+def clustered(patches: int, features: int, clusters: int = 150, seed: int = 0) -> Tensor:
     """Unit-norm patches around `clusters` unit prototypes: (N, D)."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     centres = F.normalize(torch.randn(clusters, features, generator=generator), dim=1)
     label = torch.randint(clusters, (patches,), generator=generator)
     noise = torch.randn(patches, features, generator=generator)
@@ -49,49 +68,141 @@ def clustered(patches: int, features: int, clusters: int = 150) -> Tensor:
 
 
 def mixture(x: Tensor, args: argparse.Namespace, steps: int) -> DPMM:
-    """A mixture started from x and fitted for a few steps."""
-    model = DPMM(args.features, args.components, covariance=args.covariance)
+    """A mixture started from x and fitted for a few steps, on the device of x."""
+    model = DPMM(args.features, args.components, covariance=args.covariance).to(x.device)
     model.initialize(x)
     for _ in range(steps):
         model.step(x)
     return model
 
 
+def reduced(model: DPMM, x: Tensor, surviving: int) -> DPMM:
+    """A copy that EM has left but M components: the heaviest ones and the last. Not yet pruned.
+
+    Raises:
+        ValueError: where fewer than M have any weight to begin with.
+    """
+    model = copy.deepcopy(model)
+    gone = torch.ones(model.components, dtype=torch.bool, device=x.device)
+    gone[model.average_weight[:-1].topk(surviving - 1).indices] = False
+    gone[-1] = False
+    model.average_weight[gone] = 0
+    model.log_weights[gone] = -math.inf
+    for _ in range(2):
+        model.step(x)
+    left = int(model.log_weights.isfinite().sum())
+    if left != surviving:
+        raise ValueError(f"surviving must be at most {left} on these patches, got {surviving}")
+    return model
+
+
+def pruned(model: DPMM) -> DPMM:
+    """A copy whose steps leave out the components that have vanished."""
+    model = copy.deepcopy(model)
+    model.prune()
+    return model
+
+
+def difference(one: DPMM, other: DPMM, x: Tensor) -> float:
+    """Largest difference of their parameters after a step of each from where they are.
+
+    Relative to the largest entry of the parameter.
+    """
+    states = []
+    for model in (one, other):
+        model = copy.deepcopy(model)
+        model.step(x)
+        model.log_weights.exp_()
+        states.append({k: v.double() for k, v in model.state_dict().items() if v.numel()})
+    a, b = states
+    return max(float((a[k] - b[k]).abs().max() / b[k].abs().max().clamp_min(1e-300)) for k in a)
+
+
 def products(x: Tensor, components: int) -> Callable[[], None]:
     """The four matrix products of a step, to call."""
     generator = torch.Generator().manual_seed(1)
-    slope = torch.randn(x.shape[1], components, generator=generator)
-    r = torch.softmax(torch.randn(len(x), components, generator=generator), dim=1)
-    joint = torch.empty(len(x), components)
-    moment = torch.empty(components, x.shape[1])
+    slope = torch.randn(x.shape[1], components, generator=generator).to(x.device)
+    r = torch.softmax(torch.randn(len(x), components, generator=generator), dim=1).to(x.device)
+    joint = x.new_empty(len(x), components)
+    moment = x.new_empty(components, x.shape[1])
 
     def run() -> None:
-        for _ in range(2):
-            torch.mm(x, slope, out=joint)
-            torch.mm(r.T, x, out=moment)
+        with full_float32():
+            for _ in range(2):
+                torch.mm(x, slope, out=joint)
+                torch.mm(r.T, x, out=moment)
 
     return run
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Wall time of one call."""
+def flop(covariance: str, patches: int, features: int, components: int) -> float:
+    """Floating-point operations that a step cannot do without."""
+    product = 2.0 * patches * features * components
+    needed = {"diagonal": 4.0, "spherical": 2.0, "von_mises_fisher": 2.0}
+    needed["full"] = 1 + 1.5 * features  # first moments, triangular solves, second moments
+    return needed[covariance] * product
+
+
+def wait(device: torch.device) -> None:
+    """Wait until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Wall time of one call; on CUDA the mean of several that follow each other."""
+    calls = CALLS[device.type]
+    wait(device)
     start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    for _ in range(calls):
+        run()
+    wait(device)
+    return (time.perf_counter() - start) / calls
+
+
+def in_turn(runs: Mapping[str, Callable[[], object]], args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of each call, a list over the repeats, all timed in turn after one to warm up."""
+    for run in runs.values():
+        run()
+    turns = [{k: seconds(run, args.device) for k, run in runs.items()} for _ in range(args.repeats)]
+    return {name: [turn[name] for turn in turns] for name in runs}
+
+
+def ratio(times: Mapping[str, list[float]], name: str, to: str) -> float:
+    """Median over the turns of the ratio of two times."""
+    return statistics.median(a / b for a, b in zip(times[name], times[to], strict=True))
 
 
 def timings(args: argparse.Namespace) -> dict[str, float]:
-    """Medians over the repeats, in milliseconds, and their ratio."""
-    x = clustered(args.patches, args.features)
+    """Medians over the repeats, in milliseconds, rates and ratios."""
+    x = clustered(args.patches, args.features).to(args.device)
     model = mixture(x, args, steps=3)
-    four = products(x, args.components)
-    four()
-    pairs = [(seconds(four), seconds(lambda: model.step(x))) for _ in range(args.repeats)]
-    return {
-        "products_ms": 1e3 * statistics.median(a for a, _ in pairs),
-        "step_ms": 1e3 * statistics.median(b for _, b in pairs),
-        "ratio": statistics.median(b / a for a, b in pairs),
-    }
+    runs = {"products": products(x, args.components), "step": lambda: model.step(x)}
+    found: dict[str, float] = {}
+    if args.surviving:
+        dense = reduced(model, x, args.surviving)
+        late = pruned(dense)
+        found["late_difference"] = difference(late, dense, x)
+        runs["late"] = lambda: late.step(x)
+    times = in_turn(runs, args)
+    return rates(times, args) | found
+
+
+def rates(times: Mapping[str, list[float]], args: argparse.Namespace) -> dict[str, float]:
+    """Milliseconds, ratios and arithmetic rates of what was timed."""
+    N, D, K = args.patches, args.features, args.components
+    work = {"products": flop("diagonal", N, D, K), "step": flop(args.covariance, N, D, K)}
+    work["late"] = flop(args.covariance, N, D, args.surviving or K)
+    medians = {name: statistics.median(times[name]) for name in times}
+    speed = {name: work[name] / medians[name] / 1e12 for name in times}
+    result = {f"{name}_ms": 1e3 * medians[name] for name in times}
+    result["ratio"] = ratio(times, "step", "products")
+    if "late" in times:
+        result["late_ratio"] = ratio(times, "late", "products")
+        result["late_to_dense"] = ratio(times, "late", "step")
+    result |= {f"{name}_tflops": speed[name] for name in times}
+    result["matmul_fraction"] = speed["step"] / speed["products"]
+    return result
 
 
 def resident() -> int:
@@ -99,62 +210,112 @@ def resident() -> int:
     return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def peak_memory(args: argparse.Namespace) -> float:
-    """Highest resident set during a step above the one before it, MB; for a fresh process."""
-    x = clustered(args.patches, args.features)
-    model = mixture(x, args, steps=0)
-    model.step(x[:64])
+def peak(run: Callable[[], object], measured: Callable[[], int] = resident) -> float:
+    """Highest memory during a call above the memory before it, MB, sampled every millisecond."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-    before, highest, done = resident(), 0, threading.Event()
+    before, highest, done = measured(), 0, threading.Event()
 
     def sample() -> None:
         nonlocal highest
         while not done.wait(1e-3):
-            highest = max(highest, resident())
+            highest = max(highest, measured())
 
     sampler = threading.Thread(target=sample)
     sampler.start()
-    for _ in range(3):
+    try:
+        run()
+    finally:
+        done.set()
+        sampler.join()
+    return (max(highest, measured()) - before) / 1e6
+
+
+def peak_memory(args: argparse.Namespace) -> float:
+    """Highest memory during steps above that before them, MB; for a fresh process."""
+    x = clustered(args.patches, args.features).to(args.device)
+    model = mixture(x, args, steps=0)
+    model.step(x[:64])
+    if args.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(args.device)
+        before = torch.cuda.memory_allocated(args.device)
         model.step(x)
-    done.set()
-    sampler.join()
-    return (max(highest, resident()) - before) / 1e6
+        return (torch.cuda.max_memory_allocated(args.device) - before) / 1e6
+    return peak(lambda: [model.step(x) for _ in range(3)])
 
 
-def memory_of_fresh_process() -> float | None:
+def memory_of_fresh_process(args: argparse.Namespace) -> float | None:
     """Peak memory of a step in MB, or None where the system does not tell."""
-    if not STATM.exists():
+    if args.device.type == "cpu" and not STATM.exists():
         return None
     command = [sys.executable, __file__, *sys.argv[1:], "--memory-only"]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def table(result: dict[str, object]) -> str:
+def shown(value: object) -> str:
+    """A value as the tables show it."""
+    if not isinstance(value, float):
+        return str(value)
+    if value == 0 or abs(value) >= 1:
+        return f"{value:.2f}"
+    return f"{value:.3f}" if abs(value) >= 0.01 else f"{value:.1e}"
+
+
+def table(result: Mapping[str, object]) -> str:
     """The result, one quantity a line."""
     width = max(map(len, result))
+    return "\n".join(f"{name:<{width}}  {shown(value):>16}" for name, value in result.items())
+
+
+def grid(rows: list[list[str]]) -> str:
+    """Rows of cells in columns, the first flush left, the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
-    for name, value in result.items():
-        shown = f"{value:.2f}" if isinstance(value, float) else str(value)
-        lines.append(f"{name:<{width}}  {shown:>12}")
+    for first, *rest in rows:
+        cells = [f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join([f"{first:<{widths[0]}}", *cells]))
     return "\n".join(lines)
+
+
+def device(name: str) -> torch.device:
+    """The device of that name, which must be there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError("cuda was asked for, PyTorch finds no CUDA device")
+    return torch.device(name)
+
+
+def environment(args: argparse.Namespace) -> dict[str, object]:
+    """What the figures were measured on."""
+    name = {"gpu": torch.cuda.get_device_name()} if args.device.type == "cuda" else {}
+    return {"device": args.device.type, "threads": args.threads, "torch": torch.__version__} | name
+
+
+def options(description: str) -> argparse.ArgumentParser:
+    """A parser with the options that all benchmarks of the mixture have."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--features", type=int, default=384, help="D, features of an embedding")
+    parser.add_argument("--components", type=int, default=500, help="K, the truncation")
+    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path, help="file to write the result to")
+    return parser
 
 
 def parsed() -> argparse.Namespace:
     """Options of the command line."""
-    parser = argparse.ArgumentParser(description="Time and memory of one EM step.")
+    parser = options("Time and memory of one EM step.")
     parser.add_argument("--patches", type=int, default=12288, help="N, patches of the batch")
-    parser.add_argument("--features", type=int, default=384, help="D, features of an embedding")
-    parser.add_argument("--components", type=int, default=500, help="K, the truncation")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--covariance", choices=COVARIANCES, default="diagonal")
     parser.add_argument(
-        "--covariance", choices=["diagonal", "full", "spherical"], default="diagonal"
+        "--surviving", type=int, help="M, also time a step with but M components left"
     )
-    parser.add_argument("--json", type=Path, help="file to write the result to")
     parser.add_argument("--memory-only", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.surviving is not None and not 2 <= args.surviving <= args.components:
+        parser.error(f"surviving must be from 2 to {args.components}, got {args.surviving}")
+    return args
 
 
 def main() -> None:
@@ -164,12 +325,14 @@ def main() -> None:
     if args.memory_only:
         print(peak_memory(args))
         return
-    names = ("patches", "features", "components", "covariance", "threads", "repeats")
+    names = ("patches", "features", "components", "covariance", "surviving", "repeats")
     result: dict[str, object] = {name: getattr(args, name) for name in names}
+    if args.surviving is None:
+        del result["surviving"]
     result |= timings(args)
-    result["peak_memory_mb"] = memory_of_fresh_process()
+    result["peak_memory_mb"] = memory_of_fresh_process(args)
     result["input_mb"] = args.patches * args.features * 4 / 1e6
-    result["torch"] = torch.__version__
+    result |= environment(args)
     print(table(result))
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
