@@ -37,6 +37,7 @@ _EXPORTS = {
     "mixture": ("DPMM",),
     "report": ("write_report",),
     "reporting": ("ReportWriter",),
+    "warm_start": ("WarmStart",),
     "transforms": _TRANSFORMS,
     "dictionary": tuple(
         f"{name}{suffix}" for name in (*_TRANSFORMS, "LoadVolume") for suffix in ("d", "D", "Dict")

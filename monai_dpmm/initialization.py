@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -36,8 +37,9 @@ def far_patches(
 ) -> Tensor:
     """Indices of `count` patches, each drawn by its squared distance to all those before it.
 
-    Arthur and Vassilvitskii, k-means++: the advantages of careful seeding, SODA 2007. All draws
-    are made at once on the CPU, and no other step waits for the device.
+    Greedy k-means++ (Arthur and Vassilvitskii, SODA 2007, Sec. 5): of 2 + log(count) candidates
+    drawn for each place, the one that leaves the smallest sum of squared distances is taken. All
+    draws are made at once on the CPU, and no other step waits for the device.
 
     Args:
         x: patches (N, D).
@@ -45,19 +47,27 @@ def far_patches(
         generator: of the draws.
         distance: squared, of each patch to what is there already, (N,), if there is anything.
     """
-    draws = torch.rand(count, generator=generator, dtype=torch.float64).to(x.device)
+    candidates = 2 + int(math.log(max(count, 1)))
+    draws = torch.rand(count, candidates, generator=generator, dtype=torch.float64).to(x.device)
     squares = x.square().sum(1)
     chosen = torch.empty(count, dtype=torch.int64, device=x.device)
     for i in range(count):
         weights = torch.ones_like(squares) if distance is None else distance
         cumulated = weights.cumsum(0, dtype=torch.float64)
-        place = torch.searchsorted(cumulated, draws[i : i + 1] * cumulated[-1:])
-        chosen[i : i + 1] = place.clamp_max_(len(x) - 1)
-        at = chosen[i : i + 1]
-        new = squares - 2 * (x @ x.index_select(0, at)[0]) + squares.index_select(0, at)
-        new = new.clamp_min_(0).index_fill_(0, at, 0)
-        distance = new if distance is None else torch.minimum(distance, new)
+        places = torch.searchsorted(cumulated, draws[i] * cumulated[-1:]).clamp_max_(len(x) - 1)
+        left = _squared_distances(x, squares, places)
+        left = left if distance is None else torch.minimum(left, distance)
+        best = left.sum(1).argmin(0, keepdim=True)
+        chosen[i : i + 1] = places.index_select(0, best)
+        distance = left.index_select(0, best)[0]
     return chosen
+
+
+def _squared_distances(x: Tensor, squares: Tensor, places: Tensor) -> Tensor:
+    """Of all patches to those at the places, exactly zero to themselves: (N, D), (L,) -> (L, N)."""
+    products = x.index_select(0, places) @ x.T
+    distances = squares - 2 * products + squares.index_select(0, places)[:, None]
+    return distances.clamp_min_(0).scatter_(1, places[:, None], 0)
 
 
 INITIALIZATIONS: dict[str, Callable[[Tensor, int, torch.Generator], Tensor]] = {

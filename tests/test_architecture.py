@@ -20,6 +20,7 @@ ORDER = [
     *("dinov2", "checkpoints", "backbones", "detector"),
     "estimator",
     *("loading", "transforms", "dictionary", "inferer", "data", "engines", "handlers", "metrics"),
+    "warm_start",
     *("lesions", "cohort"),
     *("display", "subjects", "environment", "panels", "figures", "curves", "page", "report"),
     *("reporting", "errors", "cli", "__main__"),

@@ -117,6 +117,18 @@ def test_resumed_training_is_the_uninterrupted_one(trained, cohort, tmp_path):
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+def test_training_goes_on_from_a_saved_model(trained, cohort, tmp_path):
+    model, other = trained / "models/model.pt", {**SMALL, "dataset_dir": cohort, "max_epochs": 1}
+    _run("training", ["train", "steady"], bundle_root=tmp_path, warm_start=model, **other)
+    before = torch.load(model, weights_only=True)
+    after = torch.load(tmp_path / "models/model.pt", weights_only=True)
+    batches = after["mixture.steps"] - before["mixture.steps"]
+    assert 0 < int(batches) <= 20
+    moved = after["mixture.offsets"] - before["mixture.offsets"]
+    assert 0 < float(moved.norm()) < float(before["mixture.offsets"].norm())
+    assert torch.equal(after["mixture.origin"], before["mixture.origin"])
+
+
 def _nifti(path, array):
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(np.asarray(array, np.float32), np.eye(4)), path)
@@ -155,6 +167,7 @@ def test_a_bad_scan_ends_training_in_one_line_and_writes_nothing(tmp_path, kind,
         ({"dataset_dir": "/nowhere"}, "/nowhere: must be a data set's folder"),
         ({"backbone_architecture": "resnet"}, "resnet"),
         ({"covariance": "round"}, "covariance must be one of diagonal, full, spherical"),
+        ({"warm_start": "/nowhere/model.pt"}, "/nowhere/model.pt: must exist to start from"),
     ],
 )
 def test_bad_settings_end_training_in_one_line(tmp_path, overrides, message):
@@ -198,7 +211,10 @@ def test_a_checkpoint_that_does_not_fit_ends_in_one_line(
 
 @pytest.mark.parametrize(
     ("overlay", "base"),
-    [("demo", "train"), ("evaluate", "train")],
+    [
+        (overlay, "train")
+        for overlay in ("demo", "evaluate", "full_covariance", "steady", "von_mises_fisher")
+    ],
 )
 def test_overlays_only_set_what_their_base_has(overlay, base):
     keys = ConfigParser.load_config_file(ROOT / f"configs/{overlay}.json").keys()

@@ -1,5 +1,6 @@
 """Starts of a mixture: k-means++ against its definition, weights, and what both are for."""
 
+import math
 from itertools import accumulate
 
 import pytest
@@ -20,15 +21,20 @@ def chosen(x, count, seed=0, kind="k-means++"):
 
 
 def by_definition(x, count, seed):
-    """Arthur and Vassilvitskii's seeding, one patch and one distance at a time."""
-    draws = torch.rand(count, generator=seeded(seed), dtype=torch.float64).tolist()
-    indices = []
-    for draw in draws:
-        squares = [
+    """Greedy k-means++, one patch and one distance at a time."""
+    candidates = 2 + int(math.log(count))
+    draws = torch.rand(count, candidates, generator=seeded(seed), dtype=torch.float64).tolist()
+
+    def squares(indices):
+        return [
             min((float((patch - x[i]).square().sum()) for i in indices), default=1.0) for patch in x
         ]
-        target = draw * sum(squares)
-        indices.append(next(i for i, total in enumerate(accumulate(squares)) if total >= target))
+
+    indices = []
+    for row in draws:
+        totals = list(accumulate(squares(indices)))
+        places = [next(i for i, t in enumerate(totals) if t >= draw * totals[-1]) for draw in row]
+        indices.append(min(places, key=lambda place: sum(squares([*indices, place]))))
     return indices
 
 
