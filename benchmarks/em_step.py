@@ -296,7 +296,6 @@ def options(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--features", type=int, default=384, help="D, features of an embedding")
     parser.add_argument("--components", type=int, default=500, help="K, the truncation")
-    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, help="file to write the result to")
     return parser
@@ -305,6 +304,7 @@ def options(description: str) -> argparse.ArgumentParser:
 def parsed() -> argparse.Namespace:
     """Options of the command line."""
     parser = options("Time and memory of one EM step.")
+    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda")
     parser.add_argument("--patches", type=int, default=12288, help="N, patches of the batch")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--covariance", choices=COVARIANCES, default="diagonal")
