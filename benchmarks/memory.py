@@ -3,11 +3,16 @@
     python benchmarks/memory.py
     python benchmarks/memory.py --patches 12288 49152 --images 24 96 --json memory.json
 
-Each figure is of a fresh process: its highest private memory during the call, sampled every
+Each figure is of a fresh process: its highest private memory during a call, sampled every
 millisecond, less that just before it, in MB of 10^6 bytes. Before it the mixture is there, a small
 call of the same kind has loaded the libraries, and freed memory has been given back to the system
 (where its C library can). Private is what /proc/self/statm calls resident less shared: all that the
 process has allocated, but no page of a mapped file, which the system can drop at any time.
+
+Calls on patches are made three times, and the highest figure counts, since what the C library keeps
+of freed memory depends on what came before. So they are measured twice over: needed is with freed
+blocks of 64 KiB and more given back at once (glibc's MALLOC_MMAP_THRESHOLD_), kept with the
+library's own settings.
 
 Patches come from a float32 file that is mapped into memory, so the input does not count:
 
@@ -33,8 +38,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from em_step import STATM, clustered, grid, options, peak
@@ -45,6 +51,9 @@ from monai_dpmm.mixture import DPMM
 
 BATCH = 12_288  # patches that are written, and whose moments are added, at once
 SLICES = 12  # of a scan, and of a batch
+CALLS = 3
+NO_FILE = Path()
+NEEDED, KEPT = {"MALLOC_MMAP_THRESHOLD_": "65536"}, {}
 CASES = ("step", "added", "log_prob", "score")
 
 
@@ -91,7 +100,7 @@ def memory_of_call(case: str, patches: int, args: argparse.Namespace) -> float:
     model.step(x[:BATCH].clone())
     run = call(case, model)
     run(x[:64])
-    return peak(lambda: run(x), private)
+    return max(peak(lambda: run(x), private) for _ in range(CALLS))
 
 
 def scans(images: int, args: argparse.Namespace) -> list[dict[str, Tensor]]:
@@ -127,37 +136,42 @@ def figure(args: argparse.Namespace) -> float:
     return memory_of_call(args.case, args.size, args)
 
 
-def of_fresh_process(case: str, size: int, file: Path) -> float:
-    """The figure of one case at one size."""
+def of_fresh_process(
+    case: str, size: int, file: Path = NO_FILE, heap: Mapping[str, str] = KEPT
+) -> float:
+    """The figure of one case at one size, with settings of the C library's heap."""
     command = [sys.executable, __file__, *sys.argv[1:]]
     command += ["--case", case, "--size", str(size), "--file", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = os.environ | heap
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         raise RuntimeError(f"{case} at {size} failed: {done.stderr.strip()}")
     return float(done.stdout.splitlines()[-1])
 
 
-def measured(args: argparse.Namespace) -> dict[str, object]:
+def measured(args: argparse.Namespace) -> dict[str, Any]:
     """All figures: of calls by their patches, of epochs by their images, MB."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "patches.f32"
         write_patches(file, max(args.patches), args.features)
-        calls = {
-            case: {str(n): of_fresh_process(case, n, file) for n in args.patches} for case in CASES
-        }
+        needed, kept = (
+            {
+                case: {str(n): of_fresh_process(case, n, file, heap) for n in args.patches}
+                for case in CASES
+            }
+            for heap in (NEEDED, KEPT)
+        )
     image = args.grid**2 * args.features * 4 / 1e6
     epochs = {
-        str(n): {"data_mb": n * image, "rest_mb": of_fresh_process("epoch", n, Path())}
-        for n in args.images
+        str(n): {"data_mb": n * image, "rest_mb": of_fresh_process("epoch", n)} for n in args.images
     }
-    return {"calls_mb": calls, "epochs": epochs}
+    return {"needed_mb": needed, "kept_mb": kept, "epochs": epochs}
 
 
-def call_table(result: dict[str, object]) -> str:
+def call_table(name: str, calls: dict[str, dict[str, float]]) -> str:
     """Memory of the calls, a row each, and what it grows by from the least to the most patches."""
-    calls: dict[str, dict[str, float]] = result["calls_mb"]
     sizes = list(next(iter(calls.values())))
-    rows = [["patches", *(f"{int(n):,}" for n in sizes), "bytes a patch"]]
+    rows = [[f"{name}, patches", *(f"{int(n):,}" for n in sizes), "bytes a patch"]]
     for case, found in calls.items():
         least, most = min(sizes, key=int), max(sizes, key=int)
         growth = 1e6 * (found[most] - found[least]) / max(int(most) - int(least), 1)
@@ -165,9 +179,8 @@ def call_table(result: dict[str, object]) -> str:
     return grid(rows)
 
 
-def epoch_table(result: dict[str, object]) -> str:
+def epoch_table(epochs: dict[str, dict[str, float]]) -> str:
     """Memory of the epochs, a row for data and rest each."""
-    epochs: dict[str, dict[str, float]] = result["epochs"]
     rows = [["images", *(f"{int(n):,}" for n in epochs)]]
     for name in ("data", "rest"):
         cells = [f"{found[f'{name}_mb']:.1f}" for found in epochs.values()]
@@ -198,12 +211,14 @@ def main() -> None:
         print(figure(args))
         return
     names = ("patches", "images", "grid", "features", "components", "threads")
-    result: dict[str, object] = {name: getattr(args, name) for name in names}
-    result |= measured(args) | {"torch": torch.__version__}
+    found = measured(args)
     print("memory in MB, input left out")
-    print(call_table(result), end="\n\n")
+    for name in ("needed", "kept"):
+        print(call_table(name, found[f"{name}_mb"]), end="\n\n")
     print("memory in MB during an epoch")
-    print(epoch_table(result))
+    print(epoch_table(found["epochs"]))
+    result = {name: getattr(args, name) for name in names} | found
+    result["torch"] = torch.__version__
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
 
