@@ -25,6 +25,10 @@ _EXPORTS = {
         *("data_root", "datalist", "existing_file"),
     ),
     "detector": ("AnomalyDetector", "embed_patches"),
+    "distributed": (
+        *("close_process_group", "is_main_process", "local_device"),
+        *("open_process_group", "own_items"),
+    ),
     "engines": ("EMTrainer", "LikelihoodEvaluator"),
     "errors": ("one_line_errors",),
     "estimator": ("DirichletProcessMixture",),

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from monai.data import load_decathlon_datalist
+from monai.utils import convert_to_tensor
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from monai_dpmm.distributed import exchanged, own_items, own_part, rank, world_size
 from monai_dpmm.loading import InputError
 
 __all__ = [
@@ -168,13 +171,15 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
     """Slices of all scans as one data set: item i is {"image": embeddings (h, w, D)}.
 
     Training draws its batches over the slices of all scans (paper: 12 images a batch), while
-    MONAI's datasets cache one item a scan. Every scan's embeddings are taken from the source once,
+    MONAI's datasets have one item a scan. Every scan's embeddings are taken from the source once,
     here, and kept: the backbone runs at most once for each scan, and never in an epoch. Slices that
-    are background only (see `embed_patches`) are left out.
+    are background only (see `embed_patches`) are left out. Of several processes each takes its
+    share of the scans from the source and gets the others' embeddings, so that all of them hold
+    the slices that one process would hold.
 
     Args:
-        source: data set of dictionaries with the embeddings (S, h, w, D) of a scan at `key`, a
-            MONAI CacheDataset or PersistentDataset.
+        source: data set of dictionaries with the embeddings (S, h, w, D) of a scan at `key`, any of
+            MONAI's. A CacheDataset has computed all its items before, in each process.
         key: key of the embeddings.
 
     Raises:
@@ -184,8 +189,8 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
     def __init__(self, source: Sequence[Mapping[str, Any]], key: str = "image") -> None:
         self.source = source
         self.key = key
-        scans = [torch.as_tensor(source[i][key]) for i in range(len(source))]
-        self.slices = [patches for scan in scans for patches in scan if patches.any()]
+        own = [_embeddings(source[i][key]) for i in own_items(range(len(source)))]
+        self.slices = [patches for scan in exchanged(own) for patches in scan if patches.any()]
         dims = {int(patches.shape[-1]) for patches in self.slices}
         if len(dims) != 1:
             raise ValueError(f"source must hold slices of one embedding size, got {sorted(dims)}")
@@ -201,11 +206,12 @@ class SliceDataLoader(DataLoader[dict[str, Tensor]]):
     """Batches of patches {key: (N, D)} from the slices of all scans, see `SliceDataset`.
 
     The order of a shuffled epoch follows from `seed` and the epoch's number alone, which MONAI's
-    engines set, so that a resumed training sees the batches that it would have seen.
+    engines set, so that a resumed training sees the batches that it would have seen. Of several
+    processes each gets its part of every batch, which may be empty in the last one.
 
     Args:
         dataset: data set of scans, see `SliceDataset`.
-        batch_size: slices in a batch.
+        batch_size: slices in a batch, of all processes together.
         shuffle: draw the slices of all scans in random order.
         seed: of the order.
         **kwargs: further arguments of `torch.utils.data.DataLoader`.
@@ -222,7 +228,8 @@ class SliceDataLoader(DataLoader[dict[str, Tensor]]):
     ) -> None:
         slices = SliceDataset(dataset)
         sampler = DistributedSampler(slices, num_replicas=1, rank=0, seed=seed) if shuffle else None
-        super().__init__(slices, batch_size, sampler=sampler, collate_fn=collate_patches, **kwargs)
+        collate = partial(_collate_part, rank=rank(), processes=world_size())
+        super().__init__(slices, batch_size, sampler=sampler, collate_fn=collate, **kwargs)
 
 
 def collate_patches(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -232,3 +239,17 @@ def collate_patches(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """
     patches = {key: torch.cat([item[key].flatten(0, -2) for item in items]) for key in items[0]}
     return {key: value[value.any(dim=1)] for key, value in patches.items()}
+
+
+def _collate_part(
+    items: Sequence[Mapping[str, Tensor]], rank: int, processes: int
+) -> dict[str, Tensor]:
+    """Patches of a process's part of a batch; none, of the right shape, where that is empty."""
+    own = own_part(items, rank, processes)
+    if own:
+        return collate_patches(own)
+    return {key: value[:0] for key, value in collate_patches(items[:1]).items()}
+
+
+def _embeddings(value: Any) -> Tensor:
+    return convert_to_tensor(value, track_meta=False)

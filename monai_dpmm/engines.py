@@ -12,6 +12,8 @@ from monai.engines import Evaluator, Trainer
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys as Keys
 
+from monai_dpmm.distributed import all_reduced, broadcast_buffers, gathered
+
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.data import DataLoader
@@ -27,10 +29,13 @@ class EMTrainer(Trainer):
 
     `state.output` of an iteration holds the patches ("image"), None ("label") and the batch's mean
     negative log-likelihood before the update, in nats ("loss"). At the end of an epoch, before any
-    other handler, `state.metrics` gets "train_log_likelihood" (mean over the epoch's batches, in
-    nats), "concentration" (α) and "components" (how many survive).
+    other handler, vanished components are pruned, and `state.metrics` gets "train_log_likelihood"
+    (mean over the epoch's patches, in nats), "concentration" (α) and "components" (how many
+    survive).
 
     The mixture is started from the first batch unless a checkpoint or an earlier run has fitted it.
+    Several processes, each with its part of every batch, start and fit the mixture of the whole
+    batches: patches are gathered for the start, moments are summed in every step.
 
     Args:
         device: where the mixture is fitted.
@@ -58,19 +63,22 @@ class EMTrainer(Trainer):
             **kwargs,
         )
         self.mixture = mixture.to(self.state.device)
-        batches = Average(lambda output: -output[Keys.LOSS], device=self.state.device)
-        MetricsLambda(float, batches).attach(self, "train_log_likelihood")
-        self.add_event_handler(Events.EPOCH_COMPLETED, _record_mixture)
+        self.add_event_handler(Events.EPOCH_STARTED, _start_epoch)
+        self.add_event_handler(Events.EPOCH_COMPLETED, _finish_epoch)
         if train_handlers is not None:
             self._register_handlers(train_handlers)
 
     def _iteration(self, engine: EMTrainer, batchdata: dict[str, Tensor]) -> dict[str, Any]:
         patches = _patches(batchdata, engine)
         if not self.mixture.fitted:
-            self.mixture.initialize(patches)
+            self.mixture.initialize(gathered(patches))
         engine.state.output = {Keys.IMAGE: patches, Keys.LABEL: None}
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
-        engine.state.output[Keys.LOSS] = -self.mixture.step(patches)
+        moments = all_reduced(self.mixture.e_step(patches))
+        self.mixture.m_step(moments)
+        engine.state.totals += torch.stack([moments.log_likelihood, moments.count])
+        loss = -moments.log_likelihood / moments.count
+        engine.state.output[Keys.LOSS] = loss.to(self.mixture.offsets.dtype)
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
@@ -137,7 +145,16 @@ def _patches(batchdata: dict[str, Tensor], engine: Any) -> Tensor:
     return patches.flatten(0, -2)
 
 
-def _record_mixture(engine: Engine) -> None:
+def _start_epoch(engine: Engine) -> None:
+    device = engine.mixture.concentration.device
+    engine.state.totals = torch.zeros(2, dtype=torch.float64, device=device)
+
+
+def _finish_epoch(engine: Engine) -> None:
     mixture = engine.mixture
+    broadcast_buffers(mixture)
+    mixture.prune()
+    log_likelihood, count = engine.state.totals.tolist()
+    engine.state.metrics["train_log_likelihood"] = log_likelihood / count
     engine.state.metrics["concentration"] = mixture.concentration.item()
-    engine.state.metrics["components"] = int(mixture.surviving.sum())
+    engine.state.metrics["components"] = int(mixture.num_surviving)

@@ -12,6 +12,8 @@ import torch
 from ignite.engine import Engine, Events
 from monai.utils import CommonKeys as Keys
 
+from monai_dpmm.distributed import gathered, is_main_process
+
 if TYPE_CHECKING:
     from monai.engines import Evaluator
     from torch import Tensor
@@ -47,7 +49,7 @@ class ThresholdCalibration:
 
     def __call__(self, engine: Engine) -> None:
         """Set the thresholds from all scores of the epoch, and log them."""
-        self.detector.calibrate(torch.cat(self._scores))
+        self.detector.calibrate(gathered(torch.cat(self._scores)))
         self._scores.clear()
         rates = self.detector.false_positive_rates.tolist()
         for rate, threshold in zip(rates, self.detector.thresholds.tolist(), strict=True):
@@ -82,8 +84,8 @@ class BestModelSaver:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Save where this epoch is the best."""
-        if engine.state.best_metric_epoch == engine.state.epoch:
+        """Save where this epoch is the best; of several processes the main one does."""
+        if engine.state.best_metric_epoch == engine.state.epoch and is_main_process():
             if self.settings is not None:
                 text = json.dumps(self.settings, indent=4)
                 _replace(self.path.with_suffix(".json"), lambda file: file.write_text(text))
@@ -120,7 +122,9 @@ class TrainingCheckpoint:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Save the state at the end of an epoch."""
+        """Save the state at the end of an epoch; of several processes the main one does."""
+        if not is_main_process():
+            return
         state = {
             "mixture": self.mixture.state_dict(),
             "trainer": dict(engine.state_dict()),
@@ -164,7 +168,9 @@ class History:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Add the epoch's record and write the file."""
+        """Add the epoch's record and write the file; of several processes the main one does."""
+        if not is_main_process():
+            return
         epoch = engine.state.epoch
         if epoch > 1 and not self.records and self.path.is_file():
             earlier = json.loads(self.path.read_text())

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from monai_dpmm.calibration import image_score
+from monai_dpmm.distributed import gathered, interleaved
 
 if TYPE_CHECKING:
     from monai_dpmm.detector import AnomalyDetector
@@ -113,11 +114,13 @@ class AnomalyMetrics(Metric):
         Raises:
             ValueError: where there was no image.
         """
-        if not self.subjects:
+        subjects = interleaved(self.subjects)
+        if not subjects:
             raise ValueError("metrics need at least one image with a label, got none")
-        scores, labels = torch.cat(self._scores), torch.cat(self._labels)
+        scores = gathered(torch.cat([torch.zeros(0), *self._scores]))
+        labels = gathered(torch.cat([torch.zeros(0, dtype=torch.bool), *self._labels]))
         pooled = {f"pixel_{name}": value for name, value in pixel_metrics(scores, labels).items()}
-        image_scores = torch.tensor([subject["score"] for subject in self.subjects])
-        image_labels = torch.tensor([subject["anomalous"] for subject in self.subjects])
+        image_scores = torch.tensor([subject["score"] for subject in subjects])
+        image_labels = torch.tensor([subject["anomalous"] for subject in subjects])
         image_auroc = pixel_metrics(image_scores, image_labels)["auroc"]
         return pooled | self._dices(scores, labels) | {"image_auroc": image_auroc}

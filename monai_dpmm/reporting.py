@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ignite.engine import Engine, Events
 from monai.transforms import Orientation
 
+from monai_dpmm.distributed import interleaved, is_main_process
 from monai_dpmm.loading import LoadVolume
 from monai_dpmm.report import metrics_table, write_report
 
@@ -27,7 +28,8 @@ class ReportWriter:
     The engine's postprocessing must have put the image-level score at "score" and saved
     "pred_anomaly", "pred_mask" and "pred_component" by SaveImaged with savepath_in_metadict=True;
     the report reads those files one at a time, so that memory does not grow with their number. The
-    table of metrics is printed.
+    table of metrics is printed. Of several processes, each with its own images (`own_items`), the
+    main one writes the report of all.
 
     Args:
         folder: of the report, see `monai_dpmm.report.write_report`.
@@ -79,8 +81,13 @@ class ReportWriter:
         details = [] if self.metrics is None else self.metrics.subjects
         for subject, detail in zip(self.subjects, details, strict=False):
             subject["metrics"] = {k: v for k, v in detail.items() if k not in ("name", "score")}
+        subjects = interleaved(self.subjects)
+        if is_main_process():
+            self._write(engine, subjects)
+
+    def _write(self, engine: Engine, subjects: list[dict[str, Any]]) -> None:
         numbers = {k: v for k, v in engine.state.metrics.items() if isinstance(v, float)}
-        shown = [{**subject, "image": _viewable(subject["image"])} for subject in self.subjects]
+        shown = [{**subject, "image": _viewable(subject["image"])} for subject in subjects]
         path = write_report(
             self.folder,
             subjects=shown,
@@ -88,7 +95,7 @@ class ReportWriter:
             metrics=numbers or None,
             settings={"false_positive_rate": self.false_positive_rate},
         )
-        print(metrics_table(numbers, self.subjects))
+        print(metrics_table(numbers, subjects))
         print(f"Report: {path}")
 
     def _history(self) -> dict[str, list[Any]] | None:
@@ -96,7 +103,7 @@ class ReportWriter:
         if self.history is None or not self.history.is_file():
             return None
         records = json.loads(self.history.read_text())
-        names = {name for record in records for name in record}
+        names = sorted({name for record in records for name in record})
         return {name: [record.get(name) for record in records] for name in names}
 
 

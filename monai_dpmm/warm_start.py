@@ -10,6 +10,7 @@ from monai.utils import CommonKeys as Keys
 
 from monai_dpmm.adaptation import revive
 from monai_dpmm.detector import AnomalyDetector
+from monai_dpmm.distributed import gathered
 
 __all__ = ["WarmStart"]
 
@@ -54,5 +55,5 @@ class WarmStart:
         if engine.state.iteration == 1:
             mixture = self.detector.mixture
             patches = engine.state.batch[Keys.IMAGE].flatten(0, -2).to(mixture.offsets.device)
-            revived = revive(mixture, patches)
+            revived = revive(mixture, gathered(patches))
             engine.logger.info(f"Revived {revived} vanished components at new patches")

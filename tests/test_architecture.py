@@ -16,7 +16,16 @@ PACKAGE = ROOT / "monai_dpmm"
 # Each module may import the modules above it, as the README's architecture section draws them.
 ORDER = [
     *("geometry", "intensity", "calibration", "covariance", "von_mises_fisher"),
-    *("em", "initialization", "precision", "scores", "mixture", "adaptation", "merging"),
+    *(
+        "em",
+        "initialization",
+        "precision",
+        "scores",
+        "mixture",
+        "adaptation",
+        "merging",
+        "distributed",
+    ),
     *("dinov2", "checkpoints", "backbones", "detector"),
     "estimator",
     *("loading", "transforms", "dictionary", "inferer", "data", "engines", "handlers", "metrics"),
