@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,9 @@ class EMTrainer(Trainer):
     The mixture is started from the first batch unless a checkpoint or an earlier run has fitted it.
     Several processes, each with its part of every batch, start and fit the mixture of the whole
     batches: patches are gathered for the start, moments are summed in every step.
+
+    Patches that are not finite end the training with a ValueError at the end of their epoch, before
+    any handler saves what they have made of the mixture.
 
     Args:
         device: where the mixture is fitted.
@@ -155,6 +159,11 @@ def _finish_epoch(engine: Engine) -> None:
     broadcast_buffers(mixture)
     mixture.prune()
     log_likelihood, count = engine.state.totals.tolist()
+    if not math.isfinite(log_likelihood):
+        raise ValueError(
+            f"patches must be finite, the log-likelihood of epoch {engine.state.epoch} is"
+            f" {log_likelihood}"
+        )
     engine.state.metrics["train_log_likelihood"] = log_likelihood / count
     engine.state.metrics["concentration"] = mixture.concentration.item()
     engine.state.metrics["components"] = int(mixture.num_surviving)

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from ignite.engine import Events
 from monai.data import Dataset
 from monai.handlers import ValidationHandler
 from torch import nn
@@ -147,3 +148,16 @@ def test_resuming_without_a_checkpoint_is_an_error(tmp_path):
     trainer, _, _ = _workflow(tmp_path, 1, resume=True)
     with pytest.raises(FileNotFoundError, match=r"checkpoint.pt: must exist to resume from"):
         trainer.run()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_patches_that_are_not_finite_end_training_before_anything_is_saved(value):
+    good = torch.nn.functional.normalize(torch.randn(50, D), dim=1)
+    bad = good.clone()
+    bad[3, 1] = value
+    mixture, ended = DPMM(D, K), []
+    trainer = EMTrainer("cpu", 2, [{"image": good}, {"image": bad}], mixture)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda _: ended.append(1))
+    with pytest.raises(ValueError, match="patches must be finite, the log-likelihood of epoch 1"):
+        trainer.run()
+    assert not ended
