@@ -149,18 +149,20 @@ def of_fresh_process(
     return float(done.stdout.splitlines()[-1])
 
 
+def of_calls(file: Path, heap: Mapping[str, str], args: argparse.Namespace) -> dict[str, Any]:
+    """Figures of the calls by case and patches, MB."""
+    sizes = args.patches
+    return {
+        case: {str(n): of_fresh_process(case, n, file, heap) for n in sizes} for case in args.cases
+    }
+
+
 def measured(args: argparse.Namespace) -> dict[str, Any]:
     """All figures: of calls by their patches, of epochs by their images, MB."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "patches.f32"
         write_patches(file, max(args.patches), args.features)
-        needed, kept = (
-            {
-                case: {str(n): of_fresh_process(case, n, file, heap) for n in args.patches}
-                for case in CASES
-            }
-            for heap in (NEEDED, KEPT)
-        )
+        needed, kept = (of_calls(file, heap, args) for heap in (NEEDED, KEPT))
     image = args.grid**2 * args.features * 4 / 1e6
     epochs = {
         str(n): {"data_mb": n * image, "rest_mb": of_fresh_process("epoch", n)} for n in args.images
@@ -194,6 +196,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--patches", type=int, nargs="+", default=[12_288, 49_152, 196_608])
     parser.add_argument("--images", type=int, nargs="+", default=[48, 192])
     parser.add_argument("--grid", type=int, default=32, help="patches along a side of an image")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
     parser.add_argument("--case", choices=[*CASES, "epoch"], help=argparse.SUPPRESS)
     parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)

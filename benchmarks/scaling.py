@@ -139,8 +139,9 @@ def label_lines(axes: Axes) -> None:
     """Name the lines in their own colours, in the corner that growing times leave free."""
     notes = (("one EM step", STEP, 0.98), ("its four\nmatrix products", PRODUCTS, 0.89))
     for text, colour, height in notes:
-        paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-        axes.text(0.04, height, text, color=colour, transform=axes.transAxes, va="top", bbox=paper)
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        place = {"transform": axes.transAxes, "va": "top", "linespacing": 1.0}
+        axes.text(0.04, height, text, color=colour, bbox=paper, **place)
 
 
 def conditions(result: dict[str, Any]) -> str:
