@@ -54,6 +54,7 @@ _COVARIANCES = {
     "von_mises_fisher": (VonMisesFisher, 1e-6),
 }
 _CHUNK = 1024  # patches: log-densities (1024, 500) stay in a core's cache
+_DEVICE_CHUNK = 16384  # patches elsewhere, where launches cost more than memory does
 _FLOAT64 = ("concentration", "log_weights", "average_weight")  # whatever the module is cast to
 
 
@@ -236,7 +237,7 @@ class DPMM(nn.Module):
         self._check_fitted()
         density = self.covariance.density(self.offsets, self.active)
         log_weights = self.log_weights[self.active].to(x.dtype)
-        parts = (self._chunk_moments(part, density, log_weights) for part in x.split(_CHUNK))
+        parts = (self._chunk_moments(part, density, log_weights) for part in _chunks(x))
         return reduce(accumulated, parts).scattered(self.active, self.components)
 
     def _chunk_moments(self, x: Tensor, density: Density, log_weights: Tensor) -> Moments:
@@ -296,7 +297,8 @@ class DPMM(nn.Module):
         """Log-density of each patch under every component, nats: (N, D) -> (N, K)."""
         x = self._checked(x)
         self._check_fitted()
-        return torch.cat([*map(self._log_density(None), _chunks(x))])
+        log_density = self._log_density(None)
+        return log_density(x) if _is_traced() else torch.cat([*map(log_density, _chunks(x))])
 
     @exact
     def responsibilities(self, x: Tensor) -> Tensor:
@@ -313,8 +315,13 @@ class DPMM(nn.Module):
         x = self._checked(x)
         keep = self._survivors()
         log_weights = self.log_weights[keep].to(x.dtype)
-        log_joints = map(self._log_density(keep), _chunks(x))
-        return torch.cat([(part + log_weights).logsumexp(1) for part in log_joints])
+        log_density = self._log_density(keep)
+        if _is_traced():
+            return (log_density(x) + log_weights).logsumexp(1)
+        result = x.new_empty(len(x))
+        for part, out in zip(_chunks(x), _chunks(result), strict=True):
+            torch.logsumexp(log_density(part).add_(log_weights), 1, out=out)
+        return result
 
     @exact
     def score(self, x: Tensor, kind: ScoreKind = "cosine") -> Tensor:
@@ -345,8 +352,15 @@ class DPMM(nn.Module):
         """Smallest distance to a surviving component, and which of them: (N,), (N,)."""
         x = self._checked(x)
         distances = DISTANCES[kind](self._components(self._survivors()))
-        parts = [distances(part).min(dim=1) for part in _chunks(x)]
-        return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
+        if _is_traced():
+            return distances(x).min(dim=1)
+        nearest, which = (
+            x.new_empty(len(x)),
+            torch.empty(len(x), dtype=torch.int64, device=x.device),
+        )
+        for part, *out in zip(*map(_chunks, (x, nearest, which)), strict=True):
+            torch.min(distances(part), dim=1, out=out)
+        return nearest, which
 
     def _components(self, keep: Tensor) -> Components:
         log_norm = self.covariance.density(self.offsets, keep).log_norm
@@ -403,8 +417,8 @@ def _is_traced() -> bool:
 
 
 def _chunks(x: Tensor) -> tuple[Tensor, ...]:
-    """Patches a chunk at a time; all at once while tracing, which would fix their number."""
-    return (x,) if _is_traced() else x.split(_CHUNK)
+    """Patches a chunk at a time, so that memory does not grow with their number."""
+    return x.split(_CHUNK if x.device.type == "cpu" else _DEVICE_CHUNK)
 
 
 def _check_state(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
