@@ -41,6 +41,7 @@ _EXPORTS = {
     "mixture": ("DPMM",),
     "report": ("write_report",),
     "reporting": ("ReportWriter",),
+    "streaming": ("ScoreHistogram",),
     "warm_start": ("WarmStart",),
     "transforms": _TRANSFORMS,
     "dictionary": tuple(

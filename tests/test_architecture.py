@@ -25,6 +25,7 @@ ORDER = [
         "adaptation",
         "merging",
         "distributed",
+        "streaming",
     ),
     *("dinov2", "checkpoints", "backbones", "detector"),
     "estimator",

@@ -1,0 +1,225 @@
+"""Pixel metrics of any number of pixels in constant memory: a histogram of scores by class.
+
+A bin holds the scores whose float32 numbers agree in their leading bits, read as integers in the
+order of the scores. So bins need no range: they are as fine, relative to the score, at 1e-30 as at
+1e30, and only those that hold a score are kept. Every score has a bin of its own until there are
+more than `max_bins`; then as few trailing bits are ignored as it takes. How many these are follows
+from the scores alone: in whatever order pixels come, and in however many histograms they are
+counted, the sum is the same, bit for bit.
+
+What binning can cost is known, too: counts and distinct scores of a bin bound the part of each
+curve that lies within it. AUROC and AUPR are the middle between the bounds, and come with half the
+distance as their error.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["MAX_BINS", "BestDice", "Estimate", "ScoreHistogram"]
+
+MAX_BINS = 2**18
+_CHUNK = 2**18
+_PENDING = 2**19
+_MAGNITUDE = 0x7FFFFFFF
+
+
+class Estimate(NamedTuple):
+    """A value in [0, 1], and how far from it the exact one can be at most."""
+
+    value: float
+    error: float
+
+
+class BestDice(NamedTuple):
+    """Highest Dice of all masks `score > threshold`, in [0, 1], and the threshold that gives it."""
+
+    value: float
+    threshold: float
+
+
+class ScoreHistogram:
+    """Healthy and anomalous pixels counted by score: adds up over images and processes.
+
+    Up to `max_bins` different scores, every metric is exact. Beyond, with 2^18 bins (8 MB), AUROC
+    and AUPR differ from the exact ones by less than 1e-4 for normal, heavy-tailed, tied and narrow
+    scores (cosine distances from 0.10 to 0.12) with 1 % and 0.1 % of anomalous pixels; `error` is
+    what holds for any. It grows where most bins are spent on scores that do not matter, as on half
+    of the pixels spread evenly over thirty decades.
+
+    Scores are compared as float32. Pixels are counted on their own device and kept on the CPU.
+
+    Args:
+        max_bins: the number of bins that is never exceeded; None for a bin per score, whose memory
+            grows with the pixels.
+    """
+
+    def __init__(self, max_bins: int | None = MAX_BINS) -> None:
+        if max_bins is not None and max_bins < 2:
+            raise ValueError(f"max_bins must be at least 2, got {max_bins}")
+        self.max_bins = max_bins
+        self._ignored_bits = 0
+        self._bins = torch.zeros(0, 4, dtype=torch.int64)
+        self._pending: list[Tensor] = []
+
+    def update(self, scores: Tensor, labels: Tensor) -> None:
+        """Count pixels, anomalous where the label is true: (any shape), the same shape.
+
+        Raises:
+            ValueError: where the shapes differ, or a score is NaN or infinite.
+        """
+        if scores.shape != labels.shape:
+            raise ValueError(
+                f"labels must have the scores' shape {tuple(scores.shape)},"
+                f" got {tuple(labels.shape)}"
+            )
+        scores = scores.float()
+        if not bool(scores.isfinite().all()):
+            raise ValueError(
+                f"scores must be finite, got {int(scores.isnan().sum())} NaN and"
+                f" {int(scores.isinf().sum())} infinite ones of {scores.numel()}"
+            )
+        size = _CHUNK if self.max_bins is not None else max(1, scores.numel())
+        chunks = zip(scores.flatten().split(size), labels.flatten().split(size), strict=True)
+        for some, of_them in chunks:
+            counted = _counted(some, of_them.bool(), self._ignored_bits)
+            self._add(counted.to(self._bins.device))
+
+    def merge(self, other: ScoreHistogram) -> None:
+        """Add the pixels of another histogram.
+
+        Raises:
+            ValueError: where `max_bins` differs.
+        """
+        if self.max_bins != other.max_bins:
+            raise ValueError(
+                f"max_bins of merged histograms must agree, got {self.max_bins} and"
+                f" {other.max_bins}"
+            )
+        bins = other.bins
+        self._ignored_bits = max(self._ignored_bits, other._ignored_bits)
+        self._add(bins)
+
+    @property
+    def bins(self) -> Tensor:
+        """Bins in ascending order, whose columns are integers: (B, 4).
+
+        The lowest and the highest score, as float32 numbers in integers of the same order, and the
+        numbers of healthy and of anomalous pixels.
+        """
+        if self._pending:
+            self._bins = _grouped(torch.cat([self._bins, *self._pending]), self._ignored_bits)
+            self._pending = []
+        while self.max_bins is not None and len(self._bins) > self.max_bins:
+            self._ignored_bits += 1
+            self._bins = _grouped(self._bins, self._ignored_bits)
+        return self._bins
+
+    def auroc(self) -> Estimate:
+        """Area under the ROC curve; NaN unless there are both healthy and anomalous pixels."""
+        healthy, anomalous, mixed = self._columns()
+        above = _from_the_top(anomalous) - anomalous
+        pairs = healthy.sum() * anomalous.sum()  # 0 / 0 is NaN
+        within = healthy * anomalous / 2
+        value = (healthy * above + within).sum() / pairs
+        return Estimate(float(value), float(within[mixed].sum() / pairs))
+
+    def aupr(self) -> Estimate:
+        """Average precision; NaN unless there are both healthy and anomalous pixels.
+
+        At an anomalous pixel of a bin the precision is highest if no healthy one of the bin ranks
+        above, and lowest if all do and it is the first anomalous one.
+        """
+        healthy, anomalous, mixed = self._columns()
+        total = anomalous.sum()
+        if not total or not healthy.sum():
+            return Estimate(float("nan"), float("nan"))
+        hits, alarms = _from_the_top(anomalous), _from_the_top(healthy + anomalous)
+        highest = hits / (alarms - healthy).clamp(min=1)
+        lowest = (hits - anomalous + 1) / (alarms - anomalous + 1)
+        precision = torch.where(mixed, (highest + lowest) / 2, hits / alarms)
+        error = (anomalous * (highest - lowest))[mixed].sum() / 2
+        return Estimate(float((anomalous * precision).sum() / total), float(error / total))
+
+    def best_dice(self) -> BestDice:
+        """Highest Dice over all thresholds between bins; NaN where no pixel is anomalous."""
+        healthy, anomalous, _ = self._columns()
+        if not anomalous.sum():
+            return BestDice(float("nan"), float("nan"))
+        hits, alarms = _from_the_top(anomalous), _from_the_top(healthy + anomalous)
+        dice = 2 * hits / (alarms + anomalous.sum())
+        best = int(dice.argmax())
+        lowest = _scores(self.bins[best, 0])
+        return BestDice(float(dice[best]), float(lowest.nextafter(-lowest.new_tensor(torch.inf))))
+
+    def sensitivity(self, false_positive_rate: float) -> float:
+        """Highest share of anomalous pixels found at a false-positive rate of at most this.
+
+        Over all thresholds between bins; NaN unless there are both healthy and anomalous pixels.
+
+        Raises:
+            ValueError: for a rate outside [0, 1].
+        """
+        if not 0 <= false_positive_rate <= 1:
+            raise ValueError(f"false_positive_rate must lie in [0, 1], got {false_positive_rate}")
+        healthy, anomalous, _ = self._columns()
+        if not healthy.sum() or not anomalous.sum():
+            return float("nan")
+        allowed = false_positive_rate * healthy.sum() + 1e-9  # 0.29 * 100 is 28.999...
+        found = _from_the_top(anomalous)[_from_the_top(healthy) <= allowed]
+        return float(found[0] / anomalous.sum()) if len(found) else 0.0
+
+    def _columns(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Healthy and anomalous pixels, and whether a bin has several scores: (B,) each."""
+        low, high, healthy, anomalous = self.bins.unbind(1)
+        return healthy.double(), anomalous.double(), low != high
+
+    def _add(self, bins: Tensor) -> None:
+        """Keep bins, and bring them together when there are many: sorting a few times is enough."""
+        self._pending.append(bins)
+        if sum(map(len, self._pending)) > max(len(self._bins), _PENDING):
+            _ = self.bins
+
+
+def _counted(scores: Tensor, labels: Tensor, ignored_bits: int) -> Tensor:
+    """Bins of pixels: (n,), (n,) bool -> (B, 4). The label is sorted along as the last bit."""
+    keys = (_keys(scores) << 1 | labels).sort().values
+    anomalous, keys = keys & 1, keys >> 1
+    sizes, ends = _runs(keys >> ignored_bits)
+    found = anomalous.cumsum(0)[ends].diff(prepend=keys.new_zeros(1))
+    return torch.stack([keys[ends - sizes + 1], keys[ends], sizes - found, found], dim=1)
+
+
+def _grouped(bins: Tensor, ignored_bits: int) -> Tensor:
+    """One bin for all that differ in ignored bits only: (n, 4) in any order -> (B, 4)."""
+    bins = bins[bins[:, 0].argsort()]
+    sizes, ends = _runs(bins[:, 0] >> ignored_bits)
+    low, high = bins[ends - sizes + 1, 0], bins[:, 1].cummax(0).values[ends]
+    counts = bins[:, 2:].cumsum(0)[ends].diff(dim=0, prepend=bins.new_zeros(1, 2))
+    return torch.cat([torch.stack([low, high], dim=1), counts], dim=1)
+
+
+def _runs(ordered: Tensor) -> tuple[Tensor, Tensor]:
+    """Lengths of the runs of equal numbers, and the place of the last of each: (n,) -> (B,) x 2."""
+    sizes = ordered.unique_consecutive(return_counts=True)[1]
+    return sizes, sizes.cumsum(0) - 1
+
+
+def _from_the_top(counts: Tensor) -> Tensor:
+    """Sum of each entry and all after it: (B,) -> (B,)."""
+    return counts.flip(0).cumsum(0).flip(0)
+
+
+def _keys(scores: Tensor) -> Tensor:
+    """Integers in the order of scores: (n,) -> (n,) int64, of 32 bits."""
+    bits = (scores.float() + 0.0).view(torch.int32)  # -0.0 + 0.0 is 0.0: one zero, one key
+    return (bits ^ ((bits >> 31) & _MAGNITUDE)).long()
+
+
+def _scores(keys: Tensor) -> Tensor:
+    """The scores of keys: int64 -> float32."""
+    bits = keys.int()
+    return (bits ^ ((bits >> 31) & _MAGNITUDE)).view(torch.float32)
