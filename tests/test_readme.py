@@ -1,19 +1,46 @@
-"""The README's example runs as it stands."""
+"""The examples of the README and of the documentation run as they stand."""
 
 import re
 from pathlib import Path
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
 
 
-def test_the_python_example_runs():
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def examples(page):
+    return re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL)
+
+
+def run(example):
     names: dict = {}
     exec(example, names)
+    return names
+
+
+def test_the_readmes_example_marks_anomalies():
+    (example,) = examples("README.md")
+    names = run(example)
     assert names["anomaly"].shape == (1, 1, 40, 48, 12)
     assert 0 < names["mask"].float().mean() < 0.5
 
 
-def test_the_configs_of_the_readme_exist():
-    for path in set(re.findall(r"configs/\w+\.json", README)):
-        assert (Path(__file__).parents[1] / path).is_file(), path
+def test_the_examples_of_the_mixture_say_what_they_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sites, estimator = examples("mixture.md")
+    names = run(sites)
+    pooled = names["DPMM"](64, components=20, schedule="none")
+    pooled.initialize(names["sites"][0])
+    for _ in range(10):
+        pooled.step(names["patches"])
+    assert names["torch"].allclose(pooled.means, names["shared"].means, atol=1e-3)
+    distance = run(estimator)["distance"]
+    assert distance[:5].max() < 0.1
+    assert distance[5:].min() > 0.6
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_and_configs_that_a_page_names_exist(page):
+    for path in set(re.findall(r"(?:configs|benchmarks|docs)/\w+\.\w+", PAGES[page])):
+        assert (ROOT / path).is_file(), path
