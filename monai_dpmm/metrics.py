@@ -12,6 +12,7 @@ from torchmetrics.functional.classification import binary_auroc, binary_average_
 
 from monai_dpmm.calibration import image_score
 from monai_dpmm.distributed import gathered, interleaved
+from monai_dpmm.streaming import MAX_BINS, ScoreHistogram, order_keys
 
 if TYPE_CHECKING:
     from monai_dpmm.detector import AnomalyDetector
@@ -34,8 +35,7 @@ def pixel_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
         return {"auroc": float("nan"), "aupr": float("nan")}
     target = labels.long()
     # torchmetrics squashes scores outside [0, 1] by a sigmoid, which would tie large ones
-    low, high = scores.aminmax()
-    unit = (scores.double() - low) / (high - low).clamp(min=1e-30)
+    unit = (order_keys(scores) + 2**31).double() / 2**32
     return {
         "auroc": float(binary_auroc(unit, target, validate_args=False)),
         "aupr": float(binary_average_precision(unit, target, validate_args=False)),
@@ -45,38 +45,52 @@ def pixel_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
 class AnomalyMetrics(Metric):
     """Metrics of an evaluation, over the pixels of all images together and over images.
 
-    The result, also in `engine.state.metrics`, is a dictionary: "pixel_auroc" and "pixel_aupr"
-    (paper, Table 1), "dice_at_fpr_0.05" and so on for each calibrated rate (Table 2), over all
-    pixels pooled, and "image_auroc" of the image-level scores (NaN unless healthy and anomalous
-    images are there). `subjects` holds one dictionary an image.
+    The result, also in `engine.state.metrics`, is a dictionary, over all pixels pooled:
+    "pixel_auroc" and "pixel_aupr" (paper, Table 1), "pixel_binning_error", how far from the exact
+    ones these two can be at most, "pixel_best_dice" and the "pixel_best_dice_threshold" that gives
+    it, and "dice_at_fpr_0.05" and so on for each calibrated rate (Table 2), always exact; and
+    "image_auroc" of the image-level scores (NaN unless healthy and anomalous images are there).
+    `subjects` holds one dictionary an image.
+
+    Pixels are counted in a histogram (`ScoreHistogram`): the memory is that of the largest image
+    and some 150 MB, however many images come, and processes exchange bins instead of pixels. An
+    image of at most 2^18 different scores, 512 x 512 pixels, has exact curves either way.
 
     Args:
         detector: whose calibrated thresholds make the masks.
+        exact: keep all pixels for exact curves, a binning error of 0, at about 5 bytes a pixel
+            during the evaluation and 100 at its end; of several processes each holds all pixels.
         pred_key: key of the anomaly map (1, ...) in the engine's decollated output.
         label_key: key of the mask of lesions (1, ...), anomalous where above 0.
     """
 
-    _state_dict_all_req_keys = ("_scores", "_labels", "subjects")
-
     def __init__(
-        self, detector: AnomalyDetector, *, pred_key: str = "pred", label_key: str = "label"
+        self,
+        detector: AnomalyDetector,
+        *,
+        exact: bool = False,
+        pred_key: str = "pred",
+        label_key: str = "label",
     ) -> None:
         self.detector = detector
+        self.exact = exact
         self.pred_key = pred_key
         self.label_key = label_key
         super().__init__()
 
     def reset(self) -> None:
         """Forget all images."""
+        self._pool = ScoreHistogram()
         self._scores: list[Tensor] = []
         self._labels: list[Tensor] = []
+        self._overlaps: list[Tensor] = []
         self.subjects: list[dict[str, Any]] = []
 
     def update(self, output: Sequence[Mapping[str, Any]]) -> None:
         """Add the images of a decollated batch.
 
         Raises:
-            ValueError: where a label's shape is not its anomaly map's.
+            ValueError: where a label's shape is not its anomaly map's, or a score is not finite.
         """
         for item in output:
             pred, label = item[self.pred_key], item[self.label_key]
@@ -86,27 +100,46 @@ class AnomalyMetrics(Metric):
                     f"{name}: the label must have the image's shape {tuple(pred.shape[1:])},"
                     f" got {tuple(label.shape[1:])}"
                 )
-            self._add(name, torch.as_tensor(pred).cpu(), torch.as_tensor(label).cpu() > 0)
+            self._add(name, _plain(pred), _plain(label) > 0)
 
     def _add(self, name: str, pred: Tensor, label: Tensor) -> None:
         scores, labels = pred.flatten(), label.flatten()
+        histogram = self._histogram(name, scores, labels)
+        overlaps = self._thresholded(scores, labels)
         subject = {
             "name": name,
             "score": float(image_score(scores)),
             "anomalous": bool(label.any()),
+            "auroc": histogram.auroc().value,
+            "aupr": histogram.aupr().value,
+            "best_dice": histogram.best_dice().value,
         }
-        subject |= pixel_metrics(scores, labels) | self._dices(scores, labels)
-        self.subjects.append(subject)
-        self._scores.append(scores)
-        self._labels.append(labels)
+        self.subjects.append(subject | self._dices(overlaps))
+        self._overlaps.append(overlaps)
+        if self.exact:
+            self._scores.append(scores)
+            self._labels.append(labels)
+        else:
+            self._pool.merge(histogram)
 
-    def _dices(self, scores: Tensor, labels: Tensor) -> dict[str, float]:
-        thresholds = self.detector.thresholds.tolist()
+    def _histogram(self, name: str, scores: Tensor, labels: Tensor) -> ScoreHistogram:
+        histogram = ScoreHistogram(None if self.exact else MAX_BINS)
+        try:
+            histogram.update(scores, labels)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        return histogram
+
+    def _thresholded(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """Twice the overlap of mask and label, and the sum of both, at each threshold: (R, 2)."""
+        masks = [scores > threshold for threshold in self.detector.thresholds.tolist()]
+        counts = [[2 * (mask & labels).sum(), mask.sum() + labels.sum()] for mask in masks]
+        return torch.tensor(counts, dtype=torch.int64).view(-1, 2)
+
+    def _dices(self, overlaps: Tensor) -> dict[str, float]:
         rates = self.detector.false_positive_rates.tolist()
-        return {
-            f"dice_at_fpr_{rate:.3g}": dice_score(scores > threshold, labels)
-            for rate, threshold in zip(rates, thresholds, strict=True)
-        }
+        dices = (overlaps[:, 0].double() / overlaps[:, 1]).tolist()  # 0 / 0 is NaN
+        return {f"dice_at_fpr_{rate:.3g}": dice for rate, dice in zip(rates, dices, strict=True)}
 
     def compute(self) -> dict[str, float]:
         """Metrics over all images so far.
@@ -117,10 +150,34 @@ class AnomalyMetrics(Metric):
         subjects = interleaved(self.subjects)
         if not subjects:
             raise ValueError("metrics need at least one image with a label, got none")
-        scores = gathered(torch.cat([torch.zeros(0), *self._scores]))
-        labels = gathered(torch.cat([torch.zeros(0, dtype=torch.bool), *self._labels]))
-        pooled = {f"pixel_{name}": value for name, value in pixel_metrics(scores, labels).items()}
+        pool = self._all_pixels()
+        auroc, aupr, dice = pool.auroc(), pool.aupr(), pool.best_dice()
         image_scores = torch.tensor([subject["score"] for subject in subjects])
         image_labels = torch.tensor([subject["anomalous"] for subject in subjects])
-        image_auroc = pixel_metrics(image_scores, image_labels)["auroc"]
-        return pooled | self._dices(scores, labels) | {"image_auroc": image_auroc}
+        return {
+            "pixel_auroc": auroc.value,
+            "pixel_aupr": aupr.value,
+            "pixel_binning_error": max(auroc.error, aupr.error),
+            "pixel_best_dice": dice.value,
+            "pixel_best_dice_threshold": dice.threshold,
+            **self._dices(sum(interleaved(self._overlaps))),
+            "image_auroc": pixel_metrics(image_scores, image_labels)["auroc"],
+        }
+
+    def _all_pixels(self) -> ScoreHistogram:
+        """The pixels of all images of all processes."""
+        if not self.exact:
+            pool = ScoreHistogram()
+            for histogram in interleaved([self._pool]):
+                pool.merge(histogram)
+            return pool
+        pool = ScoreHistogram(None)
+        scores = gathered(torch.cat([torch.zeros(0), *self._scores]))
+        labels = gathered(torch.cat([torch.zeros(0, dtype=torch.bool), *self._labels]))
+        pool.update(scores, labels)
+        return pool
+
+
+def _plain(x: Any) -> Tensor:
+    """A tensor on the CPU without MONAI's metadata, which would travel along with the counts."""
+    return torch.as_tensor(x).cpu().as_subclass(Tensor)

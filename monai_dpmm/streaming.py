@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["MAX_BINS", "BestDice", "Estimate", "ScoreHistogram"]
+__all__ = ["MAX_BINS", "BestDice", "Estimate", "ScoreHistogram", "order_keys"]
 
 MAX_BINS = 2**18
 _CHUNK = 2**18
@@ -184,9 +184,15 @@ class ScoreHistogram:
             _ = self.bins
 
 
+def order_keys(scores: Tensor) -> Tensor:
+    """Integers of 32 bits in the order of float32 scores, ties kept: (n,) -> (n,) int64."""
+    bits = (scores.float() + 0.0).view(torch.int32)  # -0.0 + 0.0 is 0.0: one zero, one key
+    return (bits ^ ((bits >> 31) & _MAGNITUDE)).long()
+
+
 def _counted(scores: Tensor, labels: Tensor, ignored_bits: int) -> Tensor:
     """Bins of pixels: (n,), (n,) bool -> (B, 4). The label is sorted along as the last bit."""
-    keys = (_keys(scores) << 1 | labels).sort().values
+    keys = (order_keys(scores) << 1 | labels).sort().values
     anomalous, keys = keys & 1, keys >> 1
     sizes, ends = _runs(keys >> ignored_bits)
     found = anomalous.cumsum(0)[ends].diff(prepend=keys.new_zeros(1))
@@ -211,12 +217,6 @@ def _runs(ordered: Tensor) -> tuple[Tensor, Tensor]:
 def _from_the_top(counts: Tensor) -> Tensor:
     """Sum of each entry and all after it: (B,) -> (B,)."""
     return counts.flip(0).cumsum(0).flip(0)
-
-
-def _keys(scores: Tensor) -> Tensor:
-    """Integers in the order of scores: (n,) -> (n,) int64, of 32 bits."""
-    bits = (scores.float() + 0.0).view(torch.int32)  # -0.0 + 0.0 is 0.0: one zero, one key
-    return (bits ^ ((bits >> 31) & _MAGNITUDE)).long()
 
 
 def _scores(keys: Tensor) -> Tensor:
