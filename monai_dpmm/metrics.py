@@ -52,14 +52,14 @@ class AnomalyMetrics(Metric):
     "image_auroc" of the image-level scores (NaN unless healthy and anomalous images are there).
     `subjects` holds one dictionary an image.
 
-    Pixels are counted in a histogram (`ScoreHistogram`): the memory is that of the largest image
-    and some 150 MB, however many images come, and processes exchange bins instead of pixels. An
-    image of at most 2^18 different scores, 512 x 512 pixels, has exact curves either way.
+    Pixels are counted in a histogram (`ScoreHistogram`): however many images come, the memory is
+    some 150 MB and 30 bytes a pixel of the largest image, and processes exchange bins instead of
+    pixels. An image of at most 2^18 different scores (512 x 512) has exact curves either way.
 
     Args:
         detector: whose calibrated thresholds make the masks.
-        exact: keep all pixels for exact curves, a binning error of 0, at about 5 bytes a pixel
-            during the evaluation and 100 at its end; of several processes each holds all pixels.
+        exact: keep all pixels for exact curves, a binning error of 0, at 5 bytes a pixel during the
+            evaluation and some 170 at its end; of several processes each holds all pixels then.
         pred_key: key of the anomaly map (1, ...) in the engine's decollated output.
         label_key: key of the mask of lesions (1, ...), anomalous where above 0.
     """
