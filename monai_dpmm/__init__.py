@@ -34,6 +34,7 @@ _EXPORTS = {
     "estimator": ("DirichletProcessMixture",),
     "handlers": ("BestModelSaver", "History", "ThresholdCalibration", "TrainingCheckpoint"),
     "inferer": ("AnomalyInferer",),
+    "memory_bank": ("MemoryBank",),
     "loading": ("InputError", "LoadVolume"),
     "metrics": ("AnomalyMetrics", "dice_score", "pixel_metrics"),
     "em": ("Moments",),

@@ -26,6 +26,8 @@ ORDER = [
         "merging",
         "distributed",
         "streaming",
+        "coreset",
+        "memory_bank",
     ),
     *("dinov2", "checkpoints", "backbones", "detector"),
     "estimator",
