@@ -7,8 +7,10 @@ a pip package and need no download.
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from pickle import PickleError
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ from monai_dpmm.checkpoints import (
 from monai_dpmm.geometry import IMAGENET_MEAN, IMAGENET_STD
 
 ARCHITECTURES: tuple[str, ...] = (*TRANSFORMERS, EMBEDDED)
+_PREFIX = "backbone."
 
 __all__ = ["ARCHITECTURES", "Backbone", "create_backbone", "load_backbone"]
 
@@ -140,7 +143,8 @@ def load_backbone(weights: str | Path) -> Backbone:
 
     Args:
         weights: a name in `ARCHITECTURES`, a repository on the Hugging Face hub ("owner/name"), a
-            folder of that format, or an official DINOv2 file (dinov2_vits14_pretrain.pth). The
+            folder of that format, an official DINOv2 file (dinov2_vits14_pretrain.pth), or a
+            trained model (models/model.pt beside its model.json), whose backbone is taken. The
             hub's cache is looked at first. Pickled code is never run.
 
     Raises:
@@ -155,6 +159,8 @@ def load_backbone(weights: str | Path) -> Backbone:
         return Backbone(load_folder(hub_folder(TRANSFORMERS[name].repository)))
     if path.is_dir():
         return Backbone(load_folder(path))
+    if path.exists() and path.with_suffix(".json").is_file():
+        return _of_model(path)
     if path.exists():
         return Backbone(load_file(path))
     is_file = path.suffix in (".pth", ".pt", ".bin", ".safetensors") or not isinstance(weights, str)
@@ -188,6 +194,31 @@ def create_backbone(architecture: str) -> Backbone:
     for weight in network.state_dict().values():
         weight.fill_(torch.nan if weight.is_floating_point() else 0)
     return Backbone(network)
+
+
+def _of_model(path: Path) -> Backbone:
+    """The backbone in a trained model's state dict, of the architecture that its JSON names."""
+    settings = path.with_suffix(".json")
+    try:
+        backbone = create_backbone(json.loads(settings.read_text())["backbone_architecture"])
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        own = {key[len(_PREFIX) :]: state[key] for key in state if key.startswith(_PREFIX)}
+        backbone.load_state_dict(own)
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        PickleError,
+    ) as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise ValueError(
+            f"{path} must be a trained model whose {settings.name} names its backbone_architecture:"
+            f" {type(error).__name__}: {reason}"
+        ) from error
+    return backbone
 
 
 def _embedded(*, pretrained: bool) -> nn.Module:

@@ -686,3 +686,42 @@ def test_any_network_can_be_wrapped():
     backbone = Backbone(network)
     images = torch.randn(1, 3, 8, 12)
     assert torch.equal(backbone(images), network(images))
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A trained model's files: a state dict that holds more than the backbone, and its settings."""
+    backbone = load_backbone("efficientnet_lite0")
+    state = nn.ModuleDict({"backbone": backbone}).state_dict() | {"thresholds": torch.ones(3)}
+    torch.save(state, tmp_path / "model.pt")
+    (tmp_path / "model.json").write_text('{"backbone_architecture": "efficientnet_lite0"}')
+    return tmp_path / "model.pt"
+
+
+def test_the_backbone_of_a_trained_model_is_its_own(trained):
+    images = torch.randn(1, 3, 64, 64)
+    expected = load_backbone("efficientnet_lite0")(images)
+    assert torch.equal(load_backbone(trained)(images), expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ("{}", "KeyError: 'backbone_architecture'"),
+        ("[]", "TypeError"),
+        ("no JSON", "JSONDecodeError"),
+        ('{"backbone_architecture": "resnet"}', "ValueError: architecture must be one of"),
+        ('{"backbone_architecture": "dinov2_vits14"}', "RuntimeError: Error.* in loading"),
+    ],
+)
+def test_a_trained_model_without_its_architecture_is_refused(trained, settings, reason):
+    trained.with_suffix(".json").write_text(settings)
+    message = f"model.pt must be a trained model whose model.json names .*{reason}"
+    with pytest.raises(ValueError, match=message):
+        load_backbone(trained)
+
+
+def test_a_trained_model_that_runs_code_is_refused(trained):
+    trained.write_bytes(pickled({"backbone.network.scale": Evil()}))
+    with pytest.raises(ValueError, match=r"model.pt must be a trained model .*UnpicklingError"):
+        load_backbone(trained)
