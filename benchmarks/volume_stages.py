@@ -1,0 +1,176 @@
+"""Time and memory of inference on one volume, stage by stage, through the bundle's own config.
+
+    python benchmarks/volume_stages.py
+    python benchmarks/volume_stages.py --backbone efficientnet_lite0 --image-size 320 --threads 2
+
+The volume has the grid of BraTS (240 x 240 x 155, 1 mm) and holds the MNI152 template that nilearn
+ships, with noise. The mixture has 500 components of which 140 survive, as the paper's do; the
+weights of a DINOv2 are random, which does not change the time. Every stage of inference.json is run
+once, one after the other: share of the total time, and the highest resident memory of the process
+by the end of the stage, in MB of 10^6 bytes, libraries included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from nilearn.datasets import load_mni152_template
+from nilearn.image import resample_img
+
+from monai_dpmm import create_backbone, load_backbone
+from monai_dpmm.backbones import EMBEDDED
+from monai_dpmm.cli import configs_dir
+from monai_dpmm.detector import AnomalyDetector
+
+COMPONENTS, SURVIVING = 500, 140
+
+
+class Clock:
+    """Seconds and peak memory of named stages; a stage within another is taken out of it."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.peak: dict[str, int] = {}
+        self._inner = [0.0]
+
+    def __call__(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, whose calls are counted under the name."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self._inner.append(0.0)
+            start = time.perf_counter()
+            result = function(*args, **kwargs)
+            elapsed = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + elapsed - self._inner.pop()
+            self._inner[-1] += elapsed
+            self.peak[name] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            return result
+
+        return timed
+
+
+def write_volume(path: Path, shape: tuple[int, ...]) -> None:
+    """The MNI152 template on a grid of 1 mm, skull-stripped, with noise, int16."""
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0])
+    affine[:3, 3] = [shape[0] / 2, shape[1] / 2 - 20, -shape[2] / 2 + 10]
+    template = resample_img(load_mni152_template(resolution=1), affine, shape)
+    values = np.asarray(template.dataobj, dtype=np.float32)
+    noise = np.random.default_rng(0).normal(0, 0.02 * values.max(), values.shape)
+    scaled = np.where(values > 0, 1000 / values.max() * (values + noise), 0).clip(0)
+    nib.save(nib.Nifti1Image(scaled.astype(np.int16), affine), path)
+
+
+def weights_of(architecture: str) -> dict[str, torch.Tensor]:
+    """A state dict for the backbone: its own, or random."""
+    if architecture == EMBEDDED:
+        return load_backbone(architecture).state_dict()
+    torch.manual_seed(0)
+    state = create_backbone(architecture).state_dict()
+    return {key: 0.02 * torch.randn_like(value) for key, value in state.items()}
+
+
+def prepare(detector: AnomalyDetector) -> None:
+    """Weights, a mixture with 140 of 500 components left, and thresholds."""
+    torch.manual_seed(0)
+    mixture = detector.mixture
+    patches = torch.nn.functional.normalize(torch.randn(4 * COMPONENTS, mixture.features), dim=1)
+    mixture.initialize(patches)
+    mixture.log_weights[:SURVIVING] = -float(np.log(SURVIVING))
+    mixture.log_weights[SURVIVING:] = -torch.inf
+    detector.calibrate(detector.patch_scores(patches))
+
+
+def measured(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Seconds and peak memory of every stage."""
+    scan = folder / "scan.nii.gz"
+    write_volume(scan, tuple(args.shape))
+    parser = ConfigParser()
+    parser.read_config(str(configs_dir() / "inference.json"))
+    values = {
+        "bundle_root": str(folder),
+        "dataset_dir": str(scan),
+        "backbone_architecture": args.backbone,
+        "image_size": args.image_size,
+        "components": COMPONENTS,
+        "embedding_batch_size": args.batch_size,
+    }
+    for key, value in values.items():
+        parser[key] = value
+    clock, network = Clock(), parser.get_parsed_content("network")
+    network.backbone.load_state_dict(weights_of(args.backbone))
+    prepare(network)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    item: Any = {"image": str(scan)}
+    for transform in parser.get_parsed_content("preprocessing").transforms:
+        item = clock(type(transform).__name__, transform)(item)
+    network.backbone.forward = clock("backbone", network.backbone.forward)
+    network.embed = clock("resizing and normalisation", network.embed)
+    network.patch_scores = clock("mixture", network.patch_scores)
+    network.patch_components = clock("mixture", network.patch_components)
+    inferer = parser.get_parsed_content("inferer")
+    with torch.no_grad():
+        infer = clock("upsampling and stacking", inferer)
+        item["pred"] = infer(item["image"][None], network)[0]
+    for transform in parser.get_parsed_content("postprocessing").transforms:
+        item = clock(type(transform).__name__, transform)(item)
+    return {
+        "shape": args.shape,
+        "backbone": args.backbone,
+        "image_size": args.image_size,
+        "threads": torch.get_num_threads(),
+        "seconds": clock.seconds,
+        "peak_bytes": clock.peak,
+        "libraries_bytes": before,
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the table."""
+    total = sum(result["seconds"].values())
+    shape = " x ".join(map(str, result["shape"]))
+    print(f"{shape}, {result['backbone']} at {result['image_size']} px, torch {torch.__version__},")
+    print(f"{result['threads']} threads; the libraries and the model {_mb(result, None)} MB")
+    print(f"{'stage':30} {'share of time':>14} {'peak MB':>9}")
+    for name, seconds in result["seconds"].items():
+        print(f"{name:30} {100 * seconds / total:13.1f}% {_mb(result, name):9}")
+    print(f"{'all':30} {total:12.1f} s {_mb(result, max_of=True):9}")
+
+
+def _mb(result: dict[str, Any], name: str | None = None, *, max_of: bool = False) -> int:
+    if max_of:
+        return round(max(result["peak_bytes"].values()) / 1e6)
+    return round((result["libraries_bytes"] if name is None else result["peak_bytes"][name]) / 1e6)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbone", default="dinov2_vits14")
+    parser.add_argument("--image-size", type=int, default=448)
+    parser.add_argument("--shape", type=int, nargs=3, default=[240, 240, 155])
+    parser.add_argument("--batch-size", type=int, default=8, help="slices at the backbone at once")
+    parser.add_argument("--threads", type=int, help="of torch")
+    parser.add_argument("--json", type=Path, help="file for all numbers")
+    args = parser.parse_args()
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        result = measured(args, Path(folder))
+    show(result)
+    if args.json is not None:
+        args.json.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
