@@ -34,6 +34,7 @@ _EXPORTS = {
     "estimator": ("DirichletProcessMixture",),
     "handlers": ("BestModelSaver", "History", "ThresholdCalibration", "TrainingCheckpoint"),
     "inferer": ("AnomalyInferer",),
+    "labels": tuple(f"IgnoreLabelledPatches{suffix}" for suffix in ("d", "D", "Dict")),
     "memory_bank": ("MemoryBank",),
     "loading": ("InputError", "LoadVolume"),
     "metrics": ("AnomalyMetrics", "dice_score", "pixel_metrics"),
