@@ -62,7 +62,8 @@ class AnomalyDetector(nn.Module):
         mixture: the model of normality, over the backbone's D features.
         image_size: pixels of a slice's shorter side as the backbone sees it.
         score: anomaly score of a patch, see `DPMM.score`.
-        ignore_background: patches without a voxel above 0 score 0; train with the same choice.
+        ignore_background: patches without a voxel above 0 get the lowest score (0 for distances);
+            train with the same choice.
         false_positive_rates: rates at which thresholds are kept, fractions of healthy patches.
 
     Attributes:
@@ -131,9 +132,14 @@ class AnomalyDetector(nn.Module):
         return embed_patches(self.backbone, images, ignore_background=self.ignore_background)
 
     def patch_scores(self, embeddings: Tensor) -> Tensor:
-        """Anomaly score of each patch: (..., D) -> (...); 0 for the zero vector (background)."""
+        """Anomaly score of each patch: (..., D) -> (...).
+
+        The zero vector (background) gets the score that none is below: 0, unless scores are
+        log-likelihoods.
+        """
         patches = embeddings.flatten(0, -2)
-        scores = self.mixture.score(patches, self.score) * patches.any(dim=-1)
+        lowest = self.mixture.lowest_score(self.score)
+        scores = self.mixture.score(patches, self.score).where(patches.any(dim=-1), lowest)
         return scores.view(embeddings.shape[:-1])
 
     def patch_components(self, embeddings: Tensor) -> Tensor:

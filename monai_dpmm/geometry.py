@@ -5,6 +5,8 @@ Letters: C channels, (X, Y, Z) voxels, S slices, (H, W) pixels of a slice, (h, w
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
 from typing import Any
 
 import torch
@@ -78,8 +80,7 @@ def image_shape(shape: tuple[int, int], size: int, multiple: int) -> tuple[int, 
             f" {shape[0]}x{shape[1]} pixels: resample to isotropic voxels first (Spacingd) or slice"
             " along another axis"
         )
-    scaled = multiple * max(round(long * size / (short * multiple)), size // multiple)
-    return (size, scaled) if shape[0] <= shape[1] else (scaled, size)
+    return _scaled_shape(shape[0], shape[1], size, multiple)
 
 
 def prepare_slices(slices: Tensor, size: int, multiple: int) -> Tensor:
@@ -95,13 +96,39 @@ def prepare_slices(slices: Tensor, size: int, multiple: int) -> Tensor:
         raise ValueError(
             f"slices must be (S, 1, H, W) or (S, 3, H, W), got shape {tuple(slices.shape)}"
         )
-    target = image_shape((int(slices.shape[2]), int(slices.shape[3])), size, multiple)
-    images = F.interpolate(
-        slices.float(), size=target, mode="bilinear", align_corners=False, antialias=True
-    )
+    images = _resized(slices.float(), size, multiple)
     mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)
     std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1)
     return (images - mean) / std
+
+
+def _resized(slices: Tensor, size: int, multiple: int) -> Tensor:
+    """Slices of `image_shape`: (S, C, H, W) -> (S, C, H', W')."""
+    if torch.jit.is_tracing():  # a trace would keep the sizes of its example
+        return _scripted_resize()(slices, size, multiple)
+    image_shape((slices.shape[2], slices.shape[3]), size, multiple)
+    return _resize(slices, size, multiple)
+
+
+def _resize(slices: Tensor, size: int, multiple: int) -> Tensor:
+    height, width = _scaled_shape(slices.shape[2], slices.shape[3], size, multiple)
+    return F.interpolate(
+        slices, size=[height, width], mode="bilinear", align_corners=False, antialias=True
+    )
+
+
+def _scaled_shape(height: int, width: int, size: int, multiple: int) -> tuple[int, int]:
+    short, long = min(height, width), max(height, width)
+    patches = int(round(long * size / (short * multiple)))  # noqa: RUF046 (a float in TorchScript)
+    scaled = multiple * max(patches, size // multiple)
+    return (size, scaled) if height <= width else (scaled, size)
+
+
+@cache
+def _scripted_resize() -> Any:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*torch.jit")
+        return torch.jit.script(_resize)
 
 
 def foreground_patches(images: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -110,7 +137,7 @@ def foreground_patches(images: Tensor, grid: tuple[int, int]) -> Tensor:
     What is exactly 0 after rescaling is the padding of a skull-stripped or masked scan, or air.
     """
     lit = images[:, :1] * IMAGENET_STD[0] + IMAGENET_MEAN[0]
-    cell = (images.shape[2] // grid[0], images.shape[3] // grid[1])
+    cell = [int(side) // int(n) for side, n in zip(images.shape[2:], grid, strict=True)]
     return F.max_pool2d(lit, cell).squeeze(1) > _DARK
 
 

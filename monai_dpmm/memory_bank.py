@@ -111,6 +111,11 @@ class MemoryBank(nn.Module):
         ]
         return torch.cat(parts).to(self._precision)
 
+    def lowest_score(self, kind: ScoreKind = "cosine") -> Tensor:
+        """Score that none is below: 0, a 0-d tensor."""
+        _metric(kind)
+        return torch.zeros((), dtype=self._precision, device=self.prototypes.device)
+
     @exact
     def assign(self, x: Tensor, kind: ScoreKind = "cosine") -> Tensor:
         """Index (0 to P - 1) of the prototype that gives each patch its score: (N, D) -> (N,)."""

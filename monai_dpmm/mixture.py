@@ -338,6 +338,17 @@ class DPMM(nn.Module):
             return -self.log_prob(x)
         return self._nearest(x, kind)[0]
 
+    def lowest_score(self, kind: ScoreKind = "cosine") -> Tensor:
+        """Score that none is below, 0 for distances: a 0-d tensor.
+
+        For log-likelihoods, the score of a patch at the mode of the sharpest component.
+        """
+        _check_choice("kind", kind, ScoreKind)
+        keep = self._survivors()
+        if kind in ("likelihood", "mixture"):
+            return -self._components(keep).log_norm.max()
+        return self.offsets.new_zeros(())
+
     @exact
     def assign(self, x: Tensor, kind: ScoreKind = "cosine") -> Tensor:
         """Index (0 to K - 1) of the component that gives each patch its score: (N, D) -> (N,).

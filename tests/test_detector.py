@@ -1,4 +1,5 @@
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from monai_dpmm.detector import AnomalyDetector, embed_patches
-from monai_dpmm.mixture import DPMM
+from monai_dpmm.mixture import DPMM, ScoreKind
 
 
 class Patches(nn.Module):
@@ -104,6 +105,25 @@ def test_background_scores_zero_and_has_no_component():
     assert detector.maps(slices)[:, 1].min() == 0
 
 
+@pytest.mark.parametrize("kind", get_args(ScoreKind))
+def test_background_is_never_more_anomalous_than_any_patch(kind):
+    detector = _detector(ignore_background=True, score=kind)
+    slices = _marked(_healthy(4), 14, 28)
+    slices[..., :28, :14] = 0
+    embeddings = detector.embed(slices)
+    scores, there = detector.patch_scores(embeddings), embeddings.any(dim=-1)
+    assert not there.all()
+    assert float(scores[~there].max()) <= float(scores[there].min())
+    lowest = detector.mixture.lowest_score(kind)
+    assert (scores[~there] == lowest).all()
+    modes = detector.mixture.means[detector.mixture.surviving]
+    best = detector.mixture.score(modes, kind).min()
+    if kind != "mixture":  # attained at a mode; of a sum over components only a bound
+        torch.testing.assert_close(best, lowest, rtol=1e-4, atol=1e-3)
+    else:
+        assert lowest <= best
+
+
 def test_a_saved_detector_is_the_detector():
     detector = _detector()
     other = AnomalyDetector(Patches(), DPMM(12, 20, seed=9), image_size=56)
@@ -123,11 +143,14 @@ def test_thresholds_hold_on_the_patches_they_were_calibrated_on():
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_traced_detector_gives_the_same_maps_for_other_batches():
-    detector = _detector().eval()
-    traced = torch.jit.trace(detector, _healthy(1))  # the slice's size is fixed in the trace
-    slices = _marked(_healthy(3), 14, 28)
-    assert torch.allclose(traced(slices), detector(slices), atol=1e-5)
+@pytest.mark.parametrize("ignore_background", [False, True])
+def test_a_traced_detector_gives_the_same_maps_for_other_slices(ignore_background):
+    detector = _detector(ignore_background=ignore_background).eval()
+    traced = torch.jit.trace(detector, _healthy(1))
+    for shape in ((70, 70), (60, 40), (30, 100), (140, 140)):
+        slices = torch.rand(3, 1, *shape)
+        slices[:, :, :20] = 0
+        torch.testing.assert_close(traced(slices), detector(slices), rtol=0, atol=1e-5)
 
 
 def test_errors_name_argument_rule_and_value():

@@ -121,6 +121,13 @@ def test_a_bank_of_the_means_scores_as_the_mixture_does(kind):
     assert torch.equal(bank.assign(x, kind), mixture.assign(x, kind))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_score_is_below_the_lowest(kind):
+    bank = bank_of(clustered(50, 8, 4)).half()
+    assert bank.lowest_score(kind).tolist() == 0
+    assert bank.lowest_score(kind).dtype == torch.float32
+
+
 def test_the_zero_vector_is_at_a_right_angle_to_all():
     bank, x = bank_of(clustered(50, 8, 4)), torch.zeros(3, 8)
     assert bank.score(x).tolist() == [1, 1, 1]
