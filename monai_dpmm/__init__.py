@@ -15,6 +15,7 @@ _TRANSFORMS = (
     *("EmbedPatches", "ExtractSlices", "ImageScore"),
     *("NormalizeSlices", "RescaleIntensity", "ThresholdAnomaly"),
 )
+_SUFFIXES = ("d", "D", "Dict")  # of MONAI's dictionary transforms
 _EXPORTS = {
     "adaptation": ("revive",),
     "backbones": ("create_backbone", "load_backbone"),
@@ -34,8 +35,9 @@ _EXPORTS = {
     "estimator": ("DirichletProcessMixture",),
     "handlers": ("BestModelSaver", "History", "ThresholdCalibration", "TrainingCheckpoint"),
     "inferer": ("AnomalyInferer",),
-    "labels": tuple(f"IgnoreLabelledPatches{suffix}" for suffix in ("d", "D", "Dict")),
+    "labels": tuple(f"IgnoreLabelledPatches{suffix}" for suffix in _SUFFIXES),
     "memory_bank": ("MemoryBank",),
+    "padim": ("PaDiM",),
     "loading": ("InputError", "LoadVolume"),
     "metrics": ("AnomalyMetrics", "dice_score", "pixel_metrics"),
     "em": ("Moments",),
@@ -43,11 +45,15 @@ _EXPORTS = {
     "mixture": ("DPMM",),
     "report": ("write_report",),
     "reporting": ("ReportWriter",),
+    "serving": (
+        *(f"{name}{suffix}" for name in ("ReadRequest", "AnswerRequest") for suffix in _SUFFIXES),
+        "rate_choices",
+    ),
     "streaming": ("ScoreHistogram",),
     "warm_start": ("WarmStart",),
     "transforms": _TRANSFORMS,
     "dictionary": tuple(
-        f"{name}{suffix}" for name in (*_TRANSFORMS, "LoadVolume") for suffix in ("d", "D", "Dict")
+        f"{name}{suffix}" for name in (*_TRANSFORMS, "LoadVolume") for suffix in _SUFFIXES
     ),
 }
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names}

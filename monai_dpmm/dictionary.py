@@ -118,9 +118,20 @@ class EmbedPatchesd(_Dictionary):
 
 
 class ThresholdAnomalyd(_Dictionary):
-    """Dictionary version of `ThresholdAnomaly`."""
+    """Dictionary version of `ThresholdAnomaly`.
+
+    A "false_positive_rate" among the data, the choice of a request, counts before the configured
+    one.
+    """
 
     array_transform = ThresholdAnomaly
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Data with the masks."""
+        result = dict(data)
+        for key, output in self.key_iterator(result, self.output_keys):
+            result[output] = self.transform(result[key], result.get("false_positive_rate"))
+        return result
 
 
 class ImageScored(_Dictionary):

@@ -37,6 +37,19 @@ class AnomalyInferer(SliceInferer):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         super().__init__(spatial_dim=axis, roi_size=(-1, -1), sw_batch_size=batch_size, overlap=0.0)
         self.component_map = component_map
+        self._network: Callable[..., Any] | None = None
+
+    def threshold(self, false_positive_rate: float) -> Tensor:
+        """Threshold of the detector that the latest call used, see `AnomalyDetector.threshold`.
+
+        A labelling server loads the network itself and hands it to the inferer only.
+
+        Raises:
+            RuntimeError: before the first call.
+        """
+        if self._network is None:
+            raise RuntimeError("the inferer must be called before its detector's threshold is read")
+        return self._network.threshold(false_positive_rate)  # type: ignore[attr-defined]
 
     @torch.no_grad()
     def __call__(
@@ -51,6 +64,7 @@ class AnomalyInferer(SliceInferer):
             *args: handed to the network.
             **kwargs: handed to the network.
         """
+        self._network = network
         call = network.maps if self.component_map else network  # type: ignore[attr-defined]
         if inputs.ndim == 4:
             parts = [call(part, *args, **kwargs) for part in inputs.split(self.sw_batch_size)]

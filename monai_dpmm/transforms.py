@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from monai_dpmm.calibration import TOP_FRACTION, image_score
 from monai_dpmm.detector import AnomalyDetector, embed_patches
 from monai_dpmm.geometry import extract_slices, prepare_slices, stack_slices
+from monai_dpmm.inferer import AnomalyInferer
 from monai_dpmm.intensity import rescale_intensity
 
 __all__ = [
@@ -162,16 +163,20 @@ class ThresholdAnomaly(Transform):
     """Mask of an anomaly map, uint8 0 or 1, the same shape: score above the calibrated threshold.
 
     Args:
-        detector: whose thresholds are read at each call, so a checkpoint may be loaded later.
+        detector: whose thresholds are read at each call, so a checkpoint may be loaded later; an
+            `AnomalyInferer` stands for the detector that it used last.
         false_positive_rate: one of the rates at which the detector was calibrated.
     """
 
-    def __init__(self, detector: AnomalyDetector, false_positive_rate: float = 0.05) -> None:
+    def __init__(
+        self, detector: AnomalyDetector | AnomalyInferer, false_positive_rate: float = 0.05
+    ) -> None:
         self.detector = detector
         self.false_positive_rate = false_positive_rate
 
-    def __call__(self, anomaly: Tensor) -> Tensor:
-        threshold = self.detector.threshold(self.false_positive_rate).to(anomaly.device)
+    def __call__(self, anomaly: Tensor, false_positive_rate: float | None = None) -> Tensor:
+        rate = self.false_positive_rate if false_positive_rate is None else false_positive_rate
+        threshold = self.detector.threshold(rate).to(anomaly.device)
         return _like((_plain(anomaly) > threshold).to(torch.uint8), anomaly)
 
 
