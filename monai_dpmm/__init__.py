@@ -38,6 +38,7 @@ _EXPORTS = {
     "labels": tuple(f"IgnoreLabelledPatches{suffix}" for suffix in _SUFFIXES),
     "memory_bank": ("MemoryBank",),
     "padim": ("PaDiM",),
+    "padim": ("PaDiM",),
     "loading": ("InputError", "LoadVolume"),
     "metrics": ("AnomalyMetrics", "dice_score", "pixel_metrics"),
     "em": ("Moments",),

@@ -29,6 +29,7 @@ ORDER = [
         "coreset",
         "memory_bank",
         "padim",
+        "padim",
     ),
     *("dinov2", "checkpoints", "backbones", "detector"),
     "estimator",
