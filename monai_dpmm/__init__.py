@@ -19,6 +19,7 @@ _SUFFIXES = ("d", "D", "Dict")  # of MONAI's dictionary transforms
 _EXPORTS = {
     "adaptation": ("revive",),
     "backbones": ("create_backbone", "load_backbone"),
+    "bundle_folder": ("write_bundle",),
     "calibration": ("image_score", "thresholds_at"),
     "cohort": ("make_demo_cohort",),
     "data": (
@@ -37,7 +38,6 @@ _EXPORTS = {
     "inferer": ("AnomalyInferer",),
     "labels": tuple(f"IgnoreLabelledPatches{suffix}" for suffix in _SUFFIXES),
     "memory_bank": ("MemoryBank",),
-    "padim": ("PaDiM",),
     "padim": ("PaDiM",),
     "loading": ("InputError", "LoadVolume"),
     "metrics": ("AnomalyMetrics", "dice_score", "pixel_metrics"),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from monai_dpmm import __version__
+from monai_dpmm.bundle_folder import configs_dir, write_bundle
 from monai_dpmm.errors import one_line_errors
 
 __all__ = ["configs_dir", "main", "run_workflow"]
@@ -18,13 +20,7 @@ Each command is one of the bundle's workflows and can be run by MONAI as well, f
   python -m monai.bundle run training --config_file configs/train.json --dataset_dir DIR
 Any value of the configs can be set with -s, for example -s max_epochs=10 -s image_size=224.
 """
-
-
-def configs_dir() -> Path:
-    """Folder of the bundle's configs: the checkout's, or the copy inside an installed package."""
-    package = Path(__file__).parent
-    installed = package / "bundle" / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
+_BUNDLE = "write a trained model as a bundle folder of its own, for MONAI Label"
 
 
 def run_workflow(names: Sequence[str], **overrides: Any) -> None:
@@ -51,12 +47,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments and run the command."""
     one_line_errors()
     args = _parser().parse_args(argv)
+    args.run(args)
+
+
+def _workflow(run: Callable[[list[str], dict[str, Any]], None], args: argparse.Namespace) -> None:
+    """Run a workflow with what the options set."""
     overrides = dict(args.set or [])
     overrides.setdefault("bundle_root", str(args.folder))
     if getattr(args, "dataset", None) is not None:
         overrides.setdefault("dataset_dir", str(args.dataset))
     overlay = [args.config] if args.config else []
-    args.run(overlay, overrides)
+    run(overlay, overrides)
+
+
+def _bundle(args: argparse.Namespace) -> None:
+    print(f"Bundle: {write_bundle(args.out, args.folder)}")
 
 
 def _train(overlay: list[str], overrides: dict[str, Any]) -> None:
@@ -95,11 +100,24 @@ def _parser() -> argparse.ArgumentParser:
     ]
     for name, run, dataset, help_ in table:
         command = commands.add_parser(name, help=help_, description=help_)
-        command.set_defaults(run=run)
+        command.set_defaults(run=partial(_workflow, run))
         if dataset is not None:
             command.add_argument("dataset", type=Path, help=dataset)
         _add_options(command, default="demo" if name == "demo" else ".")
+    _add_bundle(commands.add_parser("bundle", help=_BUNDLE, description=_BUNDLE))
     return parser
+
+
+def _add_bundle(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=_bundle)
+    command.add_argument(
+        "out",
+        type=Path,
+        nargs="?",
+        default=Path("brain_mri_anomaly_dpmm"),
+        help="new folder, whose name is the bundle's (default: %(default)s)",
+    )
+    command.add_argument("-f", "--folder", type=Path, default=Path(), help="where models/ lies")
 
 
 def _add_options(command: argparse.ArgumentParser, default: str) -> None:

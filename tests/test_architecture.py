@@ -29,7 +29,6 @@ ORDER = [
         "coreset",
         "memory_bank",
         "padim",
-        "padim",
     ),
     *("dinov2", "checkpoints", "backbones", "detector"),
     "estimator",
@@ -38,7 +37,7 @@ ORDER = [
     "warm_start",
     *("lesions", "cohort"),
     *("display", "subjects", "environment", "panels", "figures", "curves", "page", "report"),
-    *("reporting", "errors", "cli", "__main__"),
+    *("reporting", "errors", "bundle_folder", "cli", "__main__"),
 ]
 CORE = ORDER[: ORDER.index("detector") + 1]
 

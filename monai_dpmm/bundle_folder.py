@@ -1,0 +1,96 @@
+"""A trained model as a bundle folder of its own: what MONAI Label and other people get."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+__all__ = ["configs_dir", "write_bundle"]
+
+_SERVER_WORDS = ("detection", "classification", "deepedit", "deepgrow")
+
+
+def configs_dir() -> Path:
+    """Folder of the bundle's configs: the checkout's, or the copy inside an installed package."""
+    package = Path(__file__).parent
+    installed = package / "bundle" / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def write_bundle(out: str | Path, folder: str | Path = ".") -> Path:
+    """Bundle folder of a trained model: configs, models, docs and licence, complete in itself.
+
+    The model's settings are written into the configs, so that inference needs no overlay, and
+    training goes on with the model's own backbone, without a download. The folder appears when it
+    is complete.
+
+    Args:
+        out: the new folder; its name is the bundle's, by which MONAI Label serves it.
+        folder: where models/model.pt and models/model.json lie.
+
+    Raises:
+        FileNotFoundError: where there is no trained model.
+        FileExistsError: where `out` exists already.
+        ValueError: for a name with a word that MONAI Label takes for another kind of model, or a
+            model of another version.
+    """
+    out, models = Path(out).expanduser().absolute(), Path(folder) / "models"
+    _check_name(out.name)
+    if out.exists():
+        raise FileExistsError(f"{out}: must be a new folder, it exists already")
+    files = [models / "model.pt", models / "model.json"]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{missing[0]}: must exist, there is no such file (train a model first)"
+        )
+    settings = json.loads(files[1].read_text())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as partial:
+        bundle = Path(partial) / out.name
+        _copy_documents(bundle)
+        _write_configs(bundle / "configs", out.name, settings)
+        (bundle / "models").mkdir()
+        for file in files:
+            shutil.copy(file, bundle / "models")
+        bundle.rename(out)
+    return out
+
+
+def _check_name(name: str) -> None:
+    found = [word for word in _SERVER_WORDS if word in name.lower()]
+    if found:
+        raise ValueError(
+            f"the bundle's name must not contain {found[0]!r}, by which MONAI Label tells another"
+            f" kind of model, got {name!r}"
+        )
+
+
+def _copy_documents(bundle: Path) -> None:
+    """Licence, documents and the list of large files, as they lie beside the configs."""
+    configs = configs_dir()
+    documents = configs.parent if configs.parent.name == "bundle" else configs.parent / "bundle"
+    shutil.copytree(documents, bundle, ignore=shutil.ignore_patterns("configs"))
+
+
+def _write_configs(folder: Path, name: str, settings: dict[str, Any]) -> None:
+    shutil.copytree(configs_dir(), folder)
+    _update(folder / "inference.json", settings)
+    own_backbone = {"backbone_weights": "$@bundle_root + '/models/model.pt'"}
+    _update(folder / "train.json", {**settings, **own_backbone})
+    _update(folder / "metadata.json", {"name": name})
+
+
+def _update(file: Path, values: dict[str, Any]) -> None:
+    """Set keys that a config has."""
+    config = json.loads(file.read_text())
+    unknown = sorted(values.keys() - config.keys())
+    if unknown:
+        raise ValueError(
+            f"model.json: settings must be those of {file.name}, got {', '.join(unknown)} as well"
+            " (a model of another version)"
+        )
+    file.write_text(json.dumps(config | values, indent=4) + "\n")
