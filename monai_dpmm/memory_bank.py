@@ -134,14 +134,28 @@ class MemoryBank(nn.Module):
             yield part, self._nearest_of_all(metric.placed(part, origin), metric, origin, tile)
 
     def _nearest_of_all(self, x: Tensor, metric: _Metric, origin: Tensor, tile: int) -> Tensor:
+        """Index of the prototype nearest to each patch (n,): first its tile, then its place there.
+
+        The highest similarity of a tile costs little beside the product, its place half as much as
+        that, so a place is looked for in one tile only.
+        """
+        tiles = self.prototypes.split(tile)
+        if len(tiles) == 1 or _is_traced():
+            highest_and_places = (metric.similarities(x, part, origin).max(1) for part in tiles)
+            highest, places = map(torch.stack, zip(*highest_and_places, strict=True))
+            number = highest.argmax(0, keepdim=True)
+            return (places.gather(0, number) + number * tile)[0]
         best = torch.full_like(x[:, 0], -math.inf)
-        nearest = torch.zeros_like(best, dtype=torch.int64)
-        for number, prototypes in enumerate(self.prototypes.split(tile)):
-            part = metric.placed(prototypes.to(x.dtype), origin)
-            similarity, index = torch.addmm(metric.offsets(part), x, part.T).max(1)
-            better = similarity > best
-            best = torch.where(better, similarity, best)
-            nearest = torch.where(better, index + number * tile, nearest)
+        where = torch.zeros_like(best, dtype=torch.int64)
+        for number, prototypes in enumerate(tiles):
+            highest = metric.similarities(x, prototypes, origin).amax(1)
+            where = torch.where(highest > best, number, where)
+            best = torch.maximum(highest, best)
+        nearest = torch.empty_like(where)
+        for number in where.unique().tolist():
+            rows = (where == number).nonzero()[:, 0]
+            places = metric.similarities(x[rows], tiles[number], origin).argmax(1)
+            nearest[rows] = places + number * tile
         return nearest
 
     @property
@@ -161,19 +175,26 @@ class _Metric(NamedTuple):
 
     Attributes:
         placed: patches or prototypes (n, D), and a point amid them (D,) -> x' or p', (n, D).
-        offsets: prototypes p' (n, D) -> (n,).
+        offsets: prototypes p' (n, D) -> (n,), if not all 0.
         distance: pairs of a patch and a prototype, (n, D) and (n, D) -> (n,).
     """
 
     placed: Callable[[Tensor, Tensor], Tensor]
-    offsets: Callable[[Tensor], Tensor]
+    offsets: Callable[[Tensor], Tensor] | None
     distance: Callable[[Tensor, Tensor], Tensor]
+
+    def similarities(self, x: Tensor, prototypes: Tensor, origin: Tensor) -> Tensor:
+        """Of placed patches and some prototypes: (n, D), (t, D) -> (n, t)."""
+        part = self.placed(prototypes.to(x.dtype), origin)
+        if self.offsets is None:
+            return x @ part.T
+        return torch.addmm(self.offsets(part), x, part.T)
 
 
 _METRICS = {
     "cosine": _Metric(
         placed=lambda x, origin: F.normalize(x, dim=1),
-        offsets=lambda p: torch.zeros_like(p[:, 0]),
+        offsets=None,
         distance=lambda x, p: (1 - F.cosine_similarity(x, p, eps=1e-12)).clamp_min(0),
     ),
     "euclidean": _Metric(
