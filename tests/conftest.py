@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from workflows import SMALL, run_bundle
+
+from monai_dpmm.cohort import make_demo_cohort
 
 _BESIDE = Path(__file__).parents[2] / "shared" / "data"
 REAL_DATA = Path(os.environ.get("MONAI_DPMM_REAL_DATA", _BESIDE))
@@ -18,6 +21,21 @@ def real_data():
     if not folder.is_dir():
         pytest.skip("the folder of real volumes is absent (MONAI_DPMM_REAL_DATA names it)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory):
+    """A small simulated cohort; leave it as it is."""
+    folder = tmp_path_factory.mktemp("cohort") / "data"
+    return make_demo_cohort(folder, train=3, val=2, test=3, spacing=5.0)
+
+
+@pytest.fixture(scope="session")
+def trained(cohort, tmp_path_factory):
+    """Bundle root with a model of that cohort, trained once; leave it as it is."""
+    root = tmp_path_factory.mktemp("root")
+    run_bundle("training", ["train"], bundle_root=root, dataset_dir=cohort, **SMALL)
+    return root
 
 
 @pytest.fixture(autouse=True)

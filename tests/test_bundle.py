@@ -1,51 +1,14 @@
-"""The bundle's workflows, run as their users run them: MONAI's command line in a subprocess."""
+"""The bundle's workflows: training, evaluation and inference, and what ends them in one line."""
 
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
-
-from monai_dpmm.cohort import make_demo_cohort
-
-ROOT = Path(__file__).parents[1]
-SMALL = {
-    "backbone_architecture": "efficientnet_lite0",
-    "image_size": 96,
-    "components": 40,
-    "max_epochs": 3,
-    "slice_step": 2,
-}
-
-
-def _run(run_id, configs, *, expect=0, **overrides):
-    files = [str(ROOT / "configs" / f"{c}.json") if "/" not in c else c for c in configs]
-    command = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", str(files)]
-    for key, value in overrides.items():
-        command += [f"--{key}", str(value)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-    assert (result.returncode == 0) == (expect == 0), result.stdout + result.stderr
-    return result
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cohort") / "data"
-    return make_demo_cohort(folder, train=3, val=2, test=3, spacing=5.0)
-
-
-@pytest.fixture(scope="module")
-def trained(cohort, tmp_path_factory):
-    """Bundle root with a trained model: the training ran once, from another directory."""
-    root = tmp_path_factory.mktemp("root")
-    _run("training", ["train"], bundle_root=root, dataset_dir=cohort, **SMALL)
-    return root
+from workflows import ROOT, SMALL, run_bundle
 
 
 def test_training_leaves_a_model_a_history_and_curves(trained):
@@ -59,20 +22,20 @@ def test_training_leaves_a_model_a_history_and_curves(trained):
     assert list((trained / "output").glob("events.out.tfevents*"))
 
 
-def test_evaluation_prints_and_saves_metrics_and_the_report(trained, cohort):
-    result = _run(
+def test_evaluation_prints_and_saves_metrics_and_the_report(trained, cohort, tmp_path):
+    result = run_bundle(
         "run",
         ["train", "evaluate"],
         bundle_root=trained,
         dataset_dir=cohort,
-        output_dir=trained / "eval",
+        output_dir=tmp_path,
         **SMALL,
     )
-    metrics = json.loads((trained / "eval/report/metrics.json").read_text())["metrics"]
+    metrics = json.loads((tmp_path / "report/metrics.json").read_text())["metrics"]
     assert 0.5 < metrics["pixel_auroc"] <= 1
     assert {"pixel_aupr", "dice_at_fpr_0.05", "image_auroc"} <= metrics.keys()
     assert "pixel_auroc" in result.stdout
-    assert (trained / "eval/report/report.html").is_file()
+    assert (tmp_path / "report/report.html").is_file()
 
 
 def test_inference_writes_three_volumes_on_the_inputs_grid(trained, cohort, tmp_path):
@@ -81,7 +44,7 @@ def test_inference_writes_three_volumes_on_the_inputs_grid(trained, cohort, tmp_
     (tmp_path / "scans").mkdir()
     nib.save(source, tmp_path / "scans/a.nii.gz")
     nib.save(flipped, tmp_path / "scans/b.nii.gz")
-    _run(
+    run_bundle(
         "run",
         ["inference", str(trained / "models/model.json")],
         ckpt_dir=trained / "models",
@@ -110,8 +73,8 @@ def test_inference_writes_three_volumes_on_the_inputs_grid(trained, cohort, tmp_
 
 def test_resumed_training_is_the_uninterrupted_one(trained, cohort, tmp_path):
     settings = {**SMALL, "bundle_root": tmp_path, "dataset_dir": cohort}
-    _run("training", ["train"], **{**settings, "max_epochs": 1})
-    _run("training", ["train"], **settings, resume=True)
+    run_bundle("training", ["train"], **{**settings, "max_epochs": 1})
+    run_bundle("training", ["train"], **settings, resume=True)
     a = torch.load(trained / "models/checkpoint.pt", weights_only=True)["mixture"]
     b = torch.load(tmp_path / "models/checkpoint.pt", weights_only=True)["mixture"]
     assert all(torch.equal(a[key], b[key]) for key in a)
@@ -119,7 +82,7 @@ def test_resumed_training_is_the_uninterrupted_one(trained, cohort, tmp_path):
 
 def test_training_goes_on_from_a_saved_model(trained, cohort, tmp_path):
     model, other = trained / "models/model.pt", {**SMALL, "dataset_dir": cohort, "max_epochs": 1}
-    _run("training", ["train", "steady"], bundle_root=tmp_path, warm_start=model, **other)
+    run_bundle("training", ["train", "steady"], bundle_root=tmp_path, warm_start=model, **other)
     before = torch.load(model, weights_only=True)
     after = torch.load(tmp_path / "models/model.pt", weights_only=True)
     batches = after["mixture.steps"] - before["mixture.steps"]
@@ -178,7 +141,7 @@ def test_bad_settings_end_training_in_one_line(tmp_path, overrides, message):
 
 
 def _expect_line(root, message, **overrides):
-    result = _run("training", ["train"], expect=1, bundle_root=root, **overrides)
+    result = run_bundle("training", ["train"], expect=1, bundle_root=root, **overrides)
     assert "Traceback" not in result.stderr
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert message in line
@@ -202,7 +165,7 @@ def test_a_checkpoint_that_does_not_fit_ends_in_one_line(
         **overrides,
     }
     model = str(trained / "models/model.json")
-    result = _run("run", ["inference", model], expect=1, **settings)
+    result = run_bundle("run", ["inference", model], expect=1, **settings)
     assert "Traceback" not in result.stderr
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert re.search(message, line)

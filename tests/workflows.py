@@ -1,0 +1,25 @@
+"""The bundle's workflows as their users run them: MONAI's command line in a subprocess."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SMALL = {
+    "backbone_architecture": "efficientnet_lite0",
+    "image_size": 96,
+    "components": 40,
+    "max_epochs": 3,
+    "slice_step": 2,
+}
+
+
+def run_bundle(run_id, configs, *, expect=0, **overrides):
+    """A run of configs by name or path, which must succeed (expect=0) or fail (expect=1)."""
+    files = [str(ROOT / "configs" / f"{c}.json") if "/" not in c else c for c in configs]
+    command = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", str(files)]
+    for key, value in overrides.items():
+        command += [f"--{key}", str(value)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert (result.returncode == 0) == (expect == 0), result.stdout + result.stderr
+    return result
