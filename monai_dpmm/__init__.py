@@ -7,6 +7,7 @@ Process Mixture", MICCAI 2025. Names are imported when they are first used.
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 __version__ = "0.1.0"
@@ -71,4 +72,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    # MONAI's configs get every attribute that is listed, so what cannot be imported must not be.
+    absent = () if find_spec("sklearn") else _EXPORTS["estimator"]
+    return sorted({*globals(), *__all__}.difference(absent))

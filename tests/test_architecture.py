@@ -75,6 +75,13 @@ def test_public_names_are_exported():
         _ = monai_dpmm.Nothing
 
 
+def test_without_scikit_learn_all_that_is_listed_can_be_imported(monkeypatch):
+    """MONAI's configs get every attribute of the package that `dir` lists."""
+    assert "DirichletProcessMixture" in dir(monai_dpmm)
+    monkeypatch.setattr(monai_dpmm, "find_spec", lambda name: None)
+    assert set(monai_dpmm.__all__) - set(dir(monai_dpmm)) == {"DirichletProcessMixture"}
+
+
 def test_importing_the_package_imports_nothing_heavy():
     code = "import sys, json, monai_dpmm; print(json.dumps(sorted(sys.modules)))"
     command = [sys.executable, "-c", code]
