@@ -20,6 +20,7 @@ _SUFFIXES = ("d", "D", "Dict")  # of MONAI's dictionary transforms
 _EXPORTS = {
     "adaptation": ("revive",),
     "backbones": ("create_backbone", "load_backbone"),
+    "baselines": ("BankModel", "KMeansModel", "MixtureModel", "NormalityModel", "PaDiMModel"),
     "bundle_folder": ("write_bundle",),
     "calibration": ("image_score", "thresholds_at"),
     "cohort": ("make_demo_cohort",),

@@ -143,8 +143,8 @@ class MemoryBank(nn.Module):
         if len(tiles) == 1 or _is_traced():
             highest_and_places = (metric.similarities(x, part, origin).max(1) for part in tiles)
             highest, places = map(torch.stack, zip(*highest_and_places, strict=True))
-            number = highest.argmax(0, keepdim=True)
-            return (places.gather(0, number) + number * tile)[0]
+            which = highest.argmax(0, keepdim=True)
+            return (places.gather(0, which) + which * tile)[0]
         best = torch.full_like(x[:, 0], -math.inf)
         where = torch.zeros_like(best, dtype=torch.int64)
         for number, prototypes in enumerate(tiles):

@@ -34,7 +34,7 @@ ORDER = [
     "estimator",
     *("loading", "inferer", "transforms", "dictionary", "labels", "serving"),
     *("data", "engines", "handlers", "metrics"),
-    "warm_start",
+    *("warm_start", "baselines"),
     *("lesions", "cohort"),
     *("display", "subjects", "environment", "panels", "figures", "curves", "page", "report"),
     *("reporting", "errors", "bundle_folder", "cli", "__main__"),
