@@ -107,9 +107,12 @@ def measured(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
     for key, value in values.items():
         parser[key] = value
+    model = parser.get_parsed_content("detector")
+    model.backbone.load_state_dict(weights_of(args.backbone))
+    prepare(model)
+    (folder / "models").mkdir()
+    torch.save(model.state_dict(), folder / "models" / "model.pt")
     clock, network = Clock(), parser.get_parsed_content("network")
-    network.backbone.load_state_dict(weights_of(args.backbone))
-    prepare(network)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     item: Any = {"image": str(scan)}
     for transform in parser.get_parsed_content("preprocessing").transforms:

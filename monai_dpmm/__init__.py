@@ -54,6 +54,7 @@ _EXPORTS = {
     ),
     "streaming": ("ScoreHistogram",),
     "warm_start": ("WarmStart",),
+    "weights": ("load_weights",),
     "transforms": _TRANSFORMS,
     "dictionary": tuple(
         f"{name}{suffix}" for name in (*_TRANSFORMS, "LoadVolume") for suffix in _SUFFIXES

@@ -30,7 +30,7 @@ ORDER = [
         "memory_bank",
         "padim",
     ),
-    *("dinov2", "checkpoints", "backbones", "detector"),
+    *("dinov2", "checkpoints", "backbones", "detector", "weights"),
     "estimator",
     *("loading", "inferer", "transforms", "dictionary", "labels", "serving"),
     *("data", "engines", "handlers", "metrics"),
@@ -39,7 +39,7 @@ ORDER = [
     *("display", "subjects", "environment", "panels", "figures", "curves", "page", "report"),
     *("reporting", "errors", "bundle_folder", "cli", "__main__"),
 ]
-CORE = ORDER[: ORDER.index("detector") + 1]
+CORE = ORDER[: ORDER.index("weights") + 1]
 
 
 def _imports(module):

@@ -195,14 +195,15 @@ def test_a_models_settings_are_settings_of_inference():
 
 @pytest.mark.parametrize(("config", "kind"), [("train", "train"), ("inference", "infer")])
 def test_the_workflows_have_all_properties_of_a_bundle(config, kind, trained, cohort):
+    own = [str(trained / "models/model.json")] if kind == "infer" else []
     workflow = ConfigWorkflow(
-        str(ROOT / f"configs/{config}.json"),
+        [str(ROOT / f"configs/{config}.json"), *own],
         workflow_type=kind,
         logging_file=False,
         bundle_root=str(trained),
         dataset_dir=str(cohort),
         backbone_architecture="efficientnet_lite0",
-        image_size=32,
+        image_size=96,
     )
     workflow.initialize()
     assert workflow.check_properties() == []

@@ -1,0 +1,45 @@
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from monai_dpmm.weights import load_weights
+
+
+class Evil:
+    def __reduce__(self):
+        return eval, ("1 / 0",)
+
+
+def test_the_network_gets_the_files_tensors(tmp_path):
+    saved, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    torch.save(saved.state_dict(), tmp_path / "model.pt")
+    assert load_weights(other, tmp_path / "model.pt") is other
+    assert torch.equal(other.weight, saved.weight)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"model.pt: must exist, there is no such file"):
+        load_weights(nn.Linear(3, 2), tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "EOFError"),
+        (b"no model", "UnpicklingError"),
+        (pickle.dumps({"weight": Evil()}, protocol=2), "UnpicklingError"),
+    ],
+)
+def test_a_file_that_is_no_state_dict_is_refused(tmp_path, content, reason):
+    (tmp_path / "model.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=f"model.pt: must be a state dict of tensors, {reason}"):
+        load_weights(nn.Linear(3, 2), tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("state", [nn.Linear(3, 3).state_dict(), {}, [torch.ones(1)]])
+def test_a_state_dict_of_another_network_is_refused(tmp_path, state):
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"model.pt: must fit the network, "):
+        load_weights(nn.Linear(3, 2), tmp_path / "model.pt")
