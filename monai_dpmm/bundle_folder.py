@@ -79,8 +79,12 @@ def _copy_documents(bundle: Path) -> None:
 def _write_configs(folder: Path, name: str, settings: dict[str, Any]) -> None:
     shutil.copytree(configs_dir(), folder)
     _update(folder / "inference.json", settings)
-    own_backbone = {"backbone_weights": "$@bundle_root + '/models/model.pt'"}
-    _update(folder / "train.json", {**settings, **own_backbone})
+    of_the_folder = {
+        "backbone_weights": "$@bundle_root + '/models/model.pt'",
+        # MONAI Label offers every models/*.pt as a model
+        "checkpoint": "$@output_dir + '/checkpoint.pt'",
+    }
+    _update(folder / "train.json", settings | of_the_folder)
     _update(folder / "metadata.json", {"name": name})
 
 

@@ -183,14 +183,26 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
         key: key of the embeddings.
 
     Raises:
-        ValueError: where there is no slice, or scans differ in their number of features.
+        InputError: where there is no scan.
+        ValueError: where no slice is left, or scans differ in their number of features.
     """
 
     def __init__(self, source: Sequence[Mapping[str, Any]], key: str = "image") -> None:
+        if len(source) == 0:
+            raise InputError(
+                "data to train on and data to validate on must hold at least one scan each, got"
+                " none (MONAI Label hands over images with a final label only, and sets one of"
+                " three aside to validate on)"
+            )
         self.source = source
         self.key = key
         own = [_embeddings(source[i][key]) for i in own_items(range(len(source)))]
         self.slices = [patches for scan in exchanged(own) for patches in scan if patches.any()]
+        if not self.slices:
+            raise ValueError(
+                f"source must hold patches that count, all those of its {len(source)} scans are"
+                " background or lie under a label"
+            )
         dims = {int(patches.shape[-1]) for patches in self.slices}
         if len(dims) != 1:
             raise ValueError(f"source must hold slices of one embedding size, got {sorted(dims)}")

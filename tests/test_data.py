@@ -155,6 +155,13 @@ def test_slices_of_different_embeddings_are_refused():
         SliceDataset(source)
 
 
+def test_no_scan_and_no_patch_are_refused_each_with_its_reason():
+    with pytest.raises(InputError, match="must hold at least one scan each, got none"):
+        SliceDataset([])
+    with pytest.raises(ValueError, match="all those of its 2 scans are background or lie under"):
+        SliceDataset([{"image": torch.zeros(2, 3, 3, 4)}] * 2)
+
+
 def test_background_patches_and_slices_are_left_out():
     scan = torch.rand(3, 2, 2, 4) + 0.1
     scan[0] = 0
