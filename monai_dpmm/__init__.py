@@ -46,6 +46,7 @@ _EXPORTS = {
     "em": ("Moments",),
     "merging": ("load_moments", "merged", "pooled_moments", "save_moments"),
     "mixture": ("DPMM",),
+    "regions": ("connected_regions",),
     "report": ("write_report",),
     "reporting": ("ReportWriter",),
     "serving": (
@@ -54,7 +55,7 @@ _EXPORTS = {
     ),
     "streaming": ("ScoreHistogram",),
     "warm_start": ("WarmStart",),
-    "weights": ("load_weights",),
+    "weights": ("bundled_backbone", "load_weights"),
     "transforms": _TRANSFORMS,
     "dictionary": tuple(
         f"{name}{suffix}" for name in (*_TRANSFORMS, "LoadVolume") for suffix in _SUFFIXES

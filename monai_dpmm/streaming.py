@@ -8,8 +8,7 @@ from the scores alone: in whatever order pixels come, and in however many histog
 counted, the sum is the same, bit for bit.
 
 What binning can cost is known, too: counts and distinct scores of a bin bound the part of each
-curve that lies within it. AUROC and AUPR are the middle between the bounds, and come with half the
-distance as their error.
+curve that lies within it. AUROC, AUPR and AUPRO come with how far off they can be (see `areas`).
 """
 
 from __future__ import annotations
@@ -19,12 +18,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from monai_dpmm.areas import aupr, aupro, auroc, dices, from_the_top
+
 __all__ = ["MAX_BINS", "BestDice", "Estimate", "ScoreHistogram", "order_keys"]
 
 MAX_BINS = 2**18
 _CHUNK = 2**18
 _PENDING = 2**19
 _MAGNITUDE = 0x7FFFFFFF
+_REGION = 2**40  # what all pixels of a region weigh together: whole numbers add up in any order
 
 
 class Estimate(NamedTuple):
@@ -44,11 +46,11 @@ class BestDice(NamedTuple):
 class ScoreHistogram:
     """Healthy and anomalous pixels counted by score: adds up over images and processes.
 
-    Up to `max_bins` different scores, every metric is exact. Beyond, with 2^18 bins (8 MB), AUROC
-    and AUPR differ from the exact ones by less than 1e-4 for normal, heavy-tailed, tied and narrow
-    scores (cosine distances from 0.10 to 0.12) with 1 % and 0.1 % of anomalous pixels; `error` is
-    what holds for any. It grows where most bins are spent on scores that do not matter, as on half
-    of the pixels spread evenly over thirty decades.
+    Up to `max_bins` different scores, every metric is exact. Beyond, with 2^18 bins (10 MB), AUROC,
+    AUPR and AUPRO differ from the exact ones by less than 1e-4 for normal, heavy-tailed, tied and
+    narrow scores (cosine distances from 0.10 to 0.12) with 1 % and 0.1 % of anomalous pixels;
+    `error` is what holds for any. It grows where most bins are spent on scores that do not matter,
+    as on half of the pixels spread evenly over thirty decades.
 
     Scores are compared as float32. Pixels are counted on their own device and kept on the CPU.
 
@@ -62,30 +64,41 @@ class ScoreHistogram:
             raise ValueError(f"max_bins must be at least 2, got {max_bins}")
         self.max_bins = max_bins
         self._ignored_bits = 0
-        self._bins = torch.zeros(0, 4, dtype=torch.int64)
+        self._bins = torch.zeros(0, 5, dtype=torch.int64)
         self._pending: list[Tensor] = []
 
-    def update(self, scores: Tensor, labels: Tensor) -> None:
+    def update(self, scores: Tensor, labels: Tensor, regions: Tensor | None = None) -> None:
         """Count pixels, anomalous where the label is true: (any shape), the same shape.
+
+        Args:
+            scores: higher is more anomalous.
+            labels: boolean.
+            regions: number of the region of each anomalous pixel, from 1, for the AUPRO; whole
+                regions only. Each counts the same to 1e-5, for up to ten million pixels in a region
+                and eight million regions in all.
 
         Raises:
             ValueError: where the shapes differ, or a score is NaN or infinite.
         """
-        if scores.shape != labels.shape:
-            raise ValueError(
-                f"labels must have the scores' shape {tuple(scores.shape)},"
-                f" got {tuple(labels.shape)}"
-            )
+        for name, given in (("labels", labels), ("regions", regions)):
+            if given is not None and given.shape != scores.shape:
+                raise ValueError(
+                    f"{name} must have the scores' shape {tuple(scores.shape)},"
+                    f" got {tuple(given.shape)}"
+                )
         scores = scores.float()
         if not bool(scores.isfinite().all()):
             raise ValueError(
                 f"scores must be finite, got {int(scores.isnan().sum())} NaN and"
                 f" {int(scores.isinf().sum())} infinite ones of {scores.numel()}"
             )
+        shares = (
+            torch.zeros_like(labels, dtype=torch.int64) if regions is None else _shares(regions)
+        )
         size = _CHUNK if self.max_bins is not None else max(1, scores.numel())
-        chunks = zip(scores.flatten().split(size), labels.flatten().split(size), strict=True)
-        for some, of_them in chunks:
-            counted = _counted(some, of_them.bool(), self._ignored_bits)
+        parts = (x.flatten().split(size) for x in (scores, labels.bool(), shares))
+        for some, of_them, shared in zip(*parts, strict=True):
+            counted = _counted(some, of_them, shared, self._ignored_bits)
             self._add(counted.to(self._bins.device))
 
     def merge(self, other: ScoreHistogram) -> None:
@@ -105,10 +118,10 @@ class ScoreHistogram:
 
     @property
     def bins(self) -> Tensor:
-        """Bins in ascending order, whose columns are integers: (B, 4).
+        """Bins in ascending order, whose columns are integers: (B, 5).
 
-        The lowest and the highest score, as float32 numbers in integers of the same order, and the
-        numbers of healthy and of anomalous pixels.
+        The lowest and the highest score, as float32 numbers in integers of the same order, the
+        numbers of healthy and of anomalous pixels, and the shares of regions, 2^40 a region.
         """
         if self._pending:
             self._bins = _grouped(torch.cat([self._bins, *self._pending]), self._ignored_bits)
@@ -118,39 +131,45 @@ class ScoreHistogram:
             self._bins = _grouped(self._bins, self._ignored_bits)
         return self._bins
 
+    def coarse(self, ignored_bits: int) -> Tensor:
+        """Bins of all scores that agree but in so many trailing bits, see `bins`: (B', 5)."""
+        return _grouped(self.bins, max(ignored_bits, self.ignored_bits))
+
+    @property
+    def ignored_bits(self) -> int:
+        """Trailing bits of the float32 scores in which those of a bin may differ."""
+        _ = self.bins
+        return self._ignored_bits
+
     def auroc(self) -> Estimate:
         """Area under the ROC curve; NaN unless there are both healthy and anomalous pixels."""
-        healthy, anomalous, mixed = self._columns()
-        above = _from_the_top(anomalous) - anomalous
-        pairs = healthy.sum() * anomalous.sum()  # 0 / 0 is NaN
-        within = healthy * anomalous / 2
-        value = (healthy * above + within).sum() / pairs
-        return Estimate(float(value), float(within[mixed].sum() / pairs))
+        healthy, anomalous, _, mixed = self._columns()
+        return _estimate(auroc(healthy, anomalous, mixed))
 
     def aupr(self) -> Estimate:
-        """Average precision; NaN unless there are both healthy and anomalous pixels.
+        """Average precision; NaN unless there are both healthy and anomalous pixels."""
+        healthy, anomalous, _, mixed = self._columns()
+        return _estimate(aupr(healthy, anomalous, mixed))
 
-        At an anomalous pixel of a bin the precision is highest if no healthy one of the bin ranks
-        above, and lowest if all do and it is the first anomalous one.
+    def aupro(self, limit: float = 0.3) -> Estimate:
+        """Area under the per-region overlap up to a false-positive rate, divided by that rate.
+
+        NaN unless there are healthy pixels and regions; see `monai_dpmm.areas.aupro`.
+
+        Raises:
+            ValueError: for a limit outside (0, 1].
         """
-        healthy, anomalous, mixed = self._columns()
-        total = anomalous.sum()
-        if not total or not healthy.sum():
-            return Estimate(float("nan"), float("nan"))
-        hits, alarms = _from_the_top(anomalous), _from_the_top(healthy + anomalous)
-        highest = hits / (alarms - healthy).clamp(min=1)
-        lowest = (hits - anomalous + 1) / (alarms - anomalous + 1)
-        precision = torch.where(mixed, (highest + lowest) / 2, hits / alarms)
-        error = (anomalous * (highest - lowest))[mixed].sum() / 2
-        return Estimate(float((anomalous * precision).sum() / total), float(error / total))
+        if not 0 < limit <= 1:
+            raise ValueError(f"limit must lie in (0, 1], got {limit}")
+        healthy, _, coverage, mixed = self._columns()
+        return _estimate(aupro(healthy, coverage, mixed, limit))
 
     def best_dice(self) -> BestDice:
         """Highest Dice over all thresholds between bins; NaN where no pixel is anomalous."""
-        healthy, anomalous, _ = self._columns()
+        healthy, anomalous, _, _ = self._columns()
         if not anomalous.sum():
             return BestDice(float("nan"), float("nan"))
-        hits, alarms = _from_the_top(anomalous), _from_the_top(healthy + anomalous)
-        dice = 2 * hits / (alarms + anomalous.sum())
+        dice = dices(healthy, anomalous)
         best = int(dice.argmax())
         lowest = _scores(self.bins[best, 0])
         return BestDice(float(dice[best]), float(lowest.nextafter(-lowest.new_tensor(torch.inf))))
@@ -165,17 +184,18 @@ class ScoreHistogram:
         """
         if not 0 <= false_positive_rate <= 1:
             raise ValueError(f"false_positive_rate must lie in [0, 1], got {false_positive_rate}")
-        healthy, anomalous, _ = self._columns()
+        healthy, anomalous, _, _ = self._columns()
         if not healthy.sum() or not anomalous.sum():
             return float("nan")
         allowed = false_positive_rate * healthy.sum() + 1e-9  # 0.29 * 100 is 28.999...
-        found = _from_the_top(anomalous)[_from_the_top(healthy) <= allowed]
+        found = from_the_top(anomalous)[from_the_top(healthy) <= allowed]
         return float(found[0] / anomalous.sum()) if len(found) else 0.0
 
-    def _columns(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Healthy and anomalous pixels, and whether a bin has several scores: (B,) each."""
-        low, high, healthy, anomalous = self.bins.unbind(1)
-        return healthy.double(), anomalous.double(), low != high
+    def _columns(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Healthy and anomalous pixels, shares, and whether a bin has several scores: (B,) each."""
+        low, high, *counts = self.bins.unbind(1)
+        healthy, anomalous, coverage = (count.double() for count in counts)
+        return healthy, anomalous, coverage, low != high
 
     def _add(self, bins: Tensor) -> None:
         """Keep bins, and bring them together when there are many: sorting a few times is enough."""
@@ -190,21 +210,34 @@ def order_keys(scores: Tensor) -> Tensor:
     return (bits ^ ((bits >> 31) & _MAGNITUDE)).long()
 
 
-def _counted(scores: Tensor, labels: Tensor, ignored_bits: int) -> Tensor:
-    """Bins of pixels: (n,), (n,) bool -> (B, 4). The label is sorted along as the last bit."""
-    keys = (order_keys(scores) << 1 | labels).sort().values
-    anomalous, keys = keys & 1, keys >> 1
-    sizes, ends = _runs(keys >> ignored_bits)
+def _shares(regions: Tensor) -> Tensor:
+    """What each pixel is of its region, in units of 2^-40: int64, the same shape."""
+    sizes = regions.flatten().bincount().clamp(min=1)
+    share = torch.div(_REGION, sizes, rounding_mode="floor")
+    return share[regions] * (regions > 0)
+
+
+def _counted(scores: Tensor, labels: Tensor, shares: Tensor, ignored_bits: int) -> Tensor:
+    """Bins of pixels: (n,), (n,) bool, (n,) -> (B, 5). The last bit sorted is the label."""
+    keys = order_keys(scores)
+    ordered = (keys << 1 | labels).sort().values
+    anomalous, ordered = ordered & 1, ordered >> 1
+    coarse = ordered >> ignored_bits
+    sizes, ends = _runs(coarse)
     found = anomalous.cumsum(0)[ends].diff(prepend=keys.new_zeros(1))
-    return torch.stack([keys[ends - sizes + 1], keys[ends], sizes - found, found], dim=1)
+    inside = shares > 0
+    bins = torch.searchsorted(coarse[ends], keys[inside] >> ignored_bits)
+    coverage = torch.zeros_like(sizes).index_add_(0, bins, shares[inside])
+    low, high = ordered[ends - sizes + 1], ordered[ends]
+    return torch.stack([low, high, sizes - found, found, coverage], dim=1)
 
 
 def _grouped(bins: Tensor, ignored_bits: int) -> Tensor:
-    """One bin for all that differ in ignored bits only: (n, 4) in any order -> (B, 4)."""
+    """One bin for all that differ in ignored bits only: (n, 5) in any order -> (B, 5)."""
     bins = bins[bins[:, 0].argsort()]
     sizes, ends = _runs(bins[:, 0] >> ignored_bits)
     low, high = bins[ends - sizes + 1, 0], bins[:, 1].cummax(0).values[ends]
-    counts = bins[:, 2:].cumsum(0)[ends].diff(dim=0, prepend=bins.new_zeros(1, 2))
+    counts = bins[:, 2:].cumsum(0)[ends].diff(dim=0, prepend=bins.new_zeros(1, 3))
     return torch.cat([torch.stack([low, high], dim=1), counts], dim=1)
 
 
@@ -214,9 +247,8 @@ def _runs(ordered: Tensor) -> tuple[Tensor, Tensor]:
     return sizes, sizes.cumsum(0) - 1
 
 
-def _from_the_top(counts: Tensor) -> Tensor:
-    """Sum of each entry and all after it: (B,) -> (B,)."""
-    return counts.flip(0).cumsum(0).flip(0)
+def _estimate(of: tuple[Tensor, Tensor]) -> Estimate:
+    return Estimate(*map(float, of))
 
 
 def _scores(keys: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ ORDER = [
         "adaptation",
         "merging",
         "distributed",
+        "areas",
         "streaming",
         "coreset",
         "memory_bank",
@@ -33,10 +34,11 @@ ORDER = [
     *("dinov2", "checkpoints", "backbones", "detector", "weights"),
     "estimator",
     *("loading", "inferer", "transforms", "dictionary", "labels", "serving"),
-    *("data", "engines", "handlers", "metrics"),
+    *("data", "engines", "handlers", "regions", "metrics"),
     *("warm_start", "baselines"),
     *("lesions", "cohort"),
     *("display", "subjects", "environment", "panels", "figures", "curves", "page", "report"),
+    *("embeddings", "trials", "comparison", "significance", "tables", "paper_tables"),
     *("reporting", "errors", "bundle_folder", "cli", "__main__"),
 ]
 CORE = ORDER[: ORDER.index("weights") + 1]

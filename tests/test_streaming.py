@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
@@ -144,8 +145,108 @@ def test_signs_zeros_and_denormals_are_in_order():
     scores = torch.tensor([-3e38, -2.0, -1e-45, -0.0, 0.0, 1e-45, 1e-38, 7.0, 3e38])
     labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 1]).bool()
     histogram = counted(scores, labels)
-    assert histogram.bins[:, 2:].tolist() == [[1, 0]] * 3 + [[1, 1]] + [[0, 1]] * 4
+    assert histogram.bins[:, 2:4].tolist() == [[1, 0]] * 3 + [[1, 1]] + [[0, 1]] * 4
     assert histogram.auroc().value == pytest.approx(roc_auc_score(labels, scores))
+
+
+def runs_of(labels):
+    """Runs of anomalous pixels as regions, numbered from 1."""
+    starts = labels & ~torch.cat([labels.new_zeros(1), labels[:-1]])
+    return starts.cumsum(0) * labels
+
+
+def exact_aupro(scores, regions, limit=0.3):
+    """From the definition: every score a threshold, the curve straight between them."""
+    scores, regions = scores.double().numpy(), regions.numpy()
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.diff(scores[order]) != 0, True)
+    sizes = np.bincount(regions)
+    share = np.where(regions > 0, 1 / sizes[regions] / (len(sizes) - 1), 0)
+    rates = np.append(0, np.cumsum(regions[order] == 0)[last] / sizes[0])
+    overlap = np.append(0, np.cumsum(share[order])[last])
+    ends = np.append(rates[rates < limit], limit)
+    heights = np.append(overlap[rates < limit], overlap_at(limit, rates, overlap))
+    return float(np.trapezoid(heights, ends)) / limit
+
+
+def overlap_at(limit, rates, overlap):
+    after = int(np.argmax(rates >= limit))
+    part = (limit - rates[after - 1]) / (rates[after] - rates[after - 1])
+    return overlap[after - 1] + part * (overlap[after] - overlap[after - 1])
+
+
+def test_the_oracle_of_aupro_on_a_case_worked_by_hand():
+    """Regions of one and of two pixels: overlap 1/2 at no alarm, 3/4 at a rate of 1/4, then all."""
+    scores = torch.tensor([9.0, 5, 7, 6, 2, 1, 0])
+    regions = torch.tensor([1, 0, 0, 2, 2, 0, 0])
+    # by score: region 1; healthy; region 2, half; healthy; region 2, whole; two healthy
+    area = 0.25 * 0.5 + 0.05 * 0.75
+    assert exact_aupro(scores, regions) == pytest.approx(area / 0.3)
+    histogram = ScoreHistogram()
+    histogram.update(scores, regions > 0, regions)
+    assert histogram.aupro() == (pytest.approx(area / 0.3), 0)
+    assert histogram.aupro(1.0).value == pytest.approx(0.125 + 0.1875 + 0.5)
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.001])
+@pytest.mark.parametrize("case", CASES)
+def test_aupro_is_within_1e_4_of_exact(case, rate):
+    scores, labels = pixels(case, rate)
+    histogram = ScoreHistogram()
+    histogram.update(scores, labels, runs_of(labels))
+    estimate = histogram.aupro()
+    assert estimate.error < 1e-4
+    assert estimate.value == pytest.approx(exact_aupro(scores, runs_of(labels)), abs=1e-5)
+
+
+@pytest.mark.parametrize("max_bins", [2, 5, 60, 1000])
+@pytest.mark.parametrize("case", CASES)
+def test_the_error_bounds_aupro_however_coarse_the_bins(case, max_bins):
+    scores, labels = pixels(case, 0.1, 3000, seed=1)
+    histogram = ScoreHistogram(max_bins)
+    histogram.update(scores, labels, runs_of(labels))
+    value, error = histogram.aupro()
+    assert abs(value - exact_aupro(scores, runs_of(labels))) <= error + 1e-10
+
+
+@pytest.mark.parametrize("max_bins", [50, 3000, None])
+def test_regions_of_images_add_up_in_any_order(max_bins):
+    """Each image counts its own regions, numbered from 1."""
+    total, back = ScoreHistogram(max_bins), ScoreHistogram(max_bins)
+    images = [pixels(case, 0.05, 5000, seed=i) for i, case in enumerate((normal, cosine, levels))]
+    for some, of in ((total, images), (back, images[::-1])):
+        for scores, labels in of:
+            own = ScoreHistogram(max_bins)
+            own.update(scores, labels, runs_of(labels))
+            some.merge(own)
+    assert torch.equal(total.bins, back.bins)
+    offsets = np.cumsum([0, *(int(runs_of(labels).max()) for _, labels in images)])
+    regions = [
+        torch.where(labels, runs_of(labels) + int(offset), 0)
+        for (_, labels), offset in zip(images, offsets, strict=False)
+    ]
+    expected = exact_aupro(torch.cat([scores for scores, _ in images]), torch.cat(regions))
+    value, error = total.aupro()
+    assert value == pytest.approx(expected, abs=error + 1e-9)
+
+
+def test_large_and_small_regions_count_the_same():
+    regions = torch.ones(3_000_001, dtype=torch.int64)
+    regions[-1] = 2
+    histogram = ScoreHistogram()
+    histogram.update(torch.zeros(3_000_001), regions > 0, regions)
+    assert int(histogram.bins[0, 4]) == pytest.approx(2 * 2**40, rel=1e-5)
+
+
+def test_coarse_bins_hold_the_same_pixels():
+    scores, labels = pixels(normal, 0.1, 3000)
+    histogram = counted(scores, labels)
+    coarse = histogram.coarse(16)
+    assert len(coarse) < len(histogram.bins) / 2
+    assert torch.equal(coarse[:, 2:].sum(0), histogram.bins[:, 2:].sum(0))
+    assert torch.equal(histogram.coarse(0), histogram.bins)
+    assert histogram.ignored_bits == 0
+    assert counted(scores, labels, 50).ignored_bits > 16
 
 
 @pytest.mark.parametrize("max_bins", [50, 3000, None])
@@ -246,6 +347,10 @@ def test_scores_must_be_finite(scores, named):
 def test_what_it_refuses():
     with pytest.raises(ValueError, match=r"the scores' shape \(2, 3\), got \(3, 2\)"):
         ScoreHistogram().update(torch.rand(2, 3), torch.zeros(3, 2).bool())
+    with pytest.raises(ValueError, match=r"regions must have the scores' shape \(2,\), got \(3,\)"):
+        ScoreHistogram().update(torch.rand(2), torch.zeros(2).bool(), torch.zeros(3))
+    with pytest.raises(ValueError, match=r"limit must lie in \(0, 1\], got 0"):
+        ScoreHistogram().aupro(0)
     with pytest.raises(ValueError, match="max_bins must be at least 2, got 1"):
         ScoreHistogram(1)
     with pytest.raises(ValueError, match="max_bins of merged histograms must agree, got 7 and 8"):
