@@ -13,6 +13,7 @@ import torch
 from monai.data import load_decathlon_datalist
 from monai.utils import convert_to_tensor
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from monai_dpmm.distributed import exchanged, own_items, own_part, rank, world_size
@@ -179,7 +180,8 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
 
     Args:
         source: data set of dictionaries with the embeddings (S, h, w, D) of a scan at `key`, any of
-            MONAI's. A CacheDataset has computed all its items before, in each process.
+            MONAI's. A CacheDataset has computed all its items before, in each process. An item may
+            be a list of such dictionaries, one for each axis (see `ExtractSlicesd`).
         key: key of the embeddings.
 
     Raises:
@@ -196,7 +198,7 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
             )
         self.source = source
         self.key = key
-        own = [_embeddings(source[i][key]) for i in own_items(range(len(source)))]
+        own = [_embeddings(source[i], key) for i in own_items(range(len(source)))]
         self.slices = [patches for scan in exchanged(own) for patches in scan if patches.any()]
         if not self.slices:
             raise ValueError(
@@ -263,5 +265,11 @@ def _collate_part(
     return {key: value[:0] for key, value in collate_patches(items[:1]).items()}
 
 
-def _embeddings(value: Any) -> Tensor:
-    return convert_to_tensor(value, track_meta=False)
+def _embeddings(item: Any, key: str) -> Tensor:
+    """Embeddings (S, h, w, D) of a scan; along several axes, zeros bring all to one grid."""
+    items = item if isinstance(item, list) else [item]
+    parts = [convert_to_tensor(one[key], track_meta=False) for one in items]
+    height, width = (max(part.shape[side] for part in parts) for side in (1, 2))
+    return torch.cat(
+        [F.pad(p, (0, 0, 0, width - p.shape[2], 0, height - p.shape[1])) for p in parts]
+    )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from monai.config import KeysCollection
 from monai.transforms import InvertibleTransform, MapTransform, Transform
 from monai.utils import ensure_tuple
 
+from monai_dpmm.geometry import slice_axes
 from monai_dpmm.loading import LoadVolume
 from monai_dpmm.transforms import (
     EmbedPatches,
@@ -93,9 +94,35 @@ class RescaleIntensityd(_Dictionary):
 
 
 class ExtractSlicesd(_Dictionary, InvertibleTransform):
-    """Dictionary version of `ExtractSlices`."""
+    """Dictionary version of `ExtractSlices`.
+
+    Along several axes, for training only, a list of dictionaries, one for each axis: a `Compose`
+    goes on with each of them, as it does with the crops of MONAI's cropping transforms.
+
+    Args:
+        keys: keys of the volumes.
+        axis: spatial axis that the slices are taken along, or several.
+        step: see `ExtractSlices`.
+        **kwargs: see `LoadVolumed`.
+    """
 
     array_transform = ExtractSlices
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        axis: int | Sequence[int] = 2,
+        step: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        axes = slice_axes(axis)
+        super().__init__(keys, axes[0], step, **kwargs)
+        self.others = [ExtractSlicesd(keys, other, step, **kwargs) for other in axes[1:]]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Any:
+        """Data with the slices, or a list of such data."""
+        one = super().__call__(data)
+        return [one, *(other(data) for other in self.others)] if self.others else one
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Volumes of the slices, under the keys that they were taken from."""

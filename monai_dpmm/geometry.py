@@ -6,6 +6,7 @@ Letters: C channels, (X, Y, Z) voxels, S slices, (H, W) pixels of a slice, (h, w
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -23,10 +24,23 @@ __all__ = [
     "foreground_patches",
     "image_shape",
     "prepare_slices",
+    "slice_axes",
     "stack_slices",
     "upsample_components",
     "upsample_scores",
 ]
+
+
+def slice_axes(axis: int | Sequence[int]) -> tuple[int, ...]:
+    """Axes that slices are taken along, of one axis or several different ones.
+
+    Raises:
+        ValueError: for none, an axis out of range, or one that comes twice.
+    """
+    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    if not axes or len(set(axes)) < len(axes) or not set(axes) <= {0, 1, 2}:
+        raise ValueError(f"axis must be 0, 1 or 2, or several different of them, got {axis}")
+    return axes
 
 
 def extract_slices(volume: Tensor, axis: int = 2) -> Tensor:

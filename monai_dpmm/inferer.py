@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from monai.data import MetaTensor
 from monai.inferers import SliceInferer
 from torch import Tensor
+
+from monai_dpmm.geometry import slice_axes
 
 __all__ = ["AnomalyInferer"]
 
@@ -20,22 +22,32 @@ class AnomalyInferer(SliceInferer):
     once, so memory does not grow with the number of slices. A 2D batch (B, C, H, W) goes to the
     network `batch_size` images at a time. Metadata of a MetaTensor is kept.
 
+    Along several axes, the volume is scored once for each, and the scores of a voxel are averaged.
+    The detector should know slices of all these axes (see `ExtractSlicesd`). Its thresholds are
+    those of single patches, which averages exceed less often: `VolumeCalibration` finds thresholds
+    of the fused volume.
+
     Args:
-        axis: spatial axis that the slices are taken along: 0, 1 or 2.
+        axis: spatial axis that the slices are taken along, 0, 1 or 2, or several of them.
         batch_size: slices at the network at once.
         component_map: also return the component map as channel 1, see `AnomalyDetector.maps`:
-            (B, 2, X, Y, Z).
+            (B, 2, X, Y, Z). Of several axes it is that of the first.
 
     Raises:
         ValueError: for an axis out of range or an input of other dimensions.
     """
 
-    def __init__(self, axis: int = 2, batch_size: int = 8, *, component_map: bool = False) -> None:
-        if axis not in (0, 1, 2):
-            raise ValueError(f"axis must be 0, 1 or 2, got {axis}")
+    def __init__(
+        self,
+        axis: int | Sequence[int] = 2,
+        batch_size: int = 8,
+        *,
+        component_map: bool = False,
+    ) -> None:
+        self.axes = slice_axes(axis)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        super().__init__(spatial_dim=axis, roi_size=(-1, -1), sw_batch_size=batch_size, overlap=0.0)
+        super().__init__(roi_size=(-1, -1), sw_batch_size=batch_size, overlap=0.0)
         self.component_map = component_map
         self._network: Callable[..., Any] | None = None
 
@@ -74,7 +86,21 @@ class AnomalyInferer(SliceInferer):
                 f"inputs must be (B, C, X, Y, Z) or (B, C, H, W), got shape {tuple(inputs.shape)}"
             )
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        return self._like(super().__call__(plain, call, *args, **kwargs), inputs)
+        first, *others = self.axes
+        result = self._scored(plain, first, call, *args, **kwargs)
+        if others:
+            anomaly = result[:, :1]
+            for axis in others:
+                anomaly = anomaly + self._scored(plain, axis, network, *args, **kwargs)
+            result = torch.cat([anomaly / len(self.axes), result[:, 1:]], dim=1)
+        return self._like(result, inputs)
+
+    def _scored(
+        self, volume: Tensor, axis: int, call: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Maps of the slices along one axis, stacked."""
+        self.spatial_dim = axis
+        return super().__call__(volume, call, *args, **kwargs)
 
     @staticmethod
     def _like(result: Tensor, inputs: Tensor) -> Tensor:

@@ -149,6 +149,18 @@ def test_batches_mix_the_slices_of_all_scans_and_embed_each_scan_once(kind, tmp_
     assert _Embed.calls == 4
 
 
+def test_a_scan_may_come_as_a_list_of_its_axes():
+    axes = [torch.rand(2, 3, 3, 4) + 0.1, torch.rand(3, 4, 2, 4) + 0.1]
+    slices = SliceDataset([[{"image": one} for one in axes], {"image": axes[1]}])
+    assert len(slices) == 8
+    patches = collate_patches([slices[i] for i in range(8)])["image"]
+    assert torch.equal(patches.sum(1).sort().values, _sums([*axes, axes[1]]))
+
+
+def _sums(embeddings):
+    return torch.cat([one.flatten(0, 2) for one in embeddings]).sum(1).sort().values
+
+
 def test_slices_of_different_embeddings_are_refused():
     source = [{"image": torch.rand(2, 3, 3, 4)}, {"image": torch.rand(2, 3, 3, 5)}]
     with pytest.raises(ValueError, match=r"slices of one embedding size, got \[4, 5\]"):

@@ -36,6 +36,28 @@ def test_each_voxel_comes_back_at_its_place(axis, batch_size):
     assert len({shape[2:] for shape in network.shapes}) == 1
 
 
+class Mean(nn.Module):
+    """Maps of slices: the mean of each slice, which depends on the axis."""
+
+    def forward(self, slices):
+        return slices.mean((2, 3), keepdim=True) + torch.zeros_like(slices)
+
+    def maps(self, slices):
+        return torch.cat([self(slices), torch.full_like(slices, slices.shape[2])], dim=1)
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0)])
+def test_several_axes_are_averaged(axes):
+    volume = torch.rand(2, 1, 5, 6, 7)
+    others = {0: (3, 4), 1: (2, 4), 2: (2, 3)}
+    expected = sum(volume.mean(others[a], keepdim=True).expand_as(volume) for a in axes)
+    result = AnomalyInferer(axes, 3)(volume, Mean())
+    assert torch.allclose(result, expected / len(axes), atol=1e-6)
+    mapped = AnomalyInferer(axes, 3, component_map=True)(volume, Mean())
+    assert torch.equal(mapped[:, :1], result)
+    assert (mapped[:, 1] == {0: 6, 2: 5}[axes[0]]).all()  # of the first axis
+
+
 def test_component_map_is_the_second_channel():
     volume = torch.rand(1, 1, 5, 6, 7)
     result = AnomalyInferer(0, 2, component_map=True)(volume, Brightness())
@@ -104,8 +126,9 @@ def test_in_a_monai_evaluator_the_result_lies_on_the_input_grid(tmp_path):
 
 
 def test_errors_name_argument_rule_and_value():
-    with pytest.raises(ValueError, match="axis must be 0, 1 or 2, got 3"):
-        AnomalyInferer(3)
+    for axis in (3, [], [0, 0], [1, 3]):
+        with pytest.raises(ValueError, match=r"axis must be 0, 1 or 2, or several .*, got"):
+            AnomalyInferer(axis)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         AnomalyInferer(batch_size=0)
     with pytest.raises(ValueError, match=r"inputs must be .* got shape \(4, 4\)"):

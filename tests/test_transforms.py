@@ -76,6 +76,23 @@ def test_monai_inverts_slices_of_a_prediction():
     assert torch.equal(inverted.affine, AFFINE)
 
 
+def test_slices_along_several_axes_go_through_a_pipeline_one_by_one():
+    scan, label = _scan(1, 28, 42, 56), torch.zeros(1, 28, 42, 56)
+    pipeline = Compose(
+        [
+            ExtractSlicesd(["image", "label"], axis=[2, 0], step=2, allow_missing_keys=True),
+            NormalizeSlicesd("image", size=28, patch_size=14),
+            EmbedPatchesd("image", Patches()),
+        ]
+    )
+    for data in ({"image": scan, "label": label}, {"image": scan}):
+        axial, sagittal = pipeline(data)
+        for axis, result in ((2, axial), (0, sagittal)):
+            alone = Compose([ExtractSlicesd(list(data), axis, 2), *pipeline.transforms[1:]])(data)
+            assert alone.keys() == result.keys()
+            assert all(torch.equal(result[key], alone[key]) for key in alone)
+
+
 def test_every_step_th_slice_cannot_be_inverted():
     extract = ExtractSlices(2, step=3)
     slices = extract(_scan(1, 5, 6, 7))
@@ -183,6 +200,8 @@ def test_missing_keys():
 def test_errors_name_argument_rule_and_value():
     with pytest.raises(ValueError, match="axis must be 0, 1 or 2, got 4"):
         ExtractSlices(4)
+    with pytest.raises(ValueError, match=r"axis must be 0, 1 or 2, or several .*, got \[1, 1\]"):
+        ExtractSlicesd("image", axis=[1, 1])
     with pytest.raises(ValueError, match="step must be at least 1, got 0"):
         ExtractSlices(0, 0)
     with pytest.raises(ValueError, match="size must be a positive multiple of 14, got 450"):
