@@ -10,6 +10,11 @@ from typing import Any
 
 __all__ = ["configs_dir", "write_bundle"]
 
+_OWN_BACKBONE = {
+    "_target_": "monai_dpmm.bundled_backbone",
+    "architecture": "@backbone_architecture",
+    "model": "@backbone_weights",
+}
 _SERVER_WORDS = ("detection", "classification", "deepedit", "deepgrow")
 
 
@@ -81,6 +86,7 @@ def _write_configs(folder: Path, name: str, settings: dict[str, Any]) -> None:
     _update(folder / "inference.json", settings)
     of_the_folder = {
         "backbone_weights": "$@bundle_root + '/models/model.pt'",
+        "backbone": _OWN_BACKBONE,
         # MONAI Label offers every models/*.pt as a model
         "checkpoint": "$@output_dir + '/checkpoint.pt'",
     }

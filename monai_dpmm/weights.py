@@ -1,4 +1,4 @@
-"""A trained model from its file."""
+"""A trained model, and its backbone, from its file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-__all__ = ["load_weights"]
+from monai_dpmm.backbones import Backbone, create_backbone, load_backbone
+
+__all__ = ["bundled_backbone", "load_weights"]
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -37,6 +39,20 @@ def load_weights(network: Network, path: str | Path) -> Network:
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"{file}: must fit the network, {_reason(error)}") from error
     return network
+
+
+def bundled_backbone(architecture: str, model: str | Path) -> Backbone:
+    """Backbone of a bundle that holds a trained model: no download, wherever it is made.
+
+    Made from another directory than the bundle's, as by `monai.bundle.load`, it has no weights yet
+    and refuses to run until the model's state dict is loaded.
+
+    Args:
+        architecture: the model's, see `create_backbone`.
+        model: file of the trained model, models/model.pt, with model.json beside it.
+    """
+    file = Path(model).expanduser()
+    return load_backbone(file) if file.is_file() else create_backbone(architecture)
 
 
 def _reason(error: Exception) -> str:

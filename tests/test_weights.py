@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from monai_dpmm.weights import load_weights
+from monai_dpmm.backbones import load_backbone
+from monai_dpmm.weights import bundled_backbone, load_weights
 
 
 class Evil:
@@ -43,3 +44,20 @@ def test_a_state_dict_of_another_network_is_refused(tmp_path, state):
     torch.save(state, tmp_path / "model.pt")
     with pytest.raises(ValueError, match=r"model.pt: must fit the network, "):
         load_weights(nn.Linear(3, 2), tmp_path / "model.pt")
+
+
+def test_a_bundles_backbone_is_its_models(tmp_path):
+    backbone = load_backbone("efficientnet_lite0")
+    torch.save(nn.ModuleDict({"backbone": backbone}).state_dict(), tmp_path / "model.pt")
+    (tmp_path / "model.json").write_text('{"backbone_architecture": "efficientnet_lite0"}')
+    images = torch.rand(1, 3, 64, 64)
+    loaded = bundled_backbone("efficientnet_lite0", tmp_path / "model.pt")
+    assert torch.equal(loaded(images), backbone(images))
+
+
+def test_elsewhere_it_waits_for_the_models_weights(tmp_path):
+    waiting = bundled_backbone("efficientnet_lite0", tmp_path / "model.pt")
+    with pytest.raises(RuntimeError, match="backbone weights are not loaded"):
+        waiting(torch.rand(1, 3, 64, 64))
+    waiting.load_state_dict(load_backbone("efficientnet_lite0").state_dict())
+    assert waiting(torch.rand(1, 3, 64, 64)).isfinite().all()
