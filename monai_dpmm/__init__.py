@@ -41,6 +41,7 @@ _EXPORTS = {
     "labels": tuple(f"IgnoreLabelledPatches{suffix}" for suffix in _SUFFIXES),
     "memory_bank": ("MemoryBank",),
     "padim": ("PaDiM",),
+    "lesion_metrics": ("froc", "lesion_counts", "scan_events"),
     "loading": ("InputError", "LoadVolume"),
     "metrics": ("AnomalyMetrics", "dice_score", "pixel_metrics"),
     "em": ("Moments",),

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "monai_dpmm"
 
 # Each module may import the modules above it, as the README's architecture section draws them.
 ORDER = [
-    *("geometry", "intensity", "calibration", "covariance", "von_mises_fisher"),
+    *("tensor_files", "geometry", "intensity", "calibration", "covariance", "von_mises_fisher"),
     *(
         "em",
         "initialization",
@@ -34,7 +34,7 @@ ORDER = [
     *("dinov2", "checkpoints", "backbones", "detector", "weights"),
     "estimator",
     *("loading", "inferer", "transforms", "dictionary", "labels", "serving"),
-    *("data", "engines", "handlers", "regions", "metrics"),
+    *("data", "engines", "handlers", "regions", "lesion_metrics", "metrics"),
     *("warm_start", "baselines"),
     *("lesions", "cohort"),
     *("display", "subjects", "environment", "panels", "figures", "curves", "page", "report"),
