@@ -20,6 +20,7 @@ Each command is one of the bundle's workflows and can be run by MONAI as well, f
   python -m monai.bundle run training --config_file configs/train.json --dataset_dir DIR
 Any value of the configs can be set with -s, for example -s max_epochs=10 -s image_size=224.
 """
+_COMPARE = "fit the DPMM and its baselines to the same embeddings: the paper's tables"
 _BUNDLE = "write a trained model as a bundle folder of its own, for MONAI Label"
 
 
@@ -33,14 +34,17 @@ def run_workflow(names: Sequence[str], **overrides: Any) -> None:
     """
     from monai.bundle import ConfigWorkflow
 
-    files = [
-        name if name.endswith(".json") else str(configs_dir() / f"{name}.json") for name in names
-    ]
+    files = _config_files(names)
     kind = "infer" if names[0] == "inference" else "train"
     workflow = ConfigWorkflow(config_file=files, workflow_type=kind, **overrides)
     workflow.initialize()
     workflow.run()
     workflow.finalize()
+
+
+def _config_files(names: Sequence[str]) -> list[str]:
+    """Paths of configs by name; a path stays what it is."""
+    return [n if n.endswith(".json") else str(configs_dir() / f"{n}.json") for n in names]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -58,6 +62,25 @@ def _workflow(run: Callable[[list[str], dict[str, Any]], None], args: argparse.N
         overrides.setdefault("dataset_dir", str(args.dataset))
     overlay = [args.config] if args.config else []
     run(overlay, overrides)
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from monai.bundle import ConfigParser
+
+    from monai_dpmm.comparison import compare
+    from monai_dpmm.paper_tables import write_comparison
+    from monai_dpmm.tables import as_text
+
+    def run(overlay: list[str], overrides: dict[str, Any]) -> None:
+        parser = ConfigParser()
+        parser.read_config(_config_files(["train", *overlay]))
+        parser.update(overrides)
+        folder = Path(overrides["bundle_root"]) / "comparison"
+        trials = compare(parser, folder, seeds=args.seeds, methods=args.methods)
+        tables = write_comparison(trials, folder, args.reference)
+        print("", *map(as_text, tables), f"Tables: {folder / 'tables.md'}", sep="\n\n")
+
+    _workflow(run, args)
 
 
 def _bundle(args: argparse.Namespace) -> None:
@@ -104,8 +127,20 @@ def _parser() -> argparse.ArgumentParser:
         if dataset is not None:
             command.add_argument("dataset", type=Path, help=dataset)
         _add_options(command, default="demo" if name == "demo" else ".")
+    _add_compare(commands.add_parser("compare", help=_COMPARE, description=_COMPARE))
     _add_bundle(commands.add_parser("bundle", help=_BUNDLE, description=_BUNDLE))
     return parser
+
+
+def _add_compare(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=_compare)
+    command.add_argument("dataset", type=Path, help="data set with test/images and test/labels")
+    _add_options(command, default=".")
+    command.add_argument("--seeds", type=int, default=5, help="default: %(default)s")
+    command.add_argument("--methods", nargs="+", metavar="NAME", help="default: all")
+    command.add_argument(
+        "--reference", default="dpmm", metavar="NAME", help="the others are tested against it"
+    )
 
 
 def _add_bundle(command: argparse.ArgumentParser) -> None:

@@ -22,15 +22,20 @@ __all__ = ["AnomalyDetector", "embed_patches"]
 
 @torch.no_grad()
 def embed_patches(
-    backbone: nn.Module, images: Tensor, *, ignore_background: bool = False
+    backbone: nn.Module,
+    images: Tensor,
+    *,
+    ignore_background: bool = False,
+    unit_norm: bool = True,
 ) -> Tensor:
-    """Unit-norm patch embeddings: (S, 3, H', W') on ImageNet's scale -> (S, h, w, D), float32.
+    """Patch embeddings: (S, 3, H', W') on ImageNet's scale -> (S, h, w, D), float32.
 
     Args:
         backbone: module (S, 3, H', W') -> (S, D, h, w).
         images: of `prepare_slices`.
         ignore_background: patches without a voxel above 0 get the zero vector, which training
             leaves out and scoring takes as no anomaly.
+        unit_norm: scale each embedding to unit norm, as the paper does.
 
     Raises:
         ValueError: where the backbone does not return (S, D, h, w).
@@ -41,7 +46,9 @@ def embed_patches(
             "backbone must map (S, 3, H, W) to (S, D, h, w), got shape "
             f"{tuple(features.shape)} for images of shape {tuple(images.shape)}"
         )
-    embeddings = F.normalize(features.float().movedim(1, -1), dim=-1)
+    embeddings = features.float().movedim(1, -1)
+    if unit_norm:
+        embeddings = F.normalize(embeddings, dim=-1)
     if ignore_background:
         there = foreground_patches(images, (int(features.shape[2]), int(features.shape[3])))
         embeddings = embeddings * there.unsqueeze(-1)

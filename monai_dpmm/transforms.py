@@ -120,7 +120,7 @@ class NormalizeSlices(Transform):
 
 
 class EmbedPatches(Transform):
-    """Unit-norm patch embeddings of images: (S, 3, H', W') -> (S, h, w, D), float32, on the CPU.
+    """Patch embeddings of images: (S, 3, H', W') -> (S, h, w, D), float32, on the CPU.
 
     A plain tensor: a patch grid has no affine.
 
@@ -129,6 +129,7 @@ class EmbedPatches(Transform):
         batch_size: images in memory at the backbone at once.
         device: where the backbone runs; its own device if None.
         ignore_background: see `monai_dpmm.detector.embed_patches`.
+        unit_norm: likewise.
     """
 
     def __init__(
@@ -138,12 +139,13 @@ class EmbedPatches(Transform):
         device: torch.device | str | None = None,
         *,
         ignore_background: bool = False,
+        unit_norm: bool = True,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.backbone = backbone.eval()
         self.batch_size = batch_size
-        self.ignore_background = ignore_background
+        self.options = {"ignore_background": ignore_background, "unit_norm": unit_norm}
         self.device = None if device is None else torch.device(device)
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -151,9 +153,7 @@ class EmbedPatches(Transform):
             self.backbone.to(self.device)
         device = next((p.device for p in self.backbone.parameters()), torch.device("cpu"))
         parts = [
-            embed_patches(
-                self.backbone, chunk.to(device), ignore_background=self.ignore_background
-            ).cpu()
+            embed_patches(self.backbone, chunk.to(device), **self.options).cpu()
             for chunk in _plain(images).split(self.batch_size)
         ]
         return torch.cat(parts)
