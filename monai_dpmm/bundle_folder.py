@@ -77,7 +77,8 @@ def _check_name(name: str) -> None:
 def _copy_documents(bundle: Path) -> None:
     """Licence, documents and the list of large files, as they lie beside the configs."""
     configs = configs_dir()
-    documents = configs.parent if configs.parent.name == "bundle" else configs.parent / "bundle"
+    of_checkout = configs.parent / "bundle"
+    documents = of_checkout if of_checkout.is_dir() else configs.parent
     shutil.copytree(documents, bundle, ignore=shutil.ignore_patterns("configs"))
 
 
