@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from pickle import PickleError
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from monai_dpmm.checkpoints import (
     load_folder,
 )
 from monai_dpmm.geometry import IMAGENET_MEAN, IMAGENET_STD
+from monai_dpmm.tensor_files import load_tensors
 
 ARCHITECTURES: tuple[str, ...] = (*TRANSFORMERS, EMBEDDED)
 _PREFIX = "backbone."
@@ -201,18 +201,10 @@ def _of_model(path: Path) -> Backbone:
     settings = path.with_suffix(".json")
     try:
         backbone = create_backbone(json.loads(settings.read_text())["backbone_architecture"])
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_tensors(path)
         own = {key[len(_PREFIX) :]: state[key] for key in state if key.startswith(_PREFIX)}
         backbone.load_state_dict(own)
-    except (
-        OSError,
-        EOFError,
-        RuntimeError,
-        LookupError,
-        TypeError,
-        ValueError,
-        PickleError,
-    ) as error:
+    except (OSError, RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
         reason = (str(error).splitlines() or [""])[0][:200]
         raise ValueError(
             f"{path} must be a trained model whose {settings.name} names its backbone_architecture:"

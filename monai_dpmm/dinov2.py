@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from monai_dpmm.tensor_files import load_tensors
+
 HEAD_DIM = 64
 POSITION_OFFSET = 0.1
 
@@ -110,13 +112,7 @@ def read_checkpoint(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]
     Raises:
         ValueError: for a file that is broken or no DINOv2 checkpoint.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # a broken file can make the unpickler raise anything
-        kind = type(error).__name__
-        raise ValueError(f"{path} is broken or holds more than tensors ({kind})") from error
+    state = load_tensors(path)
     try:
         family, settings = _settings(state)
         return family, settings, _hub_layout(state)

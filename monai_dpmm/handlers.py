@@ -13,6 +13,7 @@ from ignite.engine import Engine, Events
 from monai.utils import CommonKeys as Keys
 
 from monai_dpmm.distributed import gathered, is_main_process
+from monai_dpmm.tensor_files import load_tensors
 
 if TYPE_CHECKING:
     from monai.engines import Evaluator
@@ -137,7 +138,7 @@ class TrainingCheckpoint:
             raise FileNotFoundError(
                 f"{self.path}: must exist to resume from, there is no such file"
             )
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        state = load_tensors(self.path)
         epochs = engine.state.max_epochs
         self.mixture.load_state_dict(state["mixture"])
         engine.load_state_dict({**state["trainer"], "max_epochs": epochs})

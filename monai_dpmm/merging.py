@@ -29,6 +29,7 @@ from torch import Tensor
 
 from monai_dpmm.em import Moments, accumulated
 from monai_dpmm.mixture import DPMM
+from monai_dpmm.tensor_files import load_tensors
 
 _AVERAGES = {"average_weight", "average_first", "covariance.second"}
 _BY_COMPONENT = _AVERAGES | {
@@ -71,7 +72,7 @@ def load_moments(path: str | Path, mixture: DPMM) -> Moments:
     Raises:
         ValueError: where the file is none of moments, or they were taken under other parameters.
     """
-    content = torch.load(path, map_location=mixture.offsets.device, weights_only=True)
+    content = load_tensors(path, mixture.offsets.device)
     if not isinstance(content, dict) or set(content) != {*Moments._fields, "parameters"}:
         raise ValueError(f"{path}: must be a file of moments")
     if content.pop("parameters") != _identity(mixture):

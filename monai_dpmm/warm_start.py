@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from ignite.engine import Engine, Events
 from monai.utils import CommonKeys as Keys
 
 from monai_dpmm.adaptation import revive
 from monai_dpmm.detector import AnomalyDetector
 from monai_dpmm.distributed import gathered
+from monai_dpmm.tensor_files import load_tensors
 
 __all__ = ["WarmStart"]
 
@@ -47,7 +47,7 @@ class WarmStart:
     def _load(self, engine: Engine) -> None:
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path}: must exist to start from, there is no such file")
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        state = load_tensors(self.path)
         self.detector.load_state_dict(state)
         engine.logger.info(f"Started from {self.path}")
 

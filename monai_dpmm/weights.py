@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from pickle import PickleError
 from typing import TypeVar
 
-import torch
 from torch import nn
 
 from monai_dpmm.backbones import Backbone, create_backbone, load_backbone
+from monai_dpmm.tensor_files import load_tensors
 
 __all__ = ["bundled_backbone", "load_weights"]
 
@@ -30,10 +29,7 @@ def load_weights(network: Network, path: str | Path) -> Network:
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"{file}: must exist, there is no such file (train a model first)")
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, PickleError, LookupError, ValueError) as error:
-        raise ValueError(f"{file}: must be a state dict of tensors, {_reason(error)}") from error
+    state = load_tensors(file)
     try:
         network.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:

@@ -1,16 +1,9 @@
-import pickle
-
 import pytest
 import torch
 from torch import nn
 
 from monai_dpmm.backbones import load_backbone
 from monai_dpmm.weights import bundled_backbone, load_weights
-
-
-class Evil:
-    def __reduce__(self):
-        return eval, ("1 / 0",)
 
 
 def test_the_network_gets_the_files_tensors(tmp_path):
@@ -22,20 +15,6 @@ def test_the_network_gets_the_files_tensors(tmp_path):
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"model.pt: must exist, there is no such file"):
-        load_weights(nn.Linear(3, 2), tmp_path / "model.pt")
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"", "EOFError"),
-        (b"no model", "UnpicklingError"),
-        (pickle.dumps({"weight": Evil()}, protocol=2), "UnpicklingError"),
-    ],
-)
-def test_a_file_that_is_no_state_dict_is_refused(tmp_path, content, reason):
-    (tmp_path / "model.pt").write_bytes(content)
-    with pytest.raises(ValueError, match=f"model.pt: must be a state dict of tensors, {reason}"):
         load_weights(nn.Linear(3, 2), tmp_path / "model.pt")
 
 
