@@ -98,3 +98,4 @@ def test_the_version_is_one():
     metadata = json.loads((ROOT / "configs/metadata.json").read_text())
     assert metadata["version"] in metadata["changelog"]
     assert metadata["version"] == monai_dpmm.__version__
+    assert f"version: {monai_dpmm.__version__}\n" in (ROOT / "CITATION.cff").read_text()
