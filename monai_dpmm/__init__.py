@@ -17,6 +17,7 @@ _TRANSFORMS = (
     *("NormalizeSlices", "RescaleIntensity", "ThresholdAnomaly"),
 )
 _SUFFIXES = ("d", "D", "Dict")  # of MONAI's dictionary transforms
+_FINDINGS = ("AnomalyFindings", "SaveFindings")
 _EXPORTS = {
     "adaptation": ("revive",),
     "backbones": ("create_backbone", "load_backbone"),
@@ -36,6 +37,10 @@ _EXPORTS = {
     "engines": ("EMTrainer", "LikelihoodEvaluator"),
     "errors": ("one_line_errors",),
     "estimator": ("DirichletProcessMixture",),
+    "findings": (
+        *(f"{name}{suffix}" for name in _FINDINGS for suffix in _SUFFIXES),
+        "anomaly_findings",
+    ),
     "handlers": ("BestModelSaver", "History", "ThresholdCalibration", "TrainingCheckpoint"),
     "inferer": ("AnomalyInferer",),
     "labels": tuple(f"IgnoreLabelledPatches{suffix}" for suffix in _SUFFIXES),
@@ -50,11 +55,17 @@ _EXPORTS = {
     "regions": ("connected_regions",),
     "report": ("write_report",),
     "reporting": ("ReportWriter",),
+    "scan_check": (
+        *("ScanCheck", *(f"CheckScan{suffix}" for suffix in _SUFFIXES)),
+        *("prototype_usage", "scan_reference", "usage_distance"),
+    ),
+    "scan_handlers": ("ScanCalibration", "SuspiciousScans"),
     "serving": (
         *(f"{name}{suffix}" for name in ("ReadRequest", "AnswerRequest") for suffix in _SUFFIXES),
         "rate_choices",
     ),
     "streaming": ("ScoreHistogram",),
+    "volume_calibration": ("FalsePositiveVolumes", "OperatingPoint", "mean_interval", "voxel_ml"),
     "warm_start": ("WarmStart",),
     "weights": ("bundled_backbone", "load_weights"),
     "transforms": _TRANSFORMS,
