@@ -57,17 +57,23 @@ class Method(NamedTuple):
         label: in the tables.
         kinds: scores that are measured, the one of Table 1 first.
         make: from the setup, a seed, and the number of prototypes that the DPMM of this seed kept.
-        seeded: whether the seed changes anything.
+        seeds: run no more of them: a full bank has none, and PatchCore's 10 % cost more than all
+            others together but hardly depend on it.
         unit_norm: whether embeddings are scaled to unit norm.
         matched: whether it takes as many prototypes as the DPMM kept.
+        aligned: whether all slices must be of one patch grid.
+        slices, patches: how many it needs to train on.
     """
 
     label: str
     kinds: tuple[str, ...]
     make: Callable[[Setup, int, int], NormalityModel]
-    seeded: bool = True
+    seeds: int | None = None
     unit_norm: bool = True
     matched: bool = False
+    aligned: bool = False
+    slices: int = 1
+    patches: int = 1
 
 
 def _bank(**options: Any) -> Callable[[Setup, int, int], NormalityModel]:
@@ -84,13 +90,13 @@ METHODS: dict[str, Method] = {
         lambda setup, seed, _: setup.mixture(seed),
         unit_norm=False,
     ),
-    "full": Method("full bank (AnomalyDINO)", ("cosine",), _bank(), seeded=False),
-    "shots-16": Method("bank of 16 slices", ("cosine",), _bank(slices=16)),
-    "shots-4": Method("bank of 4 slices", ("cosine",), _bank(slices=4)),
+    "full": Method("full bank (AnomalyDINO)", ("cosine",), _bank(), seeds=1),
+    "shots-16": Method("bank of 16 slices", ("cosine",), _bank(slices=16), slices=16),
+    "shots-4": Method("bank of 4 slices", ("cosine",), _bank(slices=4), slices=4),
     "shots-1": Method("bank of 1 slice", ("cosine",), _bank(slices=1)),
-    "coreset-10%": Method("PatchCore, 10 %", ("euclidean",), _bank(size=0.1)),
-    "coreset-1024": Method("PatchCore, 1,024", ("euclidean",), _bank(size=1024)),
-    "coreset-150": Method("PatchCore, 150", ("euclidean",), _bank(size=150)),
+    "coreset-10%": Method("PatchCore, 10 %", ("euclidean",), _bank(size=0.1), seeds=2),
+    "coreset-1024": Method("PatchCore, 1,024", ("euclidean",), _bank(size=1024), patches=1024),
+    "coreset-150": Method("PatchCore, 150", ("euclidean",), _bank(size=150), patches=150),
     "k-means": Method(
         "k-means",
         ("cosine",),
@@ -107,6 +113,7 @@ METHODS: dict[str, Method] = {
         "PaDiM",
         ("mahalanobis",),
         lambda setup, seed, _: PaDiMModel(setup.features, setup.grid, seed=seed),
+        aligned=True,
     ),
 }
 
@@ -132,8 +139,8 @@ def compare(
 
     Raises:
         ValueError: for fewer than one seed, or an unknown method.
-        InputError: where the data set has no test scan with lesions, or its slices are of several
-            grids, which PaDiM was asked to compare.
+        InputError: see `monai_dpmm.data.datalist`, where no test scan has a lesion, or where the
+            data do not allow a method that was asked for.
         ImportError: where a package of the extra `evaluation` is missing.
     """
     if seeds < 1:
@@ -145,6 +152,8 @@ def compare(
         if find_spec(package) is None:
             raise ImportError(f"compare needs {package}: pip install 'monai-dpmm[evaluation]'")
     dataset = embedded_dataset(parser, Path(folder) / "embeddings")
+    if not any(bool(scan.masks.any()) for scan in dataset.tests()):
+        raise InputError(f"{parser['dataset_dir']}: must have test scans with lesions, got none")
     return _Comparison(parser, dataset, Path(folder) / "trials", seeds).run(methods)
 
 
@@ -169,24 +178,34 @@ class _Comparison:
         names = self._possible(methods)
         records: dict[str, list[dict[str, Any]]] = {}
         for name in sorted(names, key=lambda name: not METHODS[name].unit_norm):
-            seeds = range(self.seeds if METHODS[name].seeded else 1)
+            seeds = range(min(self.seeds, METHODS[name].seeds or self.seeds))
             dpmm = records.get("dpmm", [])
             counts = [record["prototypes"] for record in dpmm] or [0] * self.seeds
             records[name] = [self._record(name, seed, counts[seed]) for seed in seeds]
         return [record for name in names for record in records[name]]
 
     def _possible(self, methods: Sequence[str] | None) -> list[str]:
-        """Names of the methods, in the order of `METHODS`; PaDiM needs one grid."""
-        grids = {tuple(grid.shape[:2]) for grid in (*self.train, *self.val)}
-        if len(grids) > 1 and methods is not None and "padim" in methods:
-            raise InputError(
-                f"{self.dataset.folder}: padim needs slices of one patch grid, got {sorted(grids)}:"
-                " leave it out, or resample the scans"
-            )
-        if len(grids) > 1 and methods is None:
-            print(f"padim is left out: it needs slices of one patch grid, got {sorted(grids)}")
+        """Names of the methods that the data allow, in the order of `METHODS`."""
         chosen = [name for name in METHODS if methods is None or name in {*methods, "dpmm"}]
-        return [name for name in chosen if name != "padim" or len(grids) == 1]
+        obstacles = {name: self._obstacle(METHODS[name]) for name in chosen}
+        found = {name: obstacle for name, obstacle in obstacles.items() if obstacle}
+        for name, obstacle in found.items():
+            if methods is not None:
+                raise InputError(f"{self.dataset.folder}: {name} needs {obstacle}")
+            print(f"{name} is left out: it needs {obstacle}")
+        return [name for name in chosen if name not in found]
+
+    def _obstacle(self, method: Method) -> str | None:
+        """What the data lack."""
+        grids = sorted({tuple(grid.shape[:2]) for grid in (*self.train, *self.val)})
+        if method.aligned and len(grids) > 1:
+            return f"slices of one patch grid, got {grids}"
+        if len(self.train) < method.slices:
+            return f"{method.slices} healthy slices to train on, got {len(self.train)}"
+        patches = sum(int(grid.any(-1).sum()) for grid in self.train)
+        if patches < method.patches:
+            return f"{method.patches} healthy patches to train on, got {patches}"
+        return None
 
     def _setup(self, parser: ConfigParser) -> Setup:
         arguments = [k for k in parser["mixture"] if k not in ("_target_", "features", "seed")]
