@@ -53,15 +53,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
 COLUMNS = ("log_likelihood", "components", "auroc", "aupr")
 
 
+def foreground(slices: list[Tensor]) -> Tensor:
+    """Patches that are not background: grids (h, w, D) -> (N, D)."""
+    return torch.cat([grid[grid.any(dim=-1)] for grid in slices])
+
+
 def fitted(slices: list[Tensor], seed: int, args: argparse.Namespace, **options: Any) -> DPMM:
     """A mixture after all epochs."""
     generator = torch.Generator().manual_seed(seed)
     floor = args.variance_floor
     options = {"components": args.components, "variance_floor": floor, "seed": seed} | options
-    model = DPMM(slices[0].shape[1], **options)
+    model = DPMM(slices[0].shape[-1], **options)
     for _ in range(args.epochs):
         for batch in torch.randperm(len(slices), generator=generator).split(SLICES):
-            patches = torch.cat([slices[i] for i in batch])
+            patches = foreground([slices[i] for i in batch])
             if not model.fitted:
                 model.initialize(patches)
             model.step(patches)
@@ -90,19 +95,11 @@ def quality(counts: Tensor) -> dict[str, float]:
     return {"auroc": float(torch.trapezoid(rate[1], rate[0])), "aupr": aupr}
 
 
-def with_masks(subjects: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """Subjects, those without lesions with empty masks of the others' size."""
-    size = next(s["masks"].shape[1:] for s in subjects if "masks" in s)
-    return [
-        {"masks": torch.zeros(len(s["embeddings"]), *size, dtype=torch.bool)} | s for s in subjects
-    ]
-
-
 def runs(
     data: dict[str, Any], options: dict[str, Any], args: argparse.Namespace
 ) -> Iterator[dict[str, float]]:
     """One dictionary of numbers for each seed."""
-    validation, subjects = torch.cat(data["val"]), with_masks(data["test"])
+    validation, subjects = foreground(data["val"]), data["test"]
     for seed in range(args.seeds):
         model = fitted(data["train"], seed, args, **options)
         counts = sum(histogram(model, subject, args.stride) for subject in subjects)

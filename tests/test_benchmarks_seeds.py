@@ -1,0 +1,47 @@
+"""The benchmarks of embeddings and seeds, one after the other at a tiny size; nothing is timed."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from workflows import SMALL
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def run(script, *arguments):
+    command = [sys.executable, BENCHMARKS / script, *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_embeddings_keep_their_grids_and_seeds_fit_them(cohort, tmp_path):
+    options = SMALL | {"slice_step": 4}
+    settings = [part for k, v in options.items() for part in ("--set", f"{k}={json.dumps(v)}")]
+    file = tmp_path / "new" / "embeddings.pt"
+    run("cohort_embeddings.py", "--dataset", cohort, "--out", file, *settings)
+    assert [path.name for path in file.parent.iterdir()] == ["embeddings.pt"]
+    data = torch.load(file, weights_only=True)
+    assert len({grid.shape for grid in data["train"] + data["val"]}) == 1
+    there = data["train"][0].any(-1)
+    assert there.any()
+    assert not there.all()
+    for subject in data["test"]:
+        assert len(subject["embeddings"]) == len(subject["masks"])
+    assert any(subject["masks"].any() for subject in data["test"])
+
+    few = ["--seeds", "2", "--epochs", "1", "--components", "20", "--variants", "paper", "steady"]
+    text = run("seeds.py", file, *few, "--json", tmp_path / "seeds.json")
+    assert len(text.splitlines()) == 3
+    result = json.loads((tmp_path / "seeds.json").read_text())
+    assert [len(seeds) for seeds in result.values()] == [2, 2]
+    for found in result["paper"] + result["steady"]:
+        assert math.isfinite(found["log_likelihood"])
+        assert 1 <= found["components"] <= 20
+        assert 0 <= found["auroc"] <= 1
