@@ -20,7 +20,15 @@ from torch import Tensor
 
 from monai_dpmm.areas import aupr, aupro, auroc, dices, from_the_top
 
-__all__ = ["MAX_BINS", "BestDice", "Estimate", "ScoreHistogram", "order_keys"]
+__all__ = [
+    "MAX_BINS",
+    "BestDice",
+    "Estimate",
+    "ScoreHistogram",
+    "enough_bits",
+    "grouped_bins",
+    "order_keys",
+]
 
 MAX_BINS = 2**18
 _CHUNK = 2**18
@@ -124,16 +132,16 @@ class ScoreHistogram:
         numbers of healthy and of anomalous pixels, and the shares of regions, 2^40 a region.
         """
         if self._pending:
-            self._bins = _grouped(torch.cat([self._bins, *self._pending]), self._ignored_bits)
+            self._bins = grouped_bins(torch.cat([self._bins, *self._pending]), self._ignored_bits)
             self._pending = []
-        while self.max_bins is not None and len(self._bins) > self.max_bins:
-            self._ignored_bits += 1
-            self._bins = _grouped(self._bins, self._ignored_bits)
+        if self.max_bins is not None and len(self._bins) > self.max_bins:
+            self._ignored_bits = enough_bits(self._bins[:, 0], self._ignored_bits, self.max_bins)
+            self._bins = grouped_bins(self._bins, self._ignored_bits)
         return self._bins
 
     def coarse(self, ignored_bits: int) -> Tensor:
         """Bins of all scores that agree but in so many trailing bits, see `bins`: (B', 5)."""
-        return _grouped(self.bins, max(ignored_bits, self.ignored_bits))
+        return grouped_bins(self.bins, max(ignored_bits, self.ignored_bits))
 
     @property
     def ignored_bits(self) -> int:
@@ -232,9 +240,17 @@ def _counted(scores: Tensor, labels: Tensor, shares: Tensor, ignored_bits: int) 
     return torch.stack([low, high, sizes - found, found, coverage], dim=1)
 
 
-def _grouped(bins: Tensor, ignored_bits: int) -> Tensor:
+def enough_bits(keys: Tensor, ignored_bits: int, max_bins: int) -> int:
+    """Fewest trailing bits to ignore, no less than given, for so many bins: of sorted keys (n,)."""
+    while int((keys >> ignored_bits).diff().count_nonzero()) >= max_bins:
+        ignored_bits += 1
+    return ignored_bits
+
+
+def grouped_bins(bins: Tensor, ignored_bits: int) -> Tensor:
     """One bin for all that differ in ignored bits only: (n, 5) in any order -> (B, 5)."""
-    bins = bins[bins[:, 0].argsort()]
+    if (bins[:, 0].diff() < 0).any():
+        bins = bins[bins[:, 0].argsort()]
     sizes, ends = _runs(bins[:, 0] >> ignored_bits)
     low, high = bins[ends - sizes + 1, 0], bins[:, 1].cummax(0).values[ends]
     counts = bins[:, 2:].cumsum(0)[ends].diff(dim=0, prepend=bins.new_zeros(1, 3))

@@ -27,6 +27,7 @@ ORDER = [
         "distributed",
         "areas",
         "streaming",
+        "bootstrap",
         "coreset",
         "memory_bank",
         "padim",
