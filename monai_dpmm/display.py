@@ -26,6 +26,7 @@ __all__ = [
     "grey_range",
     "heat_range",
     "peak_slices",
+    "peak_voxel",
     "scale_bar",
     "slice_scores",
 ]
@@ -153,6 +154,24 @@ def peak_slices(
         if len(taken) < count and all(abs(int(index) - t) >= apart for t in taken):
             taken.append(int(index))
     return taken
+
+
+def peak_voxel(
+    anomaly: np.ndarray, mask: np.ndarray | None = None, axis: int = 2
+) -> tuple[int, int, int]:
+    """Voxel of the highest score, of the slice where the mask is largest if there is one.
+
+    Of several, the one nearest to the middle of the volume.
+    """
+    index = fullest_slice(mask, axis)
+    scores = np.where(np.isnan(anomaly), -np.inf, anomaly)
+    if index is not None:
+        apart = np.arange(anomaly.shape[axis]) != index
+        scores[(slice(None),) * axis + (apart,)] = -np.inf
+    highest = np.argwhere(scores == scores.max())
+    distances = abs(highest - (np.array(anomaly.shape) - 1) / 2).sum(1)
+    x, y, z = highest[distances.argmin()].tolist()
+    return x, y, z
 
 
 def grey_range(image: np.ndarray) -> tuple[float, float]:

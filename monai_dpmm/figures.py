@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _PANEL, _GAP, _LEFT, _HEAD, _FOOT = 2.5, 0.07, 0.34, 0.74, 0.62  # inches
 
-__all__ = ["require_matplotlib", "subject_figure"]
+__all__ = ["heat_scale", "require_matplotlib", "subject_figure"]
 
 
 def subject_figure(
@@ -87,7 +87,7 @@ def subject_figure(
     scan = Scan.of(image, anomaly, mask, components, label, axis, spacing)
     first = fullest_slice(scan.mask, scan.axis) if index is None else index
     rows = peak_slices(scan.anomaly, scan.axis, slices, first)
-    scale = _heat_scale(scan.anomaly, heat, threshold)
+    scale = heat_scale(scan.anomaly, heat, threshold)
     sheet = _Sheet(scan, rows)
     sheet.write_head(title)
     grey = grey_range(scan.image)
@@ -110,9 +110,14 @@ def require_matplotlib() -> None:
         raise ImportError("figures need matplotlib: pip install monai-dpmm[demo]") from error
 
 
-def _heat_scale(
+def heat_scale(
     anomaly: np.ndarray, heat: tuple[float, float] | None, threshold: float | None
 ) -> HeatScale:
+    """Colour scale of scores: the ends that are given, else `heat_range`.
+
+    Raises:
+        ValueError: for a threshold that is not finite, or ends that are not (low, high).
+    """
     if threshold is not None and not math.isfinite(threshold):
         raise ValueError(f"threshold must be finite, got {threshold}")
     low, high = heat or heat_range(anomaly, threshold)

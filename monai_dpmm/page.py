@@ -42,8 +42,8 @@ def report_page(report: Mapping[str, Any]) -> str:
     Args:
         report: what `metrics.json` holds: "metrics", "settings" and "environment" by name,
             "subjects" (dictionaries of name, score, threshold, metrics, figure, the address of the
-            picture beside the page, and figure_size in pixels), and "training", the address of
-            the curves, or None.
+            picture beside the page, figure_size in pixels, and viewer, the address of a page to
+            walk through the volume, or None), and "training", the address of the curves, or None.
     """
     subjects = report["subjects"]
     body = [
@@ -112,11 +112,19 @@ def _figure(numbered: tuple[int, Mapping[str, Any]]) -> str:
         for fact, value in facts.items()
     )
     return (
-        f'<figure id="subject-{number}"><figcaption><h3>{name}</h3><p>{" ".join(terms)}</p>'
+        f'<figure id="subject-{number}"><figcaption><h3>{name}{_viewer_link(subject)}</h3>'
+        f"<p>{' '.join(terms)}</p>"
         f'</figcaption>\n<div class="wide"><a href="{address}"><img src="{address}" loading="lazy" '
         f'width="{width}" height="{height}" '
         f'alt="Slice, anomaly score, contours and components of {name}"></a></div></figure>'
     )
+
+
+def _viewer_link(subject: Mapping[str, Any]) -> str:
+    """Link to the viewer of a subject that has one."""
+    if subject["viewer"] is None:
+        return ""
+    return f' <a class="viewer" href="{escape(subject["viewer"])}">Open in 3D viewer</a>'
 
 
 def _training(address: str | None) -> str:
@@ -199,6 +207,7 @@ thead th { white-space: nowrap; border-bottom: 2px solid var(--muted); }
 .facts td { text-align: left; overflow-wrap: anywhere; }
 .facts th { color: var(--muted); vertical-align: top; }
 figure { margin: 0 0 2rem; break-inside: avoid; }
+h3 .viewer { margin-left: .8rem; font-weight: 400; }
 figcaption p { margin: .1rem 0 .5rem; color: var(--muted); font-size: .92rem;
   font-variant-numeric: tabular-nums; }
 figcaption span { display: inline-block; margin-right: 1.2rem; }

@@ -6,26 +6,31 @@ import json
 import math
 import os
 import re
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from monai_dpmm.curves import training_figure
-from monai_dpmm.display import checked_array, heat_range
+from monai_dpmm.display import checked_array, heat_range, peak_voxel
 from monai_dpmm.environment import environment
 from monai_dpmm.figures import require_matplotlib, subject_figure
 from monai_dpmm.page import formatted, metric_names, report_page
+from monai_dpmm.replacement import replacement
 from monai_dpmm.subjects import subject_volume, subject_volumes
+from monai_dpmm.viewer import can_view, has_nilearn, require_nilearn, viewer_page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PAGE, METRICS, FIGURES = "report.html", "metrics.json", "figures"
-_OUR_FIGURE = re.compile(r"(training|\d{3,}-[\w.-]*)\.png", re.ASCII)
+PAGE, METRICS, FIGURES, VIEWERS = "report.html", "metrics.json", "figures", "viewers"
+_OURS = {
+    FIGURES: re.compile(r"(training|\d{3,}-[\w.-]*)\.png", re.ASCII),
+    VIEWERS: re.compile(r"\d{3,}-[\w.-]*\.html", re.ASCII),
+}
 _LONGEST = 48  # letters of a name on screen
 
 __all__ = ["metrics_table", "subject_figure", "training_figure", "write_report"]
@@ -59,12 +64,13 @@ def write_report(
     settings: Mapping[str, Any] | None = None,
     axis: int = 2,
     slices: int = 1,
+    viewers: bool | None = None,
 ) -> Path:
-    """Path of the page `report.html`, written with `metrics.json` and the PNGs in `figures/`.
+    """Path of the page `report.html`, written with `metrics.json`, `figures/` and `viewers/`.
 
-    All figures share one colour scale. An earlier report in the folder stays as it is until the
-    new one is complete; then it is replaced, the page last: where there is a page, all it shows is
-    there. Other files in the folder are left alone.
+    All figures and viewer pages share one colour scale. An earlier report in the folder stays as
+    it is until the new one is complete; then it is replaced, the page last: where there is a page,
+    all it shows is there. Other files in the folder are left alone.
 
     Args:
         folder: made where it does not exist.
@@ -78,13 +84,17 @@ def write_report(
         settings: anything worth keeping of how the results came about, may be nested.
         axis: spatial axis that the slices are perpendicular to.
         slices: slices shown of each subject.
+        viewers: write a page to walk through each volume, see `monai_dpmm.viewer.viewer_page`;
+            images of a single slice get none. None: where nilearn is installed.
 
     Raises:
         ValueError: naming subject, key and value, for no subjects, a missing key, a file that
             cannot be read or lies on another grid, and see `subject_figure` and `training_figure`.
-        ImportError: without matplotlib.
+        ImportError: without matplotlib, or nilearn where viewers are asked for.
     """
     require_matplotlib()
+    if viewers:
+        require_nilearn()
     folder, ranked = Path(folder), _ranked(subjects)
     if not ranked:
         raise ValueError("subjects must not be empty, got none")
@@ -92,9 +102,10 @@ def write_report(
         raise ValueError(f"folder must be a folder, got the file {folder}")
     curves = training_figure(history) if history else None
     view = {"axis": axis, "slices": slices, "heat": _common_heat(ranked)}
-    with _replacement(folder) as partial:
+    with_viewers = has_nilearn() if viewers is None else viewers
+    with replacement(folder, _OURS, (METRICS, PAGE)) as partial:
         records = [
-            _record(subject) | _write_subject(partial, number, subject, view)
+            _record(subject) | _write_subject(partial, number, subject, view, with_viewers)
             for number, subject in enumerate(ranked, 1)
         ]
         if curves is not None:
@@ -151,21 +162,38 @@ def _naming(subject: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _write_subject(
-    folder: Path, number: int, subject: Mapping[str, Any], view: Mapping[str, Any]
+    folder: Path, number: int, subject: Mapping[str, Any], view: Mapping[str, Any], viewer: bool
 ) -> dict[str, Any]:
-    """Draw and save a figure: its address relative to the report, and its size in pixels."""
+    """Draw and save figure and viewer: addresses relative to the report, the figure's size."""
     record = _record(subject)
     name, score = formatted(record["name"]), record["score"]
     title = name if score is None else f"{name} · score {formatted(score)}"
-    with _naming(subject):
-        volumes, spacing = subject_volumes(subject)
-        options = {**view, "spacing": spacing, "threshold": record["threshold"], "title": title}
-        figure = subject_figure(**volumes, **options)
     slug = re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII)[-60:]
     address = f"{FIGURES}/{number:03d}-{slug}.png"
+    with _naming(subject):
+        volumes, spacing, affine = subject_volumes(subject)
+        options = {**view, "spacing": spacing, "threshold": record["threshold"], "title": title}
+        figure = subject_figure(**volumes, **options)
     _save(figure, folder / address)
     width, height = figure.get_size_inches() * figure.dpi
-    return {"figure": address, "figure_size": [int(width), int(height)]}
+    written = {"figure": address, "figure_size": [int(width), int(height)], "viewer": None}
+    if viewer and can_view(np.asarray(volumes["image"])):
+        affine = np.diag([*spacing, 1.0]) if affine is None else affine
+        written["viewer"] = f"{VIEWERS}/{number:03d}-{slug}.html"
+        with _naming(subject):
+            page = _viewer(volumes, affine, options, back=f"../{PAGE}#subject-{number}")
+        (folder / written["viewer"]).write_text(page, encoding="utf-8", errors="replace")
+    return written
+
+
+def _viewer(
+    volumes: Mapping[str, Any], affine: np.ndarray, options: Mapping[str, Any], back: str
+) -> str:
+    """Viewer page that opens in the slice that the figure shows first, at its highest score."""
+    image, anomaly, mask = (volumes[key] for key in ("image", "anomaly", "mask"))
+    shared = {key: options[key] for key in ("threshold", "heat", "title")}
+    start = peak_voxel(anomaly, mask, options["axis"])
+    return viewer_page(image, anomaly, affine, **shared, start=start, back=back)
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -179,36 +207,6 @@ def _write_texts(folder: Path, report: Mapping[str, Any]) -> None:
     text = json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False)
     (folder / METRICS).write_text(f"{text}\n", encoding="utf-8", errors="replace")
     (folder / PAGE).write_text(report_page(report), encoding="utf-8", errors="replace")
-
-
-@contextmanager
-def _replacement(folder: Path) -> Iterator[Path]:
-    """Hidden folder inside `folder` to write a report into, put in place only if all went well."""
-    made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as name:
-            (Path(name) / FIGURES).mkdir()
-            yield Path(name)
-            _publish(Path(name), folder)
-    except BaseException:
-        if made:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def _publish(partial: Path, folder: Path) -> None:
-    """Replace a report by a finished one: the old page goes first, the new page comes last."""
-    (folder / PAGE).unlink(missing_ok=True)
-    figures = folder / FIGURES
-    figures.mkdir(exist_ok=True)
-    for old in figures.iterdir():
-        if _OUR_FIGURE.fullmatch(old.name):
-            old.unlink()
-    for new in (partial / FIGURES).iterdir():
-        os.replace(new, figures / new.name)
-    for name in (METRICS, PAGE):
-        os.replace(partial / name, folder / name)
 
 
 def _plain(value: Any) -> Any:

@@ -15,8 +15,10 @@ _VOLUMES = ("image", "anomaly", "mask", "components", "label")
 __all__ = ["subject_volume", "subject_volumes"]
 
 
-def subject_volumes(subject: Mapping[str, Any]) -> tuple[dict[str, Any], Sequence[float]]:
-    """Arrays of one subject, (X, Y, Z) or (X, Y), and the voxel size in mm.
+def subject_volumes(
+    subject: Mapping[str, Any],
+) -> tuple[dict[str, Any], Sequence[float], np.ndarray | None]:
+    """Arrays of one subject, (X, Y, Z) or (X, Y), the voxel size in mm, the affine of files.
 
     Raises:
         ValueError: see `subject_volume`, and where a file lies on another grid than the image's.
@@ -29,7 +31,7 @@ def subject_volumes(subject: Mapping[str, Any]) -> tuple[dict[str, Any], Sequenc
         if affine is not None and other is not None and not np.allclose(affine, other, atol=1e-3):
             raise ValueError(f"{key} must lie on the image's grid, got another affine")
     spacing = subject.get("spacing", (1, 1, 1)) if affine is None else voxel_sizes(affine)
-    return {key: array for key, (array, _) in loaded.items()}, spacing
+    return {key: array for key, (array, _) in loaded.items()}, spacing, affine
 
 
 def subject_volume(

@@ -3,6 +3,7 @@ import math
 import os
 import re
 import sys
+from functools import partial
 from html.parser import HTMLParser
 
 import matplotlib
@@ -20,10 +21,12 @@ from monai_dpmm.display import (
     grey_range,
     heat_range,
     peak_slices,
+    peak_voxel,
     scale_bar,
 )
-from monai_dpmm.report import metrics_table, subject_figure, training_figure, write_report
+from monai_dpmm.report import metrics_table, subject_figure, training_figure
 
+write_report = partial(report_module.write_report, viewers=False)  # theirs is test_viewer.py
 HISTORY = {
     "epoch": [1, 2, 3, 4],
     "train_log_likelihood": [10.0, 12.0, 13.0, 14.0],
@@ -232,6 +235,18 @@ def test_the_default_slice_is_where_the_predicted_mask_is_largest():
     mask[4, :, 1] = 1
     assert fullest_slice(mask, 2) == 1
     assert fullest_slice(mask, 0) == 4
+
+
+def test_the_peak_voxel_lies_in_the_slice_of_the_largest_mask():
+    anomaly, mask = np.zeros((6, 7, 8)), np.zeros((6, 7, 8))
+    assert peak_voxel(anomaly) in ((2, 3, 3), (2, 3, 4), (3, 3, 3), (3, 3, 4))
+    anomaly[1, 1, 1], anomaly[4, 5, 6], anomaly[0, 0, 0] = 0.9, 0.5, np.nan
+    assert peak_voxel(anomaly) == (1, 1, 1)
+    mask[:, 3, 6] = 1
+    assert peak_voxel(anomaly, mask) == (4, 5, 6)
+    mask[:, 5, :3] = 1
+    assert peak_voxel(anomaly, mask, axis=1) == (4, 5, 6)
+    assert peak_voxel(anomaly, mask) == (2, 3, 0) or anomaly[..., 0].max() == 0
 
 
 def test_component_colors_depend_on_the_index_alone():
