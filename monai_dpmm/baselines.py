@@ -99,6 +99,8 @@ class BankModel:
 class KMeansModel:
     """The centres of k-means as a memory bank: Lloyd's algorithm, from patches drawn uniformly.
 
+    Fitting holds the patches twice, and else memory that does not grow with N x K.
+
     Args:
         features: D.
         clusters: K.

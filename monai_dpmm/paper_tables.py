@@ -59,15 +59,15 @@ def paper_tables(trials: Sequence[Trial], reference: str = "dpmm") -> list[Table
             "Table 3: score and normalisation",
             ("mixture", "score", "embeddings", "prototypes", "AUROC", "AUPR"),
             [row for name in _MIXTURES if name in methods for row in _table3(methods[name])],
-            "In %.",
+            "Pixel AUROC and AUPR in %, as in Table 1.",
         ),
         Table(
             "images",
             "Image-wise AUROC and AUPR",
-            ("method", "AUROC", "95 %", "AUPR", "95 %", "slices told apart"),
+            ("method", "AUROC", "95 %", "AUPR", "95 %", "image-level AUROC"),
             [_imagewise(method) for method in first],
             "Mean over the slices with a lesion, in %, seeds averaged, with bootstrap intervals"
-            " that draw whole scans. Last: AUROC of slices with against slices without a lesion,"
+            " that draw whole scans. Image-level: slices with a lesion against those without,"
             " scored by the mean of their highest 1 % of patches.",
         ),
         _significance_table(significance(trials, reference), methods[reference][0]["label"]),
