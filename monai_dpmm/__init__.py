@@ -16,6 +16,7 @@ _TRANSFORMS = (
     *("EmbedPatches", "ExtractSlices", "ImageScore"),
     *("NormalizeSlices", "RescaleIntensity", "ThresholdAnomaly"),
 )
+_OTHERS = ("CorrectBiasField", "LoadVolume", "MaskForeground")
 _SUFFIXES = ("d", "D", "Dict")  # of MONAI's dictionary transforms
 _FINDINGS = ("AnomalyFindings", "SaveFindings")
 _EXPORTS = {
@@ -48,10 +49,12 @@ _EXPORTS = {
     "padim": ("PaDiM",),
     "lesion_metrics": ("froc", "lesion_counts", "scan_events"),
     "loading": ("InputError", "LoadVolume"),
-    "metrics": ("AnomalyMetrics", "dice_score", "pixel_metrics"),
+    "image_metrics": ("Thresholds", "dice_score"),
+    "metrics": ("AnomalyMetrics", "pixel_metrics"),
     "em": ("Moments",),
     "merging": ("load_moments", "merged", "pooled_moments", "save_moments"),
     "mixture": ("DPMM",),
+    "output_formats": ("volume_writer",),
     "regions": ("connected_regions",),
     "report": ("write_report",),
     "reporting": ("ReportWriter",),
@@ -69,8 +72,10 @@ _EXPORTS = {
     "warm_start": ("WarmStart",),
     "weights": ("bundled_backbone", "load_weights"),
     "transforms": _TRANSFORMS,
+    "bias_field": ("CorrectBiasField",),
+    "foreground": ("MaskForeground",),
     "dictionary": tuple(
-        f"{name}{suffix}" for name in (*_TRANSFORMS, "LoadVolume") for suffix in _SUFFIXES
+        f"{name}{suffix}" for name in (*_TRANSFORMS, *_OTHERS) for suffix in _SUFFIXES
     ),
 }
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names}

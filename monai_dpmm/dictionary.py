@@ -9,6 +9,8 @@ from monai.config import KeysCollection
 from monai.transforms import InvertibleTransform, MapTransform, Transform
 from monai.utils import ensure_tuple
 
+from monai_dpmm.bias_field import CorrectBiasField
+from monai_dpmm.foreground import MaskForeground
 from monai_dpmm.geometry import slice_axes
 from monai_dpmm.loading import LoadVolume
 from monai_dpmm.transforms import (
@@ -21,6 +23,9 @@ from monai_dpmm.transforms import (
 )
 
 __all__ = [
+    "CorrectBiasFieldD",
+    "CorrectBiasFieldDict",
+    "CorrectBiasFieldd",
     "EmbedPatchesD",
     "EmbedPatchesDict",
     "EmbedPatchesd",
@@ -33,6 +38,9 @@ __all__ = [
     "LoadVolumeD",
     "LoadVolumeDict",
     "LoadVolumed",
+    "MaskForegroundD",
+    "MaskForegroundDict",
+    "MaskForegroundd",
     "NormalizeSlicesD",
     "NormalizeSlicesDict",
     "NormalizeSlicesd",
@@ -144,6 +152,18 @@ class EmbedPatchesd(_Dictionary):
     array_transform = EmbedPatches
 
 
+class MaskForegroundd(_Dictionary):
+    """Dictionary version of `MaskForeground`."""
+
+    array_transform = MaskForeground
+
+
+class CorrectBiasFieldd(_Dictionary):
+    """Dictionary version of `CorrectBiasField`."""
+
+    array_transform = CorrectBiasField
+
+
 class ThresholdAnomalyd(_Dictionary):
     """Dictionary version of `ThresholdAnomaly`.
 
@@ -168,6 +188,8 @@ class ImageScored(_Dictionary):
 
 
 LoadVolumeD = LoadVolumeDict = LoadVolumed
+MaskForegroundD = MaskForegroundDict = MaskForegroundd
+CorrectBiasFieldD = CorrectBiasFieldDict = CorrectBiasFieldd
 RescaleIntensityD = RescaleIntensityDict = RescaleIntensityd
 ExtractSlicesD = ExtractSlicesDict = ExtractSlicesd
 NormalizeSlicesD = NormalizeSlicesDict = NormalizeSlicesd

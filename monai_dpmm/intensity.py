@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-__all__ = ["intensity_range", "rescale_intensity"]
+__all__ = ["WINDOWS", "Window", "intensity_range", "rescale_intensity"]
+
+WINDOWS: dict[str, tuple[float, float]] = {
+    "brain": (0.0, 80.0),
+    "liver": (-45.0, 105.0),
+    "lung": (-1350.0, 150.0),
+}
+Window = tuple[float, float] | Literal["brain", "liver", "lung"]
 
 
 def intensity_range(
     image: Tensor,
     percentiles: tuple[float, float] | None = (0.5, 99.5),
-    window: tuple[float, float] | None = None,
+    window: Window | None = None,
+    margin: float = 0.0,
 ) -> tuple[float, float]:
     """Intensities (low, high) that become 0 and 1.
 
@@ -19,19 +29,25 @@ def intensity_range(
     a skull-stripped or masked scan, often most of its voxels, has no say. The low end of the range
     is then at most the low percentile, and padding itself maps to 0.
 
+    High percentiles are those of a large bright lesion, which darkens all that is healthy. The
+    quartiles with a margin, Tukey's fences, hardly know it: percentiles=(25, 75), margin=1.5.
+
     Args:
         image: any shape, one scan.
         percentiles: low and high percentile of the foreground, for MR and other arbitrary units.
-        window: fixed (low, high) in the image's units instead, for CT (Hounsfield units).
+        window: fixed (low, high) in the image's units instead, for CT (Hounsfield units), or the
+            name of a usual one, see `WINDOWS`.
+        margin: how much further than the percentiles the range reaches at both ends, as a multiple
+            of the distance between them; below, no further than the image's minimum.
 
     Raises:
-        ValueError: where neither or both are given, where they are not increasing, or where the
-            image is constant.
+        ValueError: where neither or both are given, where they are not increasing, where a name
+            is not known, for a negative margin or one of a window, or where the image is constant.
     """
+    if not margin >= 0 or (margin and window is not None):
+        raise ValueError(f"margin must be at least 0, and 0 for a window, got {margin}")
     if window is not None and percentiles is None:
-        if not window[0] < window[1]:
-            raise ValueError(f"window must be (low, high) with low < high, got {window}")
-        return float(window[0]), float(window[1])
+        return _fixed(window)
     if percentiles is None or window is not None:
         raise ValueError(
             f"give either percentiles or window, got percentiles={percentiles}, window={window}"
@@ -42,6 +58,8 @@ def intensity_range(
     if foreground.numel() == 0:
         raise ValueError(f"image must not be constant, every voxel is {image.flatten()[0].item()}")
     low, high = (_percentile(foreground, q) for q in percentiles)
+    reach = margin * (high - low)
+    low, high = max(low - reach, image.min().item()) if reach else low, high + reach
     if not low < high:  # a foreground of one value: a binary image
         low = image.min().item()
     return low, high
@@ -50,11 +68,23 @@ def intensity_range(
 def rescale_intensity(
     image: Tensor,
     percentiles: tuple[float, float] | None = (0.5, 99.5),
-    window: tuple[float, float] | None = None,
+    window: Window | None = None,
+    margin: float = 0.0,
 ) -> Tensor:
     """Image in [0, 1], float32, the same shape, clipped outside `intensity_range`."""
-    low, high = intensity_range(image, percentiles, window)
+    low, high = intensity_range(image, percentiles, window, margin)
     return ((image.float() - low) / (high - low)).clamp_(0, 1)
+
+
+def _fixed(window: Window) -> tuple[float, float]:
+    """Ends of a window, given or looked up."""
+    if isinstance(window, str):
+        if window not in WINDOWS:
+            raise ValueError(f"window must be one of {', '.join(WINDOWS)}, got {window!r}")
+        return WINDOWS[window]
+    if not window[0] < window[1]:
+        raise ValueError(f"window must be (low, high) with low < high, got {window}")
+    return float(window[0]), float(window[1])
 
 
 def _percentile(values: Tensor, q: float) -> float:

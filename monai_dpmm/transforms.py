@@ -14,7 +14,8 @@ from monai_dpmm.calibration import TOP_FRACTION, image_score
 from monai_dpmm.detector import AnomalyDetector, embed_patches
 from monai_dpmm.geometry import extract_slices, prepare_slices, stack_slices
 from monai_dpmm.inferer import AnomalyInferer
-from monai_dpmm.intensity import rescale_intensity
+from monai_dpmm.intensity import Window, rescale_intensity
+from monai_dpmm.metatensors import like, plain
 
 __all__ = [
     "EmbedPatches",
@@ -31,7 +32,10 @@ class RescaleIntensity(Transform):
 
     Args:
         percentiles: percentiles of the foreground (voxels above the minimum) that become 0 and 1.
-        window: fixed (low, high) in the image's units instead (CT); give percentiles=None then.
+        window: fixed (low, high) in the image's units instead (CT), or the name of a usual one
+            (brain, liver, lung); give percentiles=None then.
+        margin: how much further than the percentiles the range reaches; for Tukey's fences, which
+            bright lesions hardly move, percentiles=(25, 75) and margin=1.5.
 
     Raises:
         ValueError: see `monai_dpmm.intensity.intensity_range`.
@@ -40,14 +44,17 @@ class RescaleIntensity(Transform):
     def __init__(
         self,
         percentiles: tuple[float, float] | None = (0.5, 99.5),
-        window: tuple[float, float] | None = None,
+        window: Window | None = None,
+        margin: float = 0.0,
     ) -> None:
         self.percentiles = None if percentiles is None else (percentiles[0], percentiles[1])
-        self.window = None if window is None else (window[0], window[1])
+        named = window is None or isinstance(window, str)
+        self.window: Window | None = window if named else (window[0], window[1])
+        self.margin = margin
 
     def __call__(self, image: Tensor) -> Tensor:
-        scaled = rescale_intensity(_plain(image), self.percentiles, self.window)
-        return _like(scaled, image)
+        scaled = rescale_intensity(plain(image), self.percentiles, self.window, self.margin)
+        return like(scaled, image)
 
 
 class ExtractSlices(InvertibleTransform):
@@ -70,8 +77,8 @@ class ExtractSlices(InvertibleTransform):
         self.step = step
 
     def __call__(self, volume: Tensor) -> Tensor:
-        slices = extract_slices(_plain(volume), self.axis)[:: self.step]
-        result = _like(slices, volume)
+        slices = extract_slices(plain(volume), self.axis)[:: self.step]
+        result = like(slices, volume)
         if isinstance(result, MetaTensor):
             self.push_transform(result, extra_info={"ndim": int(volume.ndim), "step": self.step})
         return result
@@ -81,9 +88,9 @@ class ExtractSlices(InvertibleTransform):
         info = self.pop_transform(slices)["extra_info"] if isinstance(slices, MetaTensor) else {}
         if info.get("step", self.step) != 1:
             raise ValueError(f"slices must be taken with step=1 to be inverted, got {self.step}")
-        plain = _plain(slices)
-        volume = plain[0] if info.get("ndim") == 3 else stack_slices(plain, self.axis)
-        return _like(volume, slices)
+        flat = plain(slices)
+        volume = flat[0] if info.get("ndim") == 3 else stack_slices(flat, self.axis)
+        return like(volume, slices)
 
 
 class NormalizeSlices(Transform):
@@ -97,6 +104,7 @@ class NormalizeSlices(Transform):
         patch_size: what both sides become multiples of: the backbone's `patch_size`.
         percentiles: see `RescaleIntensity`; None, with no window, where slices are in [0, 1].
         window: see `RescaleIntensity`.
+        margin: see `RescaleIntensity`.
     """
 
     def __init__(
@@ -105,18 +113,19 @@ class NormalizeSlices(Transform):
         patch_size: int = 14,
         *,
         percentiles: tuple[float, float] | None = (0.5, 99.5),
-        window: tuple[float, float] | None = None,
+        window: Window | None = None,
+        margin: float = 0.0,
     ) -> None:
         if size < patch_size or size % patch_size:
             raise ValueError(f"size must be a positive multiple of {patch_size}, got {size}")
         self.size = size
         self.patch_size = patch_size
         in_range = percentiles is None and window is None
-        self.rescale = None if in_range else RescaleIntensity(percentiles, window)
+        self.rescale = None if in_range else RescaleIntensity(percentiles, window, margin)
 
     def __call__(self, slices: Tensor) -> Tensor:
-        scaled = _plain(slices) if self.rescale is None else self.rescale(_plain(slices))
-        return _like(prepare_slices(scaled, self.size, self.patch_size), slices)
+        scaled = plain(slices) if self.rescale is None else self.rescale(plain(slices))
+        return like(prepare_slices(scaled, self.size, self.patch_size), slices)
 
 
 class EmbedPatches(Transform):
@@ -154,7 +163,7 @@ class EmbedPatches(Transform):
         device = next((p.device for p in self.backbone.parameters()), torch.device("cpu"))
         parts = [
             embed_patches(self.backbone, chunk.to(device), **self.options).cpu()
-            for chunk in _plain(images).split(self.batch_size)
+            for chunk in plain(images).split(self.batch_size)
         ]
         return torch.cat(parts)
 
@@ -177,7 +186,7 @@ class ThresholdAnomaly(Transform):
     def __call__(self, anomaly: Tensor, false_positive_rate: float | None = None) -> Tensor:
         rate = self.false_positive_rate if false_positive_rate is None else false_positive_rate
         threshold = self.detector.threshold(rate).to(anomaly.device)
-        return _like((_plain(anomaly) > threshold).to(torch.uint8), anomaly)
+        return like((plain(anomaly) > threshold).to(torch.uint8), anomaly)
 
 
 class ImageScore(Transform):
@@ -191,15 +200,4 @@ class ImageScore(Transform):
         self.fraction = fraction
 
     def __call__(self, anomaly: Tensor) -> float:
-        return float(image_score(_plain(anomaly), self.fraction))
-
-
-def _plain(image: Tensor) -> Tensor:
-    return image.as_tensor() if isinstance(image, MetaTensor) else torch.as_tensor(image)
-
-
-def _like(result: Tensor, source: Tensor) -> Tensor:
-    """The result with the source's metadata and applied operations, where it has any."""
-    if not isinstance(source, MetaTensor):
-        return result
-    return MetaTensor(result, meta=source.meta, applied_operations=source.applied_operations)
+        return float(image_score(plain(anomaly), self.fraction))

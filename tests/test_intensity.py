@@ -1,8 +1,9 @@
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
-from monai_dpmm.intensity import intensity_range, rescale_intensity
+from monai_dpmm.intensity import WINDOWS, intensity_range, rescale_intensity
 
 
 def test_percentiles_are_those_of_the_foreground():
@@ -45,6 +46,48 @@ def test_more_voxels_than_torch_quantile_takes():
     assert high == pytest.approx(2**23, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", WINDOWS)
+def test_windows_have_names(name):
+    scan = torch.linspace(-2000, 2000, 9)
+    assert torch.equal(
+        rescale_intensity(scan, None, name), rescale_intensity(scan, None, WINDOWS[name])
+    )
+
+
+def _with_lesion(scan, share=0.05):
+    """A bright lesion in that share of the foreground, and what is healthy."""
+    there = (scan > 0).flatten().nonzero()[:, 0]
+    lesion = there[len(there) // 3 :][: int(share * len(there))]
+    marked = scan.flatten().clone()
+    marked[lesion] = 1.5 * scan.max()
+    healthy = torch.zeros(scan.numel(), dtype=torch.bool)
+    healthy[there] = True
+    healthy[lesion] = False
+    return marked.view_as(scan), healthy.view_as(scan)
+
+
+def test_a_bright_lesion_hardly_moves_quartiles_with_a_margin(cohort):
+    scan = torch.from_numpy(nib.load(cohort / "train/train_000.nii.gz").get_fdata()).float()
+    marked, healthy = _with_lesion(scan)
+
+    def change(**options):
+        before, after = (rescale_intensity(x, **options)[healthy] for x in (scan, marked))
+        return float((after - before).abs().max())
+
+    assert change(percentiles=(25, 75), margin=1.5) < 0.05
+    assert change(percentiles=(0.5, 99.5)) > 0.3
+
+
+def test_a_margin_reaches_beyond_the_percentiles_but_not_below_the_minimum():
+    scan = torch.arange(101.0) - 20
+    low, high = intensity_range(scan, (40, 60), margin=1.0)
+    inner = intensity_range(scan, (40, 60))
+    assert (low, high) == (2 * inner[0] - inner[1], 2 * inner[1] - inner[0])
+    assert intensity_range(scan, (40, 60), margin=100)[0] == -20
+    padded = torch.cat([torch.zeros(500), scan + 100])
+    assert rescale_intensity(padded, (25, 75), margin=1.5)[0] == 0
+
+
 def test_errors_name_argument_rule_and_value():
     scan = torch.rand(8)
     with pytest.raises(ValueError, match="image must not be constant, every voxel is 3"):
@@ -53,6 +96,11 @@ def test_errors_name_argument_rule_and_value():
         rescale_intensity(scan, None, None)
     with pytest.raises(ValueError, match="give either percentiles or window"):
         rescale_intensity(scan, (1, 99), (0, 1))
+    with pytest.raises(ValueError, match="window must be one of brain, liver, lung, got 'bone'"):
+        rescale_intensity(scan, None, "bone")
+    for options in ({"margin": -1}, {"percentiles": None, "window": "lung", "margin": 1}):
+        with pytest.raises(ValueError, match="margin must be at least 0, and 0 for a window"):
+            rescale_intensity(scan, **options)
     with pytest.raises(ValueError, match=r"0 <= low < high <= 100, got \(5, 101\)"):
         rescale_intensity(scan, (5, 101))
     with pytest.raises(ValueError, match=r"low < high, got \(3, 3\)"):
