@@ -27,6 +27,7 @@ __all__ = [
     "ScoreHistogram",
     "enough_bits",
     "grouped_bins",
+    "key_scores",
     "order_keys",
 ]
 
@@ -179,7 +180,7 @@ class ScoreHistogram:
             return BestDice(float("nan"), float("nan"))
         dice = dices(healthy, anomalous)
         best = int(dice.argmax())
-        lowest = _scores(self.bins[best, 0])
+        lowest = key_scores(self.bins[best, 0])
         return BestDice(float(dice[best]), float(lowest.nextafter(-lowest.new_tensor(torch.inf))))
 
     def sensitivity(self, false_positive_rate: float) -> float:
@@ -267,7 +268,7 @@ def _estimate(of: tuple[Tensor, Tensor]) -> Estimate:
     return Estimate(*map(float, of))
 
 
-def _scores(keys: Tensor) -> Tensor:
-    """The scores of keys: int64 -> float32."""
+def key_scores(keys: Tensor) -> Tensor:
+    """The scores of `order_keys`: int64 -> float32."""
     bits = keys.int()
     return (bits ^ ((bits >> 31) & _MAGNITUDE)).view(torch.float32)
