@@ -82,7 +82,7 @@ def pixel_statistics(
         limit: of the AUPRO's false-positive rate.
     """
     counts, mixed = _dense(images, ignored_bits, max_bins)
-    parts = [_curves(*(some @ counts).double(), mixed, limit) for some in weights.split(_TOGETHER)]
+    parts = [_curves((some @ counts).double(), mixed, limit) for some in weights.split(_TOGETHER)]
     names = ("auroc", "aupr", "aupro", "best_dice")
     return dict(zip(names, map(torch.cat, zip(*parts, strict=True)), strict=True))
 
@@ -134,9 +134,8 @@ def _dense(images: Sequence[Tensor], bits: int, max_bins: int) -> tuple[Tensor, 
     return dense, pool[:, 0] != pool[:, 1]
 
 
-def _curves(
-    healthy: Tensor, anomalous: Tensor, coverage: Tensor, mixed: Tensor, limit: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _curves(counts: Tensor, mixed: Tensor, limit: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    healthy, anomalous, coverage = counts.unbind(0)
     return (
         auroc(healthy, anomalous, mixed)[0],
         aupr(healthy, anomalous, mixed)[0],

@@ -8,7 +8,9 @@ from monai.data import MetaTensor
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from monai_dpmm import distributed
-from monai_dpmm.metrics import AnomalyMetrics, dice_score, pixel_metrics
+from monai_dpmm.bootstrap import drawn_counts
+from monai_dpmm.image_metrics import dice_score
+from monai_dpmm.metrics import AnomalyMetrics, pixel_metrics
 from monai_dpmm.page import report_page
 from monai_dpmm.report import metrics_table
 from monai_dpmm.streaming import MAX_BINS
@@ -131,17 +133,28 @@ def _worker(rank, folder):
 
 def _evaluated():
     results = []
+    items = _items(5)
+    for i, item in enumerate(items):
+        item["patient"] = f"p{i // 2}"
     for exact in (False, True):
-        metrics = AnomalyMetrics(_Detector(), exact=exact)
-        metrics.update(distributed.own_items(_items(5)))
-        results.append(metrics.compute())
+        metrics = AnomalyMetrics(_Detector(), exact=exact, bootstrap=40)
+        metrics.update(distributed.own_items(items))
+        results.append((metrics.compute(), metrics.intervals, metrics.froc))
     return results
 
 
 def test_two_processes_give_what_one_gives(tmp_path):
     torch.multiprocessing.spawn(_worker, (tmp_path,), nprocs=2)
-    expected = _evaluated()
-    assert [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)] == [expected, expected]
+    for expected, *found in zip(
+        _evaluated(),
+        *(torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2)),
+        strict=True,
+    ):
+        assert len(expected[1]) == 16
+        for metrics, intervals, curve in found:
+            assert metrics == expected[0]
+            assert intervals == expected[1]
+            assert all(map(torch.equal, curve, expected[2]))
 
 
 def test_the_report_shows_all_of_them():
@@ -149,6 +162,7 @@ def test_the_report_shows_all_of_them():
     metrics.update(_items(4))
     table = metrics_table(metrics.compute(), [])
     shown = dict(line.split() for line in table.splitlines()[2:])
+    assert shown["protocol"] == "native"
     assert float(shown["pixel_best_dice"]) == pytest.approx(
         metrics.compute()["pixel_best_dice"], abs=1e-4
     )
@@ -166,6 +180,175 @@ def test_image_metrics_separate_healthy_from_anomalous():
     assert [subject["anomalous"] for subject in metrics.subjects] == [False, True] * 4
     assert math.isnan(metrics.subjects[0]["auroc"])
     assert metrics.subjects[1]["auroc"] > 0.9
+
+
+def _pooled(items):
+    scores = torch.cat([item["pred"].flatten() for item in items])
+    return scores, torch.cat([item["label"].flatten() for item in items]) > 0
+
+
+def test_intervals_are_those_of_resampled_images():
+    """Every resample evaluated anew, with its images several times, gives the same interval."""
+    items = _items(6, shift=0.2)
+    metrics = AnomalyMetrics(_Detector(), bootstrap=30)
+    metrics.update(items)
+    result = metrics.compute()
+    found = {}
+    for weights in drawn_counts(6, 30).int().tolist():
+        drawn = [item for item, n in zip(items, weights, strict=True) for _ in range(n)]
+        again = AnomalyMetrics(_Detector())
+        again.update(drawn)
+        for name, value in again.compute().items():
+            found.setdefault(name, []).append(value)
+    assert metrics.intervals.keys() == result.keys() - {
+        *("pixel_binning_error", "pixel_best_dice_threshold", "froc_sensitivity", "protocol")
+    }
+    for name, interval in metrics.intervals.items():
+        defined = [value for value in found[name] if not math.isnan(value)]
+        assert interval == pytest.approx(np.quantile(defined, [0.025, 0.975]), abs=1e-5), name
+        assert interval[0] <= result[name] <= interval[1], name
+
+
+def test_patients_are_drawn_as_a_whole():
+    """Slices of one patient that are all alike tell nothing new: as wide as with one slice each."""
+    single, repeated = (AnomalyMetrics(_Detector(), bootstrap=50) for _ in range(2))
+    for i, item in enumerate(_items(6)):
+        single.update([{**item, "patient": i}])
+        repeated.update([{**item, "patient": torch.tensor(i)}] * 4)
+    single.compute()
+    result = repeated.compute()
+    for name, interval in single.intervals.items():
+        assert repeated.intervals[name] == pytest.approx(interval), name
+    assert result["patient_auroc"] == result["image_auroc"]
+    assert repeated.subjects[4]["patient"] == "1"
+
+
+def test_a_patients_score_is_the_highest_of_their_images():
+    values = {"a": [0.1, 0.9], "b": [0.3, 0.2], "c": [0.8, 0.8]}  # a has one lesion, on its second
+    metrics = AnomalyMetrics(_Detector())
+    for patient, scores in values.items():
+        for score in scores:
+            label = torch.zeros(1, 4, 4)
+            label[0, 0, 0] = float(score == 0.9)
+            metrics.update(
+                [{"pred": torch.full((1, 4, 4), score), "label": label, "patient": patient}]
+            )
+    assert metrics.compute()["patient_auroc"] == 1
+    metrics.update([{"pred": torch.ones(1, 4, 4), "label": torch.zeros(1, 4, 4), "patient": "b"}])
+    assert metrics.compute()["patient_auroc"] == 0.5
+
+
+def test_one_patient_has_no_interval():
+    metrics = AnomalyMetrics(_Detector(), bootstrap=20)
+    metrics.update([{**item, "patient": "x"} for item in _items(3)])
+    metrics.compute()
+    assert metrics.intervals == {}
+
+
+def test_means_over_images_are_those_of_images_with_a_lesion():
+    metrics = AnomalyMetrics(_Detector())
+    metrics.update(_items(4))
+    result = metrics.compute()
+    sick = [subject for subject in metrics.subjects if subject["anomalous"]]
+    assert len(sick) == 2
+    for name in ("best_dice", "dice_at_fpr_0.05", "dice_at_fpr_0.1"):
+        expected = np.mean([subject[name] for subject in sick])
+        assert result[f"mean_{name}"] == pytest.approx(expected)
+
+
+def test_lesions_of_volumes_worked_by_hand():
+    """Two lesions, of which the weaker is found at the lower threshold alone; a false alarm."""
+    pred, label = torch.zeros(1, 9, 9, 9), torch.zeros(1, 9, 9, 9)
+    label[0, 1:3, 1:3, 1:3] = label[0, 6:8, 6:8, 6:8] = 1
+    pred[0, 1, 1, 1], pred[0, 6, 6, 6], pred[0, 4, 4, 4] = 0.9, 0.6, 0.8
+    healthy = {"pred": torch.zeros(1, 9, 9, 9), "label": torch.zeros(1, 9, 9, 9)}
+    metrics = AnomalyMetrics(_Detector())
+    metrics.update([{"pred": pred, "label": label}, healthy])
+    result = metrics.compute()
+    assert result["lesion_sensitivity_at_fpr_0.05"] == 0.5
+    assert result["lesion_sensitivity_at_fpr_0.1"] == 1
+    assert result["false_positives_per_scan_at_fpr_0.1"] == 0.5
+    assert metrics.froc.sensitivity.tolist() == [0.5, 1]
+    assert metrics.froc.false_positives.tolist() == [0, 0.5]
+    assert result["froc_sensitivity"] == pytest.approx((2 * 0.5 + 5) / 7)
+    assert metrics.subjects[0]["lesions"] == 2
+    assert metrics.subjects[0]["found_at_fpr_0.05"] == 1
+    strict = AnomalyMetrics(_Detector(), lesion_iou=0.5)
+    strict.update([{"pred": pred, "label": label}, healthy])
+    result = strict.compute()
+    assert result["lesion_sensitivity_at_fpr_0.1"] == 0
+    assert result["false_positives_per_scan_at_fpr_0.1"] == 1.5
+    assert strict.froc is None
+    assert "froc_sensitivity" not in result
+
+
+def test_aupro_of_images_worked_by_hand():
+    """A region of one pixel and one of three count the same: found at 0 and at 1/4 alarms."""
+    pred = torch.tensor([[[0.9, 0, 0.7], [0.1, 0.2, 0.7], [0.8, 0.3, 0.7]]])
+    label = torch.tensor([[[1.0, 0, 1], [0, 0, 1], [0, 0, 1]]])
+    metrics = AnomalyMetrics(_Detector())
+    metrics.update([{"pred": pred, "label": label}])
+    result = metrics.compute()
+    # (0, 1/2), (1/5, 1/2), then straight up to (1/5, 1)
+    expected = (0.2 * 0.5 + 0.1 * 1) / 0.3
+    assert result["pixel_aupro"] == pytest.approx(expected, abs=1e-6)
+    assert metrics.subjects[0]["aupro"] == pytest.approx(expected, abs=1e-6)
+    assert "froc_sensitivity" not in result
+
+
+def test_uncalibrated_thresholds_give_no_froc_curve():
+    class _Uncalibrated(_Detector):
+        thresholds = torch.tensor([math.nan, math.nan])
+
+    metrics = AnomalyMetrics(_Uncalibrated())
+    metrics.update(_items(2))
+    assert "froc_sensitivity" not in metrics.compute()
+
+
+@pytest.mark.parametrize("protocol", ["224", 224, "448"])
+def test_a_protocol_resizes_map_and_mask(protocol):
+    size = int(protocol)
+    label = torch.zeros(1, 28, 56)
+    label[:, 7:14, 14:28] = 255
+    metrics = AnomalyMetrics(_Detector(), protocol=protocol)
+    metrics.update([{"pred": label / 255, "label": label}])
+    counted = metrics._pool.bins[:, 2:4].sum(0).tolist()
+    assert counted == [size * size * 15 // 16, size * size // 16]
+    result = metrics.compute()
+    assert result["protocol"] == str(protocol)
+    assert result["dice_at_fpr_0.1"] > 0.95
+
+
+def test_a_protocol_for_images_refuses_volumes():
+    item = {"pred": MetaTensor(torch.rand(1, 4, 4, 4), meta={"filename_or_obj": "v.nii"})}
+    with pytest.raises(ValueError, match=r"v\.nii: protocol 224 is for 2D images, got a volume of"):
+        AnomalyMetrics(_Detector(), protocol="224").update(
+            [item | {"label": torch.zeros(1, 4, 4, 4)}]
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"protocol": "256"}, "protocol must be one of native, 224, 448, got '256'"),
+        ({"bootstrap": -1}, "bootstrap must be a number of resamples or 0, got -1"),
+        ({"lesion_iou": 2}, r"lesion_iou must lie in \[0, 1\], got 2"),
+    ],
+)
+def test_options_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        AnomalyMetrics(_Detector(), **options)
+
+
+def test_the_engines_batch_names_the_patients():
+    from ignite.engine import Engine
+
+    engine = Engine(lambda engine, batch: [{k: i[k] for k in ("pred", "label")} for i in batch])
+    metrics = AnomalyMetrics(_Detector())
+    metrics.attach(engine, "all")
+    named = [{**item, "patient": f"p{i}"} for i, item in enumerate(_items(3))]
+    engine.run([named[:2], named[2:], _items(1)])
+    assert [subject.get("patient") for subject in metrics.subjects] == ["p0", "p1", "p2", None]
 
 
 def test_reset_forgets():

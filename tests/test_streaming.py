@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
-from monai_dpmm.metrics import dice_score
+from monai_dpmm.image_metrics import dice_score
 from monai_dpmm.streaming import MAX_BINS, ScoreHistogram
 
 PIXELS = 2**19
