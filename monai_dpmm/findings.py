@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Hashable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 from torch import Tensor
 
+from monai_dpmm.output_formats import saved_beside
 from monai_dpmm.regions import connected_regions
 
 if TYPE_CHECKING:
@@ -28,10 +28,7 @@ __all__ = [
     "SaveFindingsDict",
     "SaveFindingsd",
     "anomaly_findings",
-    "saved_beside",
 ]
-
-_SUFFIXES = (".gz", ".nii", ".nrrd", ".mha")
 
 
 def anomaly_findings(
@@ -146,22 +143,6 @@ class SaveFindingsd(Transform):
         partial.write_text(json.dumps(data[self.key], indent=2, allow_nan=False) + "\n")
         os.replace(partial, path)
         return {**data, f"{self.key}_path": str(path)}
-
-
-def saved_beside(image: Tensor, ending: str) -> Path | None:
-    """Path of another file of the same scan, NAME_ending, beside NAME_postfix; None if not saved.
-
-    Args:
-        image: what SaveImaged saved with savepath_in_metadict=True.
-        ending: of the other file, with its suffix.
-    """
-    saved = image.meta.get("saved_to") if isinstance(image, MetaTensor) else None
-    if saved is None:
-        return None
-    path = Path(saved)
-    while path.suffix.lower() in _SUFFIXES:
-        path = path.with_suffix("")
-    return path.with_name(f"{path.name.rpartition('_')[0]}_{ending}")
 
 
 def _array(image: Tensor) -> np.ndarray:

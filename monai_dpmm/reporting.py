@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ignite.engine import Engine, Events
-from monai.transforms import Orientation
 
 from monai_dpmm.distributed import interleaved, is_main_process
-from monai_dpmm.loading import LoadVolume
 from monai_dpmm.report import metrics_table, write_report
 
 if TYPE_CHECKING:
@@ -87,10 +85,9 @@ class ReportWriter:
 
     def _write(self, engine: Engine, subjects: list[dict[str, Any]]) -> None:
         numbers = {k: v for k, v in engine.state.metrics.items() if isinstance(v, float)}
-        shown = [{**subject, "image": _viewable(subject["image"])} for subject in subjects]
         path = write_report(
             self.folder,
-            subjects=shown,
+            subjects=subjects,
             history=self._history(),
             metrics=numbers or None,
             settings={"false_positive_rate": self.false_positive_rate},
@@ -112,10 +109,3 @@ def _stem(path: str) -> str:
     name = Path(path).name
     suffix = next((s for s in _READ_BY_NIBABEL if name.lower().endswith(s)), Path(name).suffix)
     return name[: len(name) - len(suffix)]
-
-
-def _viewable(path: str) -> Any:
-    """The path where nibabel reads it, else the volume (X, Y, Z) in RAS."""
-    if path.lower().endswith(_READ_BY_NIBABEL):
-        return path
-    return Orientation("RAS", labels=None)(LoadVolume()(path))[0].numpy()

@@ -1,8 +1,9 @@
-"""The volumes of a report's subject, from arrays or from NIfTI files, one subject at a time."""
+"""The volumes of a report's subject, from arrays or from files, one subject at a time."""
 
 from __future__ import annotations
 
 import os
+import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 _VOLUMES = ("image", "anomaly", "mask", "components", "label")
+_READ_BY_NIBABEL = (".nii", ".nii.gz", ".mgz", ".mgh")
 
 __all__ = ["subject_volume", "subject_volumes"]
 
@@ -58,7 +60,8 @@ def _loaded(key: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
     from nibabel.spatialimages import HeaderDataError
 
     try:
-        image: Any = nib.load(path)
+        known = path.name.lower().endswith(_READ_BY_NIBABEL)
+        image: Any = nib.load(path) if known else _read(path)
         if image.ndim == 2:
             image = nib.Nifti1Image(np.asanyarray(image.dataobj)[..., None], image.affine)
         if image.ndim != 3:
@@ -68,3 +71,32 @@ def _loaded(key: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
     except (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError) as error:
         raise ValueError(f"{key} must be a readable volume, got {path}: {error}") from None
     return array.astype(np.float32) if array.dtype.kind == "f" else array, image.affine
+
+
+def _read(path: Path) -> Any:
+    """Image of a file or folder that nibabel cannot read: NRRD, MetaImage, DICOM, PNG.
+
+    Raises:
+        OSError: with the reason in one line, whatever the reader raised.
+    """
+    import nibabel as nib
+    from monai.transforms import LoadImage
+
+    if not path.exists():
+        raise FileNotFoundError("there is no such file")
+    with warnings.catch_warnings():  # about optional DICOM decoders that are not installed
+        warnings.filterwarnings("ignore", message=".*nvImageCodec")
+        load = LoadImage(image_only=True, ensure_channel_first=True, dtype=None)
+    try:
+        image = load(path)
+    except Exception as error:  # the readers raise whatever their libraries raise
+        raise OSError(f"no reader of MONAI takes it ({type(error).__name__})") from error
+    if len(image) != 1:
+        raise OSError(f"it has {len(image)} channels")
+    return nib.Nifti1Image(_array(image), image.affine.numpy())
+
+
+def _array(image: Any) -> np.ndarray:
+    """Voxels of an image with one channel, in a type of NIfTI's."""
+    array = image.numpy()[0]
+    return array.astype(np.float32) if array.dtype.kind == "f" else array.astype(np.int32)

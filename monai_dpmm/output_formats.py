@@ -1,0 +1,65 @@
+"""Formats that volumes are written in, and the names of the files of one scan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from monai.data import ImageWriter, ITKWriter, MetaTensor, NibabelWriter
+from torch import Tensor
+
+__all__ = ["saved_beside", "volume_writer"]
+
+
+class NiftiVolumeWriter(NibabelWriter):
+    """MONAI's NIfTI writer, but a volume of one slice keeps its third axis, (X, Y, 1)."""
+
+    def set_data_array(self, data_array: Any, *args: Any, **kwargs: Any) -> None:
+        """Take a channel-first volume (1, X, Y, Z), or an image (1, H, W) as one slice."""
+        super().set_data_array(data_array, *args, **{**kwargs, "squeeze_end_dims": False})
+        self.data_obj = self.data_obj[..., 0]
+
+
+class ItkVolumeWriter(ITKWriter):
+    """MONAI's ITK writer, but a volume of one slice keeps its third axis, (X, Y, 1)."""
+
+    def set_data_array(self, data_array: Any, *args: Any, **kwargs: Any) -> None:
+        """Take a channel-first volume (1, X, Y, Z), or an image (1, H, W) as one slice."""
+        super().set_data_array(data_array, *args, **{**kwargs, "squeeze_end_dims": False})
+
+
+_WRITERS: dict[str, type[ImageWriter]] = {
+    ".nii.gz": NiftiVolumeWriter,
+    ".nii": NiftiVolumeWriter,
+    ".nrrd": ItkVolumeWriter,
+    ".mha": ItkVolumeWriter,
+}
+
+
+def volume_writer(output_ext: str) -> type[ImageWriter]:
+    """Writer of NIfTI (.nii.gz, .nii), NRRD (.nrrd) or MetaImage (.mha), for MONAI's SaveImaged.
+
+    All keep shape, affine and the types float32, uint16 and uint8; an image is one slice.
+
+    Raises:
+        ValueError: for another suffix.
+    """
+    if output_ext not in _WRITERS:
+        raise ValueError(f"output_ext must be one of {', '.join(_WRITERS)}, got {output_ext!r}")
+    return _WRITERS[output_ext]
+
+
+def saved_beside(image: Tensor, ending: str) -> Path | None:
+    """Path of another file of the same scan, NAME_ending, beside NAME_postfix; None if not saved.
+
+    Args:
+        image: what SaveImaged saved with savepath_in_metadict=True.
+        ending: of the other file, with its suffix.
+    """
+    saved = image.meta.get("saved_to") if isinstance(image, MetaTensor) else None
+    if saved is None:
+        return None
+    path = Path(saved)
+    suffix = next((s for s in _WRITERS if path.name.lower().endswith(s)), "")
+    name = path.name[: len(path.name) - len(suffix)].rpartition("_")[0]
+    return path.with_name(f"{name}_{ending}")
