@@ -21,6 +21,7 @@ Each command is one of the bundle's workflows and can be run by MONAI as well, f
 Any value of the configs can be set with -s, for example -s max_epochs=10 -s image_size=224.
 """
 _COMPARE = "fit the DPMM and its baselines to the same embeddings: the paper's tables"
+_HEALTHY = "the folder of healthy scans that the model was trained on"
 _BUNDLE = "write a trained model as a bundle folder of its own, for MONAI Label"
 
 
@@ -92,13 +93,21 @@ def _train(overlay: list[str], overrides: dict[str, Any]) -> None:
 
 
 def _evaluate(overlay: list[str], overrides: dict[str, Any]) -> None:
-    run_workflow(["train", *overlay, "evaluate"], **overrides)
+    run_workflow(["train", *_own(overrides), *overlay, "evaluate"], **overrides)
+
+
+def _calibrate(overlay: list[str], overrides: dict[str, Any]) -> None:
+    run_workflow(["train", *_own(overrides), *overlay, "calibrate"], **overrides)
 
 
 def _infer(overlay: list[str], overrides: dict[str, Any]) -> None:
+    run_workflow(["inference", *_own(overrides), *overlay], **overrides)
+
+
+def _own(overrides: dict[str, Any]) -> list[str]:
+    """The trained model's own settings, where there is one."""
     settings = Path(overrides["bundle_root"]) / "models" / "model.json"
-    own = [str(settings)] if settings.is_file() else []
-    run_workflow(["inference", *own, *overlay], **overrides)
+    return [str(settings)] if settings.is_file() else []
 
 
 def _demo(overlay: list[str], overrides: dict[str, Any]) -> None:
@@ -118,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     table = [
         ("demo", _demo, None, "train and evaluate on a simulated cohort of brains"),
         ("train", _train, "folder of healthy scans", "fit a model of normality"),
+        ("calibrate", _calibrate, _HEALTHY, "thresholds in ml a scan, and the scan check"),
         ("evaluate", _evaluate, "data set with test/images and test/labels", "measure a model"),
         ("infer", _infer, "a scan, or a folder of scans", "write anomaly volumes"),
     ]

@@ -176,7 +176,14 @@ def test_a_checkpoint_that_does_not_fit_ends_in_one_line(
     ("overlay", "base"),
     [
         (overlay, "train")
-        for overlay in ("demo", "evaluate", "full_covariance", "steady", "von_mises_fisher")
+        for overlay in (
+            "calibrate",
+            "demo",
+            "evaluate",
+            "full_covariance",
+            "steady",
+            "von_mises_fisher",
+        )
     ]
     + [("multi_gpu_train", "train"), ("multi_gpu_evaluate", "train")],
 )
