@@ -64,14 +64,15 @@ def test_inference_by_volume_marks_the_scans_that_are_unlike_the_training_data(
     voxels = np.asarray(scan.dataobj)
     (tmp_path / "scans").mkdir()
     nib.save(scan, tmp_path / "scans/good.nii.gz")
-    inverted = np.where(voxels > 0, voxels.max() + 1 - voxels, 0)
-    nib.save(nib.Nifti1Image(inverted, scan.affine), tmp_path / "scans/inverted.nii.gz")
+    noise = np.random.default_rng(0).random(voxels.shape, np.float32)
+    nib.save(nib.Nifti1Image(noise, scan.affine), tmp_path / "scans/noise.nii.gz")
     upright = nib.Nifti1Image(voxels[:, :, ::-1], scan.affine)
     nib.save(upright, tmp_path / "scans/upside_down.nii.gz")
-    result = _infer(root, tmp_path / "scans", tmp_path / "out", false_positive_volume=5)
+    choices = {"false_positive_volume": 5, "scan_false_alarm_rate": 0.2}
+    result = _infer(root, tmp_path / "scans", tmp_path / "out", **choices)
     lines = [line for line in result.stdout.splitlines() if "not like the training data" in line]
     names = [line.split(": ")[0].rsplit("/")[-1] for line in lines]
-    assert names == ["inverted.nii.gz", "upside_down.nii.gz"]
+    assert names == ["noise.nii.gz", "upside_down.nii.gz"]
     settings = json.loads((root / "models/model.json").read_text())
     threshold = settings["volume_thresholds"][2]["threshold"]
     anomaly = nib.load(tmp_path / "out/good/good_anomaly.nii.gz").get_fdata(dtype=np.float32)
