@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
 import warnings
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import torch
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, Transform
 
+from monai_dpmm.dicom_series import check_series
+
 __all__ = ["InputError", "LoadVolume"]
+
+_BLOCK = 1 << 20
+_NIFTI2 = (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")  # its header has 540 bytes
 
 
 class InputError(ValueError):
@@ -27,8 +34,10 @@ class LoadVolume(Transform):
         dtype: type of the result.
 
     Raises:
-        InputError: for a missing or unreadable file, several channels (4D series, RGB), NaN or
-            infinite voxels, or a constant image; the message names file, rule and value.
+        InputError: for a missing, damaged or unreadable file, a folder that is not one DICOM series
+            with all its slices, several channels (4D series, RGB), NaN or infinite voxels, a
+            constant image, or a grid without volume (a spacing of zero); the message names file,
+            rule and value.
     """
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
@@ -43,15 +52,59 @@ class LoadVolume(Transform):
         file = Path(path).expanduser()
         if not file.exists():
             raise InputError(f"{file}: must exist, there is no such file or folder")
+        if file.is_dir():
+            _check_folder(file)
         loader = self._nibabel if file.suffix in (".mgz", ".mgh") else self._loader
         try:
+            affine = _written_affine(file)
             image = loader(file)
         except Exception as error:  # the readers raise whatever their libraries raise
             raise InputError(
                 f"{file}: must be a scalar image that MONAI reads, got {_reason(error)}"
             ) from error
         _check_image(image, file)
+        _check_affine(image.affine if affine is None else affine, file)
         return image
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that is not one DICOM series."""
+    try:
+        check_series(folder)
+    except ValueError as error:
+        raise InputError(f"{folder}: must be one DICOM series: {error}") from error
+
+
+def _written_affine(file: Path) -> torch.Tensor | None:
+    """Voxel-to-world matrix of a NIfTI file as it is written, which nibabel mends in silence.
+
+    Of a compressed file the checksum is verified, before which readers stop.
+    """
+    if file.suffix.lower() == ".gz":
+        with gzip.open(file) as stream:
+            while stream.read(_BLOCK):
+                pass
+    if not file.name.lower().endswith((".nii", ".nii.gz")):
+        return None
+    with nib.openers.ImageOpener(str(file)) as stream:
+        start = stream.read(4)
+        stream.seek(0)
+        kind = nib.Nifti2Header if start in _NIFTI2 else nib.Nifti1Header
+        header = kind.from_fileobj(stream, check=False)
+        return torch.from_numpy(header.get_best_affine())
+
+
+def _check_affine(affine: torch.Tensor, file: Path) -> None:
+    """Refuse a grid whose voxels have no volume."""
+    directions = affine[:3, :3].double()
+    sizes = directions.norm(dim=0)
+    flat = not bool((sizes > 0).all()) or float((directions / sizes).det().abs()) < 1e-6
+    if not bool(torch.isfinite(affine).all()) or flat:
+        shown = ", ".join(f"{mm:g}" for mm in sizes.tolist())
+        raise InputError(
+            f"{file}: must have a finite, invertible voxel-to-world matrix, got voxels of"
+            f" ({shown}) mm in dependent or unknown directions"
+        )
 
 
 def _check_image(image: MetaTensor, file: Path) -> None:
@@ -76,4 +129,5 @@ def _reason(error: BaseException) -> str:
     """First telling line of what a reader raised."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "rror" in line and "Traceback" not in line]
-    return f"{type(error).__name__}: {(telling or lines or ['no reason given'])[-1][:200]}"
+    told = telling[-1] if telling else " ".join(lines)
+    return f"{type(error).__name__}: {told[:200] or 'no reason given'}"

@@ -1,3 +1,5 @@
+import gzip
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -90,3 +92,67 @@ def test_what_is_no_image_is_refused_in_one_line(tmp_path):
         LoadVolume()(tmp_path / "colour.png")
     with pytest.raises(InputError, match=r"missing.nii: must exist"):
         LoadVolume()(tmp_path / "missing.nii")
+
+
+def _header(**fields):
+    """A NIfTI file's bytes with header fields set as no library would."""
+    image = nib.Nifti1Image(np.random.default_rng(0).random((20, 24, 10)).astype("f4"), np.eye(4))
+    content = bytearray(image.to_bytes())
+    header = nib.Nifti1Header(bytes(content[:348]), check=False)
+    for name, value in fields.items():
+        header[name] = value
+    content[:348] = header.binaryblock
+    return bytes(content)
+
+
+WHOLE = _header()
+PACKED = gzip.compress(WHOLE)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.nii.gz", b"", "Error"),
+        ("a.nii", b"", "Error"),
+        ("a.nii.gz", PACKED[: len(PACKED) // 2], "EOFError: Compressed file ended before"),
+        ("a.nii.gz", PACKED[:3000] + b"\0\0\0" + PACKED[3003:], "Error|BadGzip"),
+        ("a.nii.gz", PACKED[:-8] + b"\0\0\0\0" + PACKED[-4:], "BadGzipFile: CRC check failed"),
+        ("a.nii.gz", WHOLE, "BadGzipFile: Not a gzipped file"),
+        ("a.nii", WHOLE[:2000], "could the file be damaged"),
+        ("a.png", WHOLE, "UnidentifiedImageError"),
+        ("a.nrrd", WHOLE, "Is this an NRRD file"),
+        ("a.mha", WHOLE, "Error"),
+        ("a.mgz", WHOLE, "Error|BadGzip"),
+    ],
+)
+def test_damaged_files_and_wrong_suffixes_are_refused(tmp_path, name, content, reason):
+    (tmp_path / name).write_bytes(content)
+    message = f"{name}: must be a scalar image that MONAI reads, got .*{reason}"
+    with pytest.raises(InputError, match=message) as caught:
+        LoadVolume()(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sizes"),
+    [
+        ({"sform_code": 0, "qform_code": 0, "pixdim": [1, 0, 1, 1, 1, 0, 0, 0]}, r"\(0, 1, 1\)"),
+        ({"sform_code": 1, "srow_x": [0, 0, 0, 0]}, r"\(0, 1, 1\)"),
+        ({"sform_code": 1, "srow_y": [1, 0, 0, 0], "srow_x": [1, 0, 0, 0]}, "dependent"),
+        ({"sform_code": 1, "srow_x": [np.nan, 0, 0, 0]}, r"\(nan, 1, 1\)"),
+        ({"sform_code": 1, "srow_x": [1, 0, 0, np.inf]}, "unknown"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_grid_without_volume_is_refused(tmp_path, fields, sizes, suffix):
+    content = _header(**fields)
+    file = tmp_path / f"scan{suffix}"
+    file.write_bytes(gzip.compress(content) if suffix == ".nii.gz" else content)
+    with pytest.raises(InputError, match=f"{file.name}: must have a finite, invertible .*{sizes}"):
+        LoadVolume()(file)
+
+
+def test_a_nifti2_file_is_read(tmp_path):
+    array = np.random.default_rng(0).random((5, 6, 7))
+    nib.save(nib.Nifti2Image(array, np.diag([2, 3, 4, 1])), tmp_path / "scan.nii.gz")
+    assert np.allclose(LoadVolume()(tmp_path / "scan.nii.gz").affine, np.diag([2, 3, 4, 1]))
