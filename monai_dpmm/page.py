@@ -13,7 +13,7 @@ _NOTICE = (
     "may serve a diagnosis or a decision about a patient."
 )
 
-__all__ = ["formatted", "metric_names", "report_page"]
+__all__ = ["formatted", "formatted_interval", "metric_names", "report_page"]
 
 
 def formatted(value: Any) -> str:
@@ -31,6 +31,11 @@ def formatted(value: Any) -> str:
     return "".join(c if c.isprintable() else " " for c in str(value))
 
 
+def formatted_interval(interval: Sequence[Any] | None) -> str:
+    """An interval for a reader, "[0.9600, 0.9810]"; nothing for none."""
+    return f"[{formatted(interval)}]" if interval else ""
+
+
 def metric_names(subjects: Iterable[Mapping[str, Any]]) -> list[str]:
     """Names of all metrics that any subject has, in order of appearance."""
     return list(dict.fromkeys(name for s in subjects for name in s["metrics"]))
@@ -41,13 +46,14 @@ def report_page(report: Mapping[str, Any]) -> str:
 
     Args:
         report: what `metrics.json` holds: "metrics", "settings" and "environment" by name,
+            "intervals" (low and high of some metrics, where there are),
             "subjects" (dictionaries of name, score, threshold, metrics, figure, the address of the
             picture beside the page, figure_size in pixels, and viewer, the address of a page to
             walk through the volume, or None), and "training", the address of the curves, or None.
     """
     subjects = report["subjects"]
     body = [
-        _section("Results", _cards(report["metrics"]) if report["metrics"] else ""),
+        _section("Results", _cards(report["metrics"], report.get("intervals", {}))),
         _section(f"Subjects ({len(subjects)})", _subject_table(subjects)),
         _section("Figures, highest score first", "\n".join(map(_figure, enumerate(subjects, 1)))),
         _section("Training", _training(report["training"])),
@@ -67,12 +73,20 @@ def _title(name: str) -> str:
     return escape(text[:1].upper() + text[1:])
 
 
-def _cards(metrics: Mapping[str, Any]) -> str:
+def _cards(metrics: Mapping[str, Any], intervals: Mapping[str, Sequence[Any]]) -> str:
+    if not metrics:
+        return ""
+    hint = '<p class="hint">In brackets: 95 % intervals.</p>\n' if intervals else ""
     cards = (
-        f"<div><dt>{_title(name)}</dt><dd>{escape(formatted(value))}</dd></div>"
+        f"<div><dt>{_title(name)}</dt><dd>{escape(formatted(value))}"
+        f"{_bounds(intervals.get(name))}</dd></div>"
         for name, value in metrics.items()
     )
-    return f'<dl class="cards">{"".join(cards)}</dl>'
+    return f'{hint}<dl class="cards">{"".join(cards)}</dl>'
+
+
+def _bounds(interval: Sequence[Any] | None) -> str:
+    return f" <small>{formatted_interval(interval)}</small>" if interval else ""
 
 
 def _subject_table(subjects: Sequence[Mapping[str, Any]]) -> str:
@@ -192,6 +206,8 @@ a { color: var(--link); }
 .cards div { background: var(--card); border-radius: 8px; padding: .7rem .9rem; }
 .cards dt { color: var(--muted); font-size: .85rem; }
 .cards dd { margin: 0; font-size: 1.45rem; font-weight: 600; overflow-wrap: anywhere; }
+.cards small { display: block; font-size: .85rem; font-weight: 400; color: var(--muted);
+  font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; }
 .light { background: #ffffff; border-radius: 8px; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }

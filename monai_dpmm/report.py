@@ -18,7 +18,7 @@ from monai_dpmm.curves import training_figure
 from monai_dpmm.display import checked_array, heat_range, peak_voxel
 from monai_dpmm.environment import environment
 from monai_dpmm.figures import require_matplotlib, subject_figure
-from monai_dpmm.page import formatted, metric_names, report_page
+from monai_dpmm.page import formatted, formatted_interval, metric_names, report_page
 from monai_dpmm.replacement import replacement
 from monai_dpmm.subjects import subject_volume, subject_volumes
 from monai_dpmm.viewer import can_view, has_nilearn, require_nilearn, viewer_page
@@ -36,12 +36,17 @@ _LONGEST = 48  # letters of a name on screen
 __all__ = ["metrics_table", "subject_figure", "training_figure", "write_report"]
 
 
-def metrics_table(metrics: Mapping[str, Any], subjects: Sequence[Mapping[str, Any]]) -> str:
+def metrics_table(
+    metrics: Mapping[str, Any],
+    subjects: Sequence[Mapping[str, Any]],
+    intervals: Mapping[str, Sequence[float]] | None = None,
+) -> str:
     """Table for the screen: the pooled metrics, then one line per subject, highest score first.
 
     Args:
         metrics: pooled metrics by name.
         subjects: dictionaries with "name" and, where there are, "score" and "metrics".
+        intervals: (low, high) of some of the metrics, by name.
     """
     records = [_record(subject) for subject in _ranked(subjects)]
     names = metric_names(records)
@@ -52,6 +57,10 @@ def metrics_table(metrics: Mapping[str, Any], subjects: Sequence[Mapping[str, An
         values = (record["score"], *(record["metrics"].get(key) for key in names))
         rows.append([name, *map(formatted, values)])
     pooled = [["all subjects", "value"], *([str(k), formatted(v)] for k, v in metrics.items())]
+    if intervals:
+        bounds = [formatted_interval(intervals.get(name)) for name in metrics]
+        for row, bound in zip(pooled, ["95 % interval", *bounds], strict=True):
+            row.append(bound)
     return "\n\n".join(_aligned(table) for table in (pooled, rows) if len(table) > 1)
 
 
@@ -61,6 +70,7 @@ def write_report(
     subjects: Sequence[Mapping[str, Any]],
     history: Mapping[str, Sequence[float | None]] | None = None,
     metrics: Mapping[str, Any] | None = None,
+    intervals: Mapping[str, Sequence[float]] | None = None,
     settings: Mapping[str, Any] | None = None,
     axis: int = 2,
     slices: int = 1,
@@ -81,6 +91,7 @@ def write_report(
             Right, Anterior, Superior.
         history: training curves, see `training_figure`.
         metrics: pooled metrics by name, NaN for what is undefined.
+        intervals: (low, high) of some of them by name, at 95 %.
         settings: anything worth keeping of how the results came about, may be nested.
         axis: spatial axis that the slices are perpendicular to.
         slices: slices shown of each subject.
@@ -112,6 +123,7 @@ def write_report(
             _save(curves, partial / FIGURES / "training.png")
         report = {
             "metrics": metrics or {},
+            "intervals": intervals or {},
             "subjects": records,
             "history": history,
             "training": None if curves is None else f"{FIGURES}/training.png",

@@ -80,19 +80,21 @@ class ReportWriter:
         for subject, detail in zip(self.subjects, details, strict=False):
             subject["metrics"] = {k: v for k, v in detail.items() if k not in ("name", "score")}
         subjects = interleaved(self.subjects)
-        if is_main_process():
+        if subjects and is_main_process():
             self._write(engine, subjects)
 
     def _write(self, engine: Engine, subjects: list[dict[str, Any]]) -> None:
-        numbers = {k: v for k, v in engine.state.metrics.items() if isinstance(v, float)}
+        numbers = {k: v for k, v in engine.state.metrics.items() if isinstance(v, float | str)}
+        intervals = {} if self.metrics is None else self.metrics.intervals
         path = write_report(
             self.folder,
             subjects=subjects,
             history=self._history(),
             metrics=numbers or None,
+            intervals=intervals,
             settings={"false_positive_rate": self.false_positive_rate},
         )
-        print(metrics_table(numbers, subjects))
+        print(metrics_table(numbers, subjects, intervals))
         print(f"Report: {path}")
 
     def _history(self) -> dict[str, list[Any]] | None:

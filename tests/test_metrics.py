@@ -157,20 +157,28 @@ def test_two_processes_give_what_one_gives(tmp_path):
             assert all(map(torch.equal, curve, expected[2]))
 
 
-def test_the_report_shows_all_of_them():
-    metrics = AnomalyMetrics(_Detector())
+@pytest.mark.parametrize("bootstrap", [0, 50])
+def test_the_report_shows_all_of_them(bootstrap):
+    metrics = AnomalyMetrics(_Detector(), bootstrap=bootstrap)
     metrics.update(_items(4))
-    table = metrics_table(metrics.compute(), [])
-    shown = dict(line.split() for line in table.splitlines()[2:])
-    assert shown["protocol"] == "native"
-    assert float(shown["pixel_best_dice"]) == pytest.approx(
+    table = metrics_table(metrics.compute(), [], metrics.intervals)
+    shown = dict(line.split(maxsplit=1) for line in table.splitlines()[2:])
+    assert shown["protocol"].strip() == "native"
+    assert float(shown["pixel_best_dice"].split()[0]) == pytest.approx(
         metrics.compute()["pixel_best_dice"], abs=1e-4
     )
-    assert shown["pixel_binning_error"] == "0.0000"
+    assert shown["pixel_binning_error"].strip() == "0.0000"
     report = {"metrics": metrics.compute(), "subjects": [], "training": None}
-    page = report_page(report | {"settings": {}, "environment": {}})
+    report |= {"intervals": metrics.intervals, "settings": {}, "environment": {}}
+    page = report_page(report)
     for title in ("Pixel best dice", "Pixel best dice threshold", "Pixel binning error"):
         assert f"<dt>{title}</dt>" in page
+    if not bootstrap:
+        assert "interval" not in page + table
+        return
+    low, high = metrics.intervals["pixel_aupro"]
+    assert shown["pixel_aupro"].endswith(f"  [{low:.4f}, {high:.4f}]")
+    assert f" <small>[{low:.4f}, {high:.4f}]</small></dd>" in page
 
 
 def test_image_metrics_separate_healthy_from_anomalous():
