@@ -123,9 +123,11 @@ class ScanCheck(Transform):
         rows = [[int(n) for n in line.split()] for line in self.reference["usage"]]
         expected = torch.tensor(rows, dtype=torch.float64) / _SCALE
         usage = prototype_usage(anomaly[0], components[0], expected.shape[1], self.axis)
-        return self._finding(usage_distance(usage, expected), self.reference["distances"])
+        return self.finding(usage_distance(usage, expected))
 
-    def _finding(self, distance: float, healthy: Sequence[float]) -> dict[str, Any]:
+    def finding(self, distance: float) -> dict[str, Any]:
+        """The finding of a scan at a distance from the mean usage of the healthy scans."""
+        healthy = self.reference["distances"]
         exact = 1 / (len(healthy) + 1) <= self.false_alarm_rate
         p_value = _rank_p_value(distance, healthy) if exact else _student_p(distance, healthy)
         found = {

@@ -81,15 +81,15 @@ def test_the_rank_p_value_is_that_of_the_definition_and_student_that_of_a_predic
     distances = [0.2, 0.25, 0.22, 0.21]
     reference = {"usage": ["100000"] * 3, "distances": distances}
     rank, student = ScanCheck(reference, 0.25), ScanCheck(reference, 0.05)
-    assert rank._finding(0.23, distances)["p_value"] == 2 / 5
-    assert rank._finding(0.3, distances)["p_value"] == 1 / 5
-    finding = student._finding(0.3, distances)
+    assert rank.finding(0.23)["p_value"] == 2 / 5
+    assert rank.finding(0.3)["p_value"] == 1 / 5
+    finding = student.finding(0.3)
     scale = np.std(distances, ddof=1) * np.sqrt(5 / 4)
     expected = stats.t(3, loc=np.mean(distances), scale=scale).sf(0.3)
     assert finding["method"] == "student"
     assert finding["p_value"] == pytest.approx(expected)
     assert "taken as normal" in finding["reason"]
-    assert "exact" in rank._finding(0.3, distances)["reason"]
+    assert "exact" in rank.finding(0.3)["reason"]
 
 
 def test_false_alarms_are_as_many_as_stated():
@@ -103,7 +103,7 @@ def test_false_alarms_are_as_many_as_stated():
             rows = [[int(n) for n in line.split()] for line in reference["usage"]]
             expected = torch.tensor(rows) / 100_000
             distance = usage_distance(usages[-1], expected)
-            alarms[scans] += check._finding(distance, reference["distances"])["suspicious"]
+            alarms[scans] += check.finding(distance)["suspicious"]
     assert alarms[4] <= 14  # of 120, of which 6 are expected
     assert alarms[19] <= 14
 
