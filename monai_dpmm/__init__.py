@@ -31,6 +31,7 @@ _EXPORTS = {
         *("data_root", "datalist", "existing_file"),
     ),
     "detector": ("AnomalyDetector", "embed_patches"),
+    "dicom_output": (*(f"SaveDicom{suffix}" for suffix in _SUFFIXES), "dicom_sources"),
     "distributed": (
         *("close_process_group", "is_main_process", "local_device"),
         *("open_process_group", "own_items"),
@@ -54,8 +55,9 @@ _EXPORTS = {
     "em": ("Moments",),
     "merging": ("load_moments", "merged", "pooled_moments", "save_moments"),
     "mixture": ("DPMM",),
-    "output_formats": ("volume_writer",),
+    "output_formats": ("SaveVolumeD", "SaveVolumeDict", "SaveVolumed", "volume_writer"),
     "regions": ("connected_regions",),
+    "refusals": ("ScanDataset", "ScanEvaluator", "collate_scans"),
     "report": ("write_report",),
     "reporting": ("ReportWriter",),
     "scan_check": (
@@ -63,6 +65,8 @@ _EXPORTS = {
         *("prototype_usage", "scan_reference", "usage_distance"),
     ),
     "scan_handlers": ("ScanCalibration", "SuspiciousScans"),
+    "saved_maps": ("find_maps", "load_map", "matched_maps"),
+    "scoring": ("healthy_thresholds", "measured_maps", "write_scores"),
     "serving": (
         *(f"{name}{suffix}" for name in ("ReadRequest", "AnswerRequest") for suffix in _SUFFIXES),
         "rate_choices",

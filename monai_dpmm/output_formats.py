@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
 from monai.data import ImageWriter, ITKWriter, MetaTensor, NibabelWriter
+from monai.transforms import SaveImaged
 from torch import Tensor
 
-__all__ = ["saved_beside", "volume_writer"]
+__all__ = ["SaveVolumeD", "SaveVolumeDict", "SaveVolumed", "saved_beside", "volume_writer"]
 
 
-class NiftiVolumeWriter(NibabelWriter):
+class _WholeFiles(ImageWriter):
+    """Writer whose files appear under their names when they are complete."""
+
+    def write(self, filename: Any, verbose: bool = False, **kwargs: Any) -> None:
+        """Write a file beside its place and move it there."""
+        path = Path(filename)
+        partial = path.with_name(f".partial.{path.name}")
+        try:
+            super().write(str(partial), verbose=verbose, **kwargs)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+class NiftiVolumeWriter(_WholeFiles, NibabelWriter):
     """MONAI's NIfTI writer, but a volume of one slice keeps its third axis, (X, Y, 1)."""
 
     def set_data_array(self, data_array: Any, *args: Any, **kwargs: Any) -> None:
@@ -20,7 +37,7 @@ class NiftiVolumeWriter(NibabelWriter):
         self.data_obj = self.data_obj[..., 0]
 
 
-class ItkVolumeWriter(ITKWriter):
+class ItkVolumeWriter(_WholeFiles, ITKWriter):
     """MONAI's ITK writer, but a volume of one slice keeps its third axis, (X, Y, 1)."""
 
     def set_data_array(self, data_array: Any, *args: Any, **kwargs: Any) -> None:
@@ -47,6 +64,29 @@ def volume_writer(output_ext: str) -> type[ImageWriter]:
     if output_ext not in _WRITERS:
         raise ValueError(f"output_ext must be one of {', '.join(_WRITERS)}, got {output_ext!r}")
     return _WRITERS[output_ext]
+
+
+class SaveVolumed(SaveImaged):
+    """MONAI's SaveImaged, telling in one line why a volume could not be written.
+
+    With the writers of `volume_writer` a file is there whole or not at all.
+
+    Raises:
+        OSError: where a folder cannot be made or a file not be written, as on a full disk.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Data, whose volumes are written."""
+        try:
+            return super().__call__(data)
+        except Exception as error:  # MONAI raises what its writers raise, as text
+            folder = self.saver.folder_layout.output_dir
+            told = [line.strip() for line in str(error).splitlines() if "rror" in line]
+            reason = (told or [f"{type(error).__name__}: {error}"])[-1][:200]
+            raise OSError(f"{folder}: volumes could not be written there, {reason}") from error
+
+
+SaveVolumeD = SaveVolumeDict = SaveVolumed
 
 
 def saved_beside(image: Tensor, ending: str) -> Path | None:
