@@ -22,6 +22,8 @@ Any value of the configs can be set with -s, for example -s max_epochs=10 -s ima
 """
 _COMPARE = "fit the DPMM and its baselines to the same embeddings: the paper's tables"
 _HEALTHY = "the folder of healthy scans that the model was trained on"
+_SCORE = "measure anomaly maps that any tool saved, one file an image, named like the images"
+_FIGURES = "draw a paper's figures of a trained model on a labelled data set, as PDF and PNG"
 _BUNDLE = "write a trained model as a bundle folder of its own, for MONAI Label"
 
 
@@ -84,6 +86,42 @@ def _compare(args: argparse.Namespace) -> None:
     _workflow(run, args)
 
 
+def _score(args: argparse.Namespace) -> None:
+    from monai_dpmm.report import metrics_table
+    from monai_dpmm.scoring import measured_maps, write_scores
+
+    metrics = measured_maps(
+        args.maps,
+        args.dataset,
+        healthy=args.healthy,
+        protocol=args.protocol,
+        bootstrap=args.bootstrap,
+        postfix=args.postfix,
+    )
+    folder = write_scores(args.out, metrics)
+    print(metrics_table(metrics.compute(), [], metrics.intervals))
+    print(f"Scores: {folder / 'metrics.json'}, per image {folder / 'images.csv'}")
+
+
+def _figures(args: argparse.Namespace) -> None:
+    from monai.bundle import ConfigParser
+
+    from monai_dpmm.publication import write_figures
+
+    def run(overlay: list[str], overrides: dict[str, Any]) -> None:
+        parser = ConfigParser()
+        names = ["train", *_own(overrides), *overlay, "evaluate"]
+        parser.read_config(_config_files(names))
+        parser.update(overrides)
+        root = Path(overrides["bundle_root"])
+        paths = write_figures(
+            parser, args.out or root / "figures", root / "comparison" / "comparison.json"
+        )
+        print("Figures:", *paths, sep="\n")
+
+    _workflow(run, args)
+
+
 def _bundle(args: argparse.Namespace) -> None:
     print(f"Bundle: {write_bundle(args.out, args.folder)}")
 
@@ -138,6 +176,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("dataset", type=Path, help=dataset)
         _add_options(command, default="demo" if name == "demo" else ".")
     _add_compare(commands.add_parser("compare", help=_COMPARE, description=_COMPARE))
+    _add_score(commands.add_parser("score", help=_SCORE, description=_SCORE))
+    _add_figures(commands.add_parser("figures", help=_FIGURES, description=_FIGURES))
     _add_bundle(commands.add_parser("bundle", help=_BUNDLE, description=_BUNDLE))
     return parser
 
@@ -151,6 +191,26 @@ def _add_compare(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--reference", default="dpmm", metavar="NAME", help="the others are tested against it"
     )
+
+
+def _add_score(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=_score)
+    command.add_argument("maps", type=Path, help="folder of .npy, .npz, TIFF or NIfTI files")
+    command.add_argument("dataset", type=Path, help="data set with test/images and test/labels")
+    command.add_argument("--healthy", type=Path, help="maps of healthy images, for the thresholds")
+    command.add_argument("--protocol", default="native", help="native (default), 224 or 448")
+    command.add_argument("--bootstrap", type=int, default=1000, help="resamples, 0 for no interval")
+    command.add_argument("--postfix", default="", help="what names of maps end with, _anomaly")
+    command.add_argument(
+        "-o", "--out", type=Path, default=Path("scores"), help="folder (default: %(default)s)"
+    )
+
+
+def _add_figures(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=_figures)
+    command.add_argument("dataset", type=Path, help="data set with test/images and test/labels")
+    _add_options(command, default=".")
+    command.add_argument("-o", "--out", type=Path, help="folder of the figures (default: figures)")
 
 
 def _add_bundle(command: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-_ACRONYMS = {word: word.upper() for word in ("auroc", "aupr", "aupro", "fpr")}
+_ACRONYMS = {word: word.upper() for word in ("auroc", "aupr", "aupro", "fpr", "froc")}
 _NOTICE = (
     "<strong>Research use only.</strong> Not for clinical use: no figure or number on this page "
     "may serve a diagnosis or a decision about a patient."

@@ -78,7 +78,7 @@ class ReportWriter:
         """Write the report and print its table."""
         details = [] if self.metrics is None else self.metrics.subjects
         for subject, detail in zip(self.subjects, details, strict=False):
-            subject["metrics"] = {k: v for k, v in detail.items() if k not in ("name", "score")}
+            subject["metrics"] = _shown(detail, self.false_positive_rate)
         subjects = interleaved(self.subjects)
         if subjects and is_main_process():
             self._write(engine, subjects)
@@ -104,6 +104,16 @@ class ReportWriter:
         records = json.loads(self.history.read_text())
         names = sorted({name for record in records for name in record})
         return {name: [record.get(name) for record in records] for name in names}
+
+
+def _shown(detail: dict[str, Any], rate: float) -> dict[str, Any]:
+    """What a table shows of an image: lesions and false positives at the rate of its mask only."""
+    counts, own = ("found_at_", "false_positives_at_"), f"_at_fpr_{rate:.3g}"
+    return {
+        name: value
+        for name, value in detail.items()
+        if name not in ("name", "score") and (not name.startswith(counts) or name.endswith(own))
+    }
 
 
 def _stem(path: str) -> str:
