@@ -54,6 +54,8 @@ ORDER = [
     *("display", "subjects", "environment", "panels", "figures", "curves"),
     *("viewer", "page", "replacement", "report"),
     *("embeddings", "trials", "comparison", "significance", "tables", "paper_tables"),
+    *("paper_style", "score_figures", "prototype_colors", "cases", "galleries", "scenes"),
+    *("atlas", "publication"),
     *("saved_maps", "scoring", "reporting", "bundle_folder", "cli", "__main__"),
 ]
 CORE = ORDER[: ORDER.index("weights") + 1]

@@ -178,9 +178,13 @@ def test_a_checkpoint_that_does_not_fit_ends_in_one_line(
         (overlay, "train")
         for overlay in (
             "calibrate",
+            "ct_brain",
+            "ct_liver",
+            "ct_lung",
             "demo",
             "evaluate",
             "full_covariance",
+            "mr_robust",
             "steady",
             "von_mises_fisher",
         )
