@@ -13,7 +13,9 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks/streaming_metrics.py"
 
 def test_it_runs_and_writes_its_result(tmp_path):
     file = tmp_path / "result.json"
-    options = "--pixels 30000 --compare 20000 --image 4000 --rate 0.1 --max-bins 1000"
+    options = (
+        "--pixels 30000 --compare 20000 --image 4000 --rate 0.1 --max-bins 1000 --resamples 20"
+    )
     done = subprocess.run(
         [sys.executable, SCRIPT, *options.split(), "--json", file],
         capture_output=True,
@@ -27,6 +29,9 @@ def test_it_runs_and_writes_its_result(tmp_path):
     assert 0.9 < result["auroc"] < 0.95  # two deviations apart: 0.921
     assert result["auroc_difference"] < 1e-4
     assert result["aupr_difference"] < 1e-3
+    assert result["aupro_difference"] < 1e-3
+    assert 0 < result["auroc_interval"] < 0.1
+    assert 0 < result["kept_mb"] < 8 * 1000 * 40 / 1e6
     expected = result["torchmetrics_seconds"] / result["compared_seconds"]
     assert result["ratio"] == pytest.approx(expected)
     assert "million_pixels_per_second" in done.stdout
