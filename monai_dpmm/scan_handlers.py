@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
@@ -16,6 +16,9 @@ from torch import Tensor
 from monai_dpmm.geometry import slice_axes
 from monai_dpmm.scan_check import MIN_SCANS, prototype_usage, scan_reference
 from monai_dpmm.volume_calibration import FalsePositiveVolumes, voxel_ml
+
+if TYPE_CHECKING:
+    from monai_dpmm.detector import AnomalyDetector
 
 __all__ = ["ScanCalibration", "SuspiciousScans"]
 
@@ -29,7 +32,7 @@ class ScanCalibration:
 
     Args:
         path: JSON file of the settings, models/model.json; replaced atomically at the end.
-        components: of the mixture, K.
+        detector: that scores the volumes.
         false_positive_volumes: mean ml of false positives in a healthy scan to find thresholds for.
         axis: that the slices were taken along, or several.
         anomaly_key: key of the anomaly volume on the scan's own grid.
@@ -38,13 +41,13 @@ class ScanCalibration:
     def __init__(
         self,
         path: str | Path,
-        components: int,
+        detector: AnomalyDetector,
         false_positive_volumes: Sequence[float],
         axis: int | Sequence[int] = 2,
         anomaly_key: str = "pred_anomaly",
     ) -> None:
         self.path = Path(path)
-        self.components = components
+        self.detector = detector
         self.false_positive_volumes = list(false_positive_volumes)
         self.axis = slice_axes(axis)[0]
         self.anomaly_key = anomaly_key
@@ -62,8 +65,9 @@ class ScanCalibration:
         self._usages: list[Tensor] = []
 
     def _see(self, engine: Engine) -> None:
+        count = self.detector.mixture.components
         for pred in engine.state.output[Keys.PRED].as_subclass(Tensor):
-            self._usages.append(prototype_usage(pred[0], pred[1], self.components, self.axis))
+            self._usages.append(prototype_usage(pred[0], pred[1], count, self.axis))
 
     def _count(self, engine: Engine) -> None:
         for item in engine.state.output:
@@ -74,7 +78,9 @@ class ScanCalibration:
         """Write what was found into the model's settings, and print it."""
         enough = len(self._usages) >= MIN_SCANS
         found = {
-            "volume_thresholds": self._volumes.calibrated(self.false_positive_volumes),
+            "volume_thresholds": self._volumes.calibrated(
+                self.false_positive_volumes, self.detector
+            ),
             "scan_reference": scan_reference(self._usages) if enough else None,
         }
         settings = json.loads(self.path.read_text()) | found

@@ -67,14 +67,19 @@ class FalsePositiveVolumes:
             )
         return float(candidates[int((mean <= ml_per_scan * (1 + 1e-9)).nonzero()[0])])
 
-    def calibrated(self, ml_per_scan: Sequence[float]) -> list[dict[str, Any]]:
-        """Thresholds for these false-positive volumes, as models/model.json keeps them.
+    def calibrated(
+        self, ml_per_scan: Sequence[float], detector: _Calibrated
+    ) -> list[dict[str, Any]]:
+        """Thresholds of a detector for these false-positive volumes, as models/model.json has them.
 
         Each is a dictionary of "ml_per_scan", as asked for; "threshold"; "mean_ml" of the
         validation scans; "interval" of the mean over all healthy scans like them (see
         `mean_interval`), None where it cannot be told; "highest_ml", which the next healthy scan
-        exceeds with a probability of at most 1 / (scans + 1); and "scans", how many there were.
+        exceeds with a probability of at most 1 / (scans + 1); "scans", how many there were; and
+        "patch_thresholds" of the detector by rate, by which it is known again.
         """
+        rates = [f"{rate:g}" for rate in detector.false_positive_rates.tolist()]
+        known = dict(zip(rates, detector.thresholds.tolist(), strict=True))
         found = []
         for ml in ml_per_scan:
             threshold = self.threshold(ml)
@@ -87,6 +92,7 @@ class FalsePositiveVolumes:
                     "interval": mean_interval(volumes.tolist()),
                     "highest_ml": float(volumes.max()),
                     "scans": len(self),
+                    "patch_thresholds": known,
                 }
             )
         return found
@@ -123,6 +129,11 @@ class _Detector(Protocol):
     def threshold(self, false_positive_rate: float) -> Tensor: ...
 
 
+class _Calibrated(Protocol):
+    thresholds: Tensor
+    false_positive_rates: Tensor
+
+
 class OperatingPoint:
     """Where a detector's threshold is asked for: by false-positive volume if one is chosen.
 
@@ -149,9 +160,21 @@ class OperatingPoint:
         self.found = _chosen(false_positive_volume, volume_thresholds)
 
     def threshold(self, false_positive_rate: float) -> Tensor:
-        """Score above which a voxel is anomalous: a 0-d tensor."""
+        """Score above which a voxel is anomalous: a 0-d tensor.
+
+        Raises:
+            ValueError: where the detector was trained again after its volumes were calibrated.
+        """
+        by_rate = self.detector.threshold(false_positive_rate)
         if self.found is None:
-            return self.detector.threshold(false_positive_rate)
+            return by_rate
+        before = self.found["patch_thresholds"].get(f"{false_positive_rate:g}")
+        if before is None or not math.isclose(float(by_rate), before, rel_tol=1e-4, abs_tol=1e-6):
+            raise ValueError(
+                f"the model's patch threshold at a rate of {false_positive_rate:g} must be the"
+                f" {before} of when its volumes were calibrated, got {float(by_rate)}: calibrate it"
+                " again"
+            )
         return torch.tensor(self.found["threshold"])
 
 

@@ -12,6 +12,15 @@ from monai_dpmm.volume_calibration import (
 )
 
 
+class _Detector:
+    def __init__(self, factor=10):
+        self.false_positive_rates = torch.tensor([0.01, 0.05])
+        self.thresholds = factor * self.false_positive_rates
+
+    def threshold(self, false_positive_rate):
+        return self.thresholds[0 if false_positive_rate == 0.01 else 1]
+
+
 def _healthy(*scans, ml=0.5):
     found = FalsePositiveVolumes()
     for scan in scans:
@@ -38,7 +47,7 @@ def test_a_case_worked_by_hand():
     assert found.threshold(1.9) == pytest.approx(1.0, rel=2e-4)  # 0 and 1 voxel above
     assert found.threshold(2.0) == pytest.approx(0.5, rel=2e-4)  # 1 and 1
     assert found.threshold(3.0) == pytest.approx(0.25, rel=2e-4)  # 2 and 1
-    (one,) = found.calibrated([3.0])
+    (one,) = found.calibrated([3.0], _Detector())
     assert (one["ml_per_scan"], one["mean_ml"], one["highest_ml"], one["scans"]) == (3, 3, 4, 2)
     assert one["interval"][0] < 3 < one["interval"][1]
     assert torch.equal(found.volumes(torch.tensor([-1.0, 5.0])), torch.tensor([[8, 0]] * 2))
@@ -52,7 +61,7 @@ def test_memory_follows_the_scores_and_not_the_voxels():
 def test_the_order_of_scans_does_not_matter():
     scans = [torch.rand(500) for _ in range(4)]
     volumes = [1.0, 20.0]
-    ahead, back = _healthy(*scans).calibrated(volumes), _healthy(*scans[::-1]).calibrated(volumes)
+    ahead, back = (_healthy(*s).calibrated(volumes, _Detector()) for s in (scans, scans[::-1]))
     for one, other in zip(ahead, back, strict=True):
         assert one.pop("interval") == pytest.approx(other.pop("interval"))
         assert one == other
@@ -79,16 +88,13 @@ def test_volume_of_a_voxel_whatever_its_axes():
     assert voxel_ml(MetaTensor(torch.zeros(1, 2, 2, 2), affine=affine).affine) == voxel_ml(affine)
 
 
-class _Detector:
-    def threshold(self, false_positive_rate):
-        return torch.tensor(10 * false_positive_rate)
-
-
 def test_a_volume_counts_before_a_rate():
-    kept = _healthy(torch.rand(100), torch.rand(100)).calibrated([1.0, 5.0])
+    kept = _healthy(torch.rand(100), torch.rand(100)).calibrated([1.0, 5.0], _Detector())
     chosen = OperatingPoint(_Detector(), 5, kept)
     assert chosen.threshold(0.01).item() == kept[1]["threshold"]
     assert OperatingPoint(_Detector(), None, kept).threshold(0.01) == pytest.approx(0.1)
+    with pytest.raises(ValueError, match=r"rate of 0.05 must be the 0.5 .*: calibrate it again"):
+        OperatingPoint(_Detector(11), 5, kept).threshold(0.05)
     assert OperatingPoint(_Detector()).threshold(0.05) == pytest.approx(0.5)
 
 
@@ -106,4 +112,4 @@ def test_errors_name_argument_rule_and_value():
     with pytest.raises(ValueError, match=r"false_positive_volume=2 needs .* monai_dpmm calibrate"):
         OperatingPoint(_Detector(), 2)
     with pytest.raises(ValueError, match="must be one of 1, 5 ml, got 2"):
-        OperatingPoint(_Detector(), 2, found.calibrated([1.0, 5.0]))
+        OperatingPoint(_Detector(), 2, found.calibrated([1.0, 5.0], _Detector()))
