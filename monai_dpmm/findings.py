@@ -114,7 +114,7 @@ class AnomalyFindingsd(Transform):
             "false_positive_rate": rate,
             **anomaly_findings(anomaly[0], mask[0], affine, smallest=self.smallest),
         }
-        if "scan_check" in data:
+        if data.get("scan_check") is not None:
             findings["scan_check"] = data["scan_check"]
         return {**data, "findings": findings}
 

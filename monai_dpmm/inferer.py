@@ -78,14 +78,14 @@ class AnomalyInferer(SliceInferer):
         """
         self._network = network
         call = network.maps if self.component_map else network  # type: ignore[attr-defined]
+        plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         if inputs.ndim == 4:
-            parts = [call(part, *args, **kwargs) for part in inputs.split(self.sw_batch_size)]
+            parts = [call(part, *args, **kwargs) for part in plain.split(self.sw_batch_size)]
             return self._like(torch.cat([torch.as_tensor(part) for part in parts]), inputs)
         if inputs.ndim != 5:
             raise ValueError(
                 f"inputs must be (B, C, X, Y, Z) or (B, C, H, W), got shape {tuple(inputs.shape)}"
             )
-        plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         first, *others = self.axes
         result = self._scored(plain, first, call, *args, **kwargs)
         if others:

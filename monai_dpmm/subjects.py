@@ -13,6 +13,7 @@ import numpy as np
 
 _VOLUMES = ("image", "anomaly", "mask", "components", "label")
 _READ_BY_NIBABEL = (".nii", ".nii.gz", ".mgz", ".mgh")
+_PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 __all__ = ["subject_volume", "subject_volumes"]
 
@@ -21,6 +22,9 @@ def subject_volumes(
     subject: Mapping[str, Any],
 ) -> tuple[dict[str, Any], Sequence[float], np.ndarray | None]:
     """Arrays of one subject, (X, Y, Z) or (X, Y), the voxel size in mm, the affine of files.
+
+    Where the image is the file of a picture, all are (X, Y) as in the files, X to the right and Y
+    down, without an affine.
 
     Raises:
         ValueError: see `subject_volume`, and where a file lies on another grid than the image's.
@@ -49,12 +53,16 @@ def subject_volume(
     if value is None and key in ("image", "anomaly"):
         raise ValueError(f"{key} must be an array or a file, got {sorted(subject)}")
     if isinstance(value, str | os.PathLike):
-        return _loaded(key, Path(value))
+        picture = str(subject.get("image", "")).lower().endswith(_PICTURES)
+        return _loaded(key, Path(value), picture)
     return None if value is None else np.asarray(value), None
 
 
-def _loaded(key: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Array (X, Y, Z) towards Right, Anterior, Superior, or as near as flips bring it; affine."""
+def _loaded(key: str, path: Path, picture: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """Array (X, Y, Z) towards Right, Anterior, Superior, or as near as flips bring it; affine.
+
+    Of a picture, the array (X, Y) as it is, and no affine.
+    """
     import nibabel as nib
     from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
@@ -66,11 +74,12 @@ def _loaded(key: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
             image = nib.Nifti1Image(np.asanyarray(image.dataobj)[..., None], image.affine)
         if image.ndim != 3:
             raise ValueError(f"{key} must be a volume (X, Y, Z), got shape {image.shape} in {path}")
-        image = nib.as_closest_canonical(image)
+        image = image if picture else nib.as_closest_canonical(image)
         array = np.asanyarray(image.dataobj)
     except (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError) as error:
         raise ValueError(f"{key} must be a readable volume, got {path}: {error}") from None
-    return array.astype(np.float32) if array.dtype.kind == "f" else array, image.affine
+    array = array.astype(np.float32) if array.dtype.kind == "f" else array
+    return (array[..., 0], None) if picture else (array, image.affine)
 
 
 def _read(path: Path) -> Any:
@@ -80,6 +89,7 @@ def _read(path: Path) -> Any:
         OSError: with the reason in one line, whatever the reader raised.
     """
     import nibabel as nib
+    from monai.data.utils import to_affine_nd
     from monai.transforms import LoadImage
 
     if not path.exists():
@@ -93,7 +103,7 @@ def _read(path: Path) -> Any:
         raise OSError(f"no reader of MONAI takes it ({type(error).__name__})") from error
     if len(image) != 1:
         raise OSError(f"it has {len(image)} channels")
-    return nib.Nifti1Image(_array(image), image.affine.numpy())
+    return nib.Nifti1Image(_array(image), to_affine_nd(3, image.affine.numpy()))
 
 
 def _array(image: Any) -> np.ndarray:

@@ -146,6 +146,11 @@ def test_the_transform_names_threshold_and_rate():
         AnomalyFindingsd(Detector(), smallest=-2)
 
 
+def test_a_scan_that_was_not_checked_says_nothing_of_it():
+    findings = AnomalyFindingsd(Detector())(_served(scan_check=None))["findings"]
+    assert "scan_check" not in findings
+
+
 def test_the_request_and_the_scan_check_are_taken_along():
     data = _served(false_positive_rate=0.5, scan_check={"accepted": True})
     findings = AnomalyFindingsd(Detector(), 0.25)(data)["findings"]

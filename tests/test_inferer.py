@@ -85,6 +85,20 @@ def test_metadata_is_kept():
     assert result.is_batch == volume.is_batch
 
 
+@pytest.mark.parametrize("shape", [(2, 1, 5, 6), (1, 1, 5, 6, 7)])
+def test_the_network_is_given_plain_tensors(shape):
+    """Code as simple as `x.new_empty(3)` fails on a MetaTensor."""
+    kinds = set()
+
+    def network(slices):
+        kinds.add(type(slices))
+        return slices
+
+    result = AnomalyInferer()(MetaTensor(torch.rand(shape)), network)
+    assert kinds == {torch.Tensor}
+    assert isinstance(result, MetaTensor)
+
+
 def test_in_a_monai_evaluator_the_result_lies_on_the_input_grid(tmp_path):
     import nibabel as nib
     import numpy as np

@@ -11,9 +11,10 @@ import SimpleITK as sitk  # noqa: N813 - its own name for itself
 import torch
 from monai.data import MetaTensor
 from monai.transforms import SaveImaged
+from PIL import Image
 from workflows import run_bundle
 
-from monai_dpmm import volume_writer
+from monai_dpmm import LoadVolume, volume_writer
 from monai_dpmm.output_formats import saved_beside
 from monai_dpmm.subjects import subject_volume, subject_volumes
 
@@ -91,6 +92,21 @@ def test_the_report_reads_every_format_the_same(tmp_path, suffix):
     np.testing.assert_array_equal(volumes["anomaly"], expected.dataobj)
     np.testing.assert_allclose(affine, expected.affine, atol=1e-5)
     np.testing.assert_allclose(spacing, nib.affines.voxel_sizes(expected.affine), rtol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_the_report_shows_a_picture_upright(tmp_path, suffix):
+    pixels = np.arange(5 * 7, dtype=np.uint8).reshape(5, 7)  # rows from above, columns
+    Image.fromarray(pixels).save(tmp_path / f"photo{suffix}")
+    image = LoadVolume()(tmp_path / f"photo{suffix}")
+    options = {"resample": False, "print_log": False, "savepath_in_metadict": True}
+    save = SaveImaged("x", output_dir=tmp_path, writer=volume_writer(".nii.gz"), **options)
+    anomaly = save({"x": image})["x"].meta["saved_to"]
+    files = {"image": tmp_path / f"photo{suffix}", "anomaly": anomaly}
+    volumes, spacing, affine = subject_volumes(files)
+    for key in ("image", "anomaly"):
+        np.testing.assert_array_equal(volumes[key], pixels.T)
+    assert (tuple(spacing), affine) == ((1, 1, 1), None)
 
 
 @pytest.mark.parametrize("content", [b"", b"no volume", None])
