@@ -71,14 +71,17 @@ def anomaly_findings(
 class AnomalyFindingsd(Transform):
     """Data with the findings at "findings", see `anomaly_findings`, a dictionary for JSON.
 
-    It also holds the image-level "score", and the "threshold" of the mask with its
-    "false_positive_rate": the request's, where the data hold one. A "scan_check" among the data is
-    taken along.
+    It also holds the image-level "score", and the "threshold" of the mask with what it was
+    calibrated for: its "false_positive_rate" (the request's, where the data hold one), or the mean
+    "false_positive_volume_ml" of a healthy scan, the other being None. A "scan_check" among the
+    data is taken along.
 
     Args:
         detector: whose threshold made the mask, see `ThresholdAnomaly`.
         false_positive_rate: at which the mask was made, if the data name no other.
         smallest: see `anomaly_findings`.
+        false_positive_volume: at which the mask was made, see `OperatingPoint`; it counts before
+            any rate.
         anomaly_key: key of the anomaly scores on the scan's own grid, (1, spatial...).
         mask_key: key of the mask.
         score_key: key of the image-level score.
@@ -90,6 +93,7 @@ class AnomalyFindingsd(Transform):
         false_positive_rate: float = 0.05,
         smallest: float = 0.0,
         *,
+        false_positive_volume: float | None = None,
         anomaly_key: Hashable = "pred_anomaly",
         mask_key: Hashable = "pred_mask",
         score_key: Hashable = "score",
@@ -99,6 +103,7 @@ class AnomalyFindingsd(Transform):
         self.detector = detector
         self.false_positive_rate = false_positive_rate
         self.smallest = smallest
+        self.false_positive_volume = false_positive_volume
         self.anomaly_key = anomaly_key
         self.mask_key = mask_key
         self.score_key = score_key
@@ -111,7 +116,8 @@ class AnomalyFindingsd(Transform):
         findings = {
             "score": float(data[self.score_key]),
             "threshold": float(self.detector.threshold(rate)),
-            "false_positive_rate": rate,
+            "false_positive_rate": rate if self.false_positive_volume is None else None,
+            "false_positive_volume_ml": self.false_positive_volume,
             **anomaly_findings(anomaly[0], mask[0], affine, smallest=self.smallest),
         }
         if data.get("scan_check") is not None:

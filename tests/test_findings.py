@@ -146,6 +146,13 @@ def test_the_transform_names_threshold_and_rate():
         AnomalyFindingsd(Detector(), smallest=-2)
 
 
+def test_a_mask_calibrated_by_volume_names_the_volume():
+    findings = AnomalyFindingsd(Detector(), 0.25, false_positive_volume=5)(_served())["findings"]
+    assert (findings["false_positive_rate"], findings["false_positive_volume_ml"]) == (None, 5)
+    findings = AnomalyFindingsd(Detector(), 0.25)(_served())["findings"]
+    assert (findings["false_positive_rate"], findings["false_positive_volume_ml"]) == (0.25, None)
+
+
 def test_a_scan_that_was_not_checked_says_nothing_of_it():
     findings = AnomalyFindingsd(Detector())(_served(scan_check=None))["findings"]
     assert "scan_check" not in findings
