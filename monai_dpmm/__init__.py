@@ -74,7 +74,7 @@ _EXPORTS = {
     "streaming": ("ScoreHistogram",),
     "volume_calibration": ("FalsePositiveVolumes", "OperatingPoint", "mean_interval", "voxel_ml"),
     "warm_start": ("WarmStart",),
-    "weights": ("bundled_backbone", "load_weights"),
+    "weights": ("bundled_backbone", "load_weights", "model_setting"),
     "transforms": _TRANSFORMS,
     "bias_field": ("CorrectBiasField",),
     "foreground": ("MaskForeground",),

@@ -15,6 +15,13 @@ _OWN_BACKBONE = {
     "architecture": "@backbone_architecture",
     "model": "@backbone_weights",
 }
+# found by `calibrate`, after the training; a training in the bundle's folder takes them back
+_CALIBRATED = {
+    "scan_reference": "$monai_dpmm.model_setting(@ckpt_dir + '/model.pt', 'scan_reference')",
+    "volume_thresholds": (
+        "$monai_dpmm.model_setting(@ckpt_dir + '/model.pt', 'volume_thresholds') or []"
+    ),
+}
 _SERVER_WORDS = ("detection", "classification", "deepedit", "deepgrow")
 
 
@@ -84,6 +91,7 @@ def _copy_documents(bundle: Path) -> None:
 
 def _write_configs(folder: Path, name: str, settings: dict[str, Any]) -> None:
     shutil.copytree(configs_dir(), folder)
+    settings = settings | {name: _CALIBRATED[name] for name in _CALIBRATED.keys() & settings.keys()}
     _update(folder / "inference.json", settings)
     of_the_folder = {
         "backbone_weights": "$@bundle_root + '/models/model.pt'",

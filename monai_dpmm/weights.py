@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
 from monai_dpmm.backbones import Backbone, create_backbone, load_backbone
 from monai_dpmm.tensor_files import load_tensors
 
-__all__ = ["bundled_backbone", "load_weights"]
+__all__ = ["bundled_backbone", "load_weights", "model_setting"]
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -49,6 +50,19 @@ def bundled_backbone(architecture: str, model: str | Path) -> Backbone:
     """
     file = Path(model).expanduser()
     return load_backbone(file) if file.is_file() else create_backbone(architecture)
+
+
+def model_setting(model: str | Path, name: str) -> Any:
+    """What the settings beside a trained model say now, None where they do not name it.
+
+    Args:
+        model: file of the trained model, models/model.pt, with model.json beside it.
+        name: of the setting.
+
+    Raises:
+        FileNotFoundError: where there are no settings.
+    """
+    return json.loads(Path(model).expanduser().with_suffix(".json").read_text()).get(name)
 
 
 def _reason(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """A trained model becomes a bundle folder that needs nothing else."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -49,6 +50,27 @@ def test_inference_needs_no_overlay_and_reads_what_the_server_reads(bundle):
     }
     postprocessing = parser.get_parsed_content("postprocessing")
     assert type(postprocessing.transforms[-1]).__name__ == "AnswerRequestd"
+
+
+def test_a_training_in_the_folder_takes_calibrations_back(trained, tmp_path):
+    (tmp_path / "models").mkdir()
+    shutil.copy(trained / "models/model.pt", tmp_path / "models")
+    settings = json.loads((trained / "models/model.json").read_text())
+    calibrated = settings | {"volume_thresholds": [{"ml": 1}], "scan_reference": {"usage": []}}
+    (tmp_path / "models/model.json").write_text(json.dumps(calibrated))
+    bundle = write_bundle(tmp_path / "heads", tmp_path)
+
+    def of(config):
+        parser = ConfigParser(ConfigParser.load_config_file(bundle / f"configs/{config}.json"))
+        parser["bundle_root"] = str(bundle)
+        names = ("volume_thresholds", "scan_reference")
+        return [parser.get_parsed_content(name) for name in names]
+
+    for config in ("inference", "train"):
+        assert of(config) == [[{"ml": 1}], {"usage": []}]
+    (bundle / "models/model.json").write_text(json.dumps(settings))  # what a training writes
+    for config in ("inference", "train"):
+        assert of(config) == [[], None]
 
 
 def test_training_goes_on_with_the_models_own_backbone(bundle, cohort):

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from monai_dpmm.backbones import load_backbone
-from monai_dpmm.weights import bundled_backbone, load_weights
+from monai_dpmm.weights import bundled_backbone, load_weights, model_setting
 
 
 def test_the_network_gets_the_files_tensors(tmp_path):
@@ -32,6 +32,15 @@ def test_a_bundles_backbone_is_its_models(tmp_path):
     images = torch.rand(1, 3, 64, 64)
     loaded = bundled_backbone("efficientnet_lite0", tmp_path / "model.pt")
     assert torch.equal(loaded(images), backbone(images))
+
+
+def test_settings_are_those_beside_the_model_now(tmp_path):
+    (tmp_path / "model.json").write_text('{"components": 40}')
+    assert model_setting(tmp_path / "model.pt", "components") == 40
+    assert model_setting(tmp_path / "model.pt", "scan_reference") is None
+    (tmp_path / "model.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model.json"):
+        model_setting(tmp_path / "model.pt", "components")
 
 
 def test_elsewhere_it_waits_for_the_models_weights(tmp_path):
