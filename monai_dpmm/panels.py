@@ -17,7 +17,14 @@ FONT = "DejaVu Sans"  # ships with matplotlib: the same letters on every machine
 HEAT_MAP = "inferno"
 HEAT_ALPHA = 0.85
 
-__all__ = ["HeatScale", "draw_components", "draw_heat", "draw_mask", "draw_slice"]
+__all__ = [
+    "HeatScale",
+    "draw_components",
+    "draw_contour",
+    "draw_heat",
+    "draw_mask",
+    "draw_slice",
+]
 
 
 class HeatScale(NamedTuple):
@@ -36,9 +43,24 @@ class HeatScale(NamedTuple):
 
 
 def draw_slice(
-    axes: Axes, scan: Scan, index: int, grey: tuple[float, float], *, describe: bool = False
+    axes: Axes,
+    scan: Scan,
+    index: int,
+    grey: tuple[float, float],
+    *,
+    describe: bool = False,
+    points: float = 9.5,
 ) -> None:
-    """Grey slice; where described, with the letters of its directions and a scale bar."""
+    """Grey slice; where described, with the letters of its directions and a scale bar.
+
+    Args:
+        axes: to draw on.
+        scan: whose slice is drawn.
+        index: of the slice.
+        grey: intensities shown black and white.
+        describe: with letters and scale bar.
+        points: size of the letters; a scale bar's are smaller.
+    """
     picture = displayed_slice(scan.image, scan.axis, index)
     axes.imshow(
         np.nan_to_num(picture.astype(np.float32), nan=grey[0], posinf=grey[1], neginf=grey[0]),
@@ -50,8 +72,8 @@ def draw_slice(
     )
     axes.autoscale(False)
     if describe and scan.letters:
-        _write_directions(axes, scan.letters)
-        _draw_scale_bar(axes, scan.extent)
+        _write_directions(axes, scan.letters, points)
+        _draw_scale_bar(axes, scan.extent, 0.8 * points)
 
 
 def draw_heat(
@@ -66,7 +88,7 @@ def draw_heat(
         vmin=scale.low,
         vmax=scale.high,
         alpha=scale.alpha(scores),
-        interpolation="nearest",
+        interpolation="bilinear",
         **_placed(scan),
     )
 
@@ -81,7 +103,7 @@ def draw_mask(axes: Axes, scan: Scan, index: int, grey: tuple[float, float]) -> 
             continue
         area = displayed_slice(volume, scan.axis, index) > 0
         if area.any():
-            _draw_contour(axes, area, scan.extent, color, name)
+            draw_contour(axes, area, scan.extent, color, name)
         else:
             notes.append(_whereabouts(name, volume, scan.axis))
     if notes:
@@ -101,10 +123,15 @@ def _whereabouts(name: str, volume: np.ndarray, axis: int) -> str:
     return f"{name}: none here, {where}"
 
 
-def _draw_contour(
-    axes: Axes, area: np.ndarray, extent: tuple[float, float], color: str, name: str
+def draw_contour(
+    axes: Axes,
+    area: np.ndarray,
+    extent: tuple[float, float],
+    color: str,
+    name: str,
+    points: float = 1.5,
 ) -> None:
-    """Outline of an area, closed where it touches the border."""
+    """Outline of an area, closed where it touches the border, so many points wide."""
     from matplotlib.patheffects import Normal, Stroke
 
     steps = [extent[0] / area.shape[1], extent[1] / area.shape[0]]
@@ -113,9 +140,11 @@ def _draw_contour(
     )
     style = "dashed" if name == "label" else "solid"
     padded = np.pad(area.astype(np.float32), 1)
-    lines = axes.contour(x, y, padded, [0.5], colors=[color], linewidths=1.5, linestyles=[style])
+    lines = axes.contour(x, y, padded, [0.5], colors=[color], linewidths=points, linestyles=[style])
     lines.set_label(name)
-    lines.set_path_effects([Stroke(linewidth=2.8, foreground="black", alpha=0.7), Normal()])
+    lines.set_path_effects(
+        [Stroke(linewidth=points + 1.3, foreground="black", alpha=0.7), Normal()]
+    )
 
 
 def draw_components(axes: Axes, scan: Scan, index: int) -> None:
@@ -145,13 +174,13 @@ def _write_note(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.03, text, ha="center", va="bottom", transform=axes.transAxes, **style)
 
 
-def _write_directions(axes: Axes, letters: str) -> None:
+def _write_directions(axes: Axes, letters: str, points: float) -> None:
     places = ((0.04, 0.5), (0.96, 0.5), (0.5, 0.955), (0.5, 0.045))
     for letter, (x, y) in zip(letters, places, strict=True):
-        _write(axes, x, y, letter, fontsize=9.5, fontweight="bold")
+        _write(axes, x, y, letter, fontsize=points, fontweight="bold")
 
 
-def _draw_scale_bar(axes: Axes, extent: tuple[float, float]) -> None:
+def _draw_scale_bar(axes: Axes, extent: tuple[float, float], points: float) -> None:
     from matplotlib.patheffects import withStroke
 
     length, (width, height) = scale_bar(extent[0]), extent
@@ -159,4 +188,4 @@ def _draw_scale_bar(axes: Axes, extent: tuple[float, float]) -> None:
     outline = [withStroke(linewidth=4, foreground="black")]
     style: dict[str, Any] = {"linewidth": 2, "solid_capstyle": "butt", "path_effects": outline}
     axes.plot([x, x + length], [y, y], color="white", label="scale bar", **style)
-    _write(axes, 0.03, 0.055, f"{length:g} mm", ha="left", va="bottom", fontsize=7.5)
+    _write(axes, 0.03, 0.055, f"{length:g} mm", ha="left", va="bottom", fontsize=points)
