@@ -99,7 +99,8 @@ def _score(args: argparse.Namespace) -> None:
         postfix=args.postfix,
     )
     folder = write_scores(args.out, metrics)
-    print(metrics_table(metrics.compute(), [], metrics.intervals))
+    numbers = {**metrics.compute(), "protocol": metrics.protocol}
+    print(metrics_table(numbers, [], metrics.intervals))
     print(f"Scores: {folder / 'metrics.json'}, per image {folder / 'images.csv'}")
 
 

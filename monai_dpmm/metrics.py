@@ -69,8 +69,7 @@ class AnomalyMetrics(Metric):
       "patient_auroc", a patient's score being the highest of their images';
     - of volumes "lesion_sensitivity_at_fpr_x", "false_positives_per_scan_at_fpr_x" and
       "froc_sensitivity", the mean at 1/8 to 8 false positives a scan (see
-      `monai_dpmm.lesion_metrics`), whose curve is `froc`;
-    - the "protocol" by which maps and masks were compared.
+      `monai_dpmm.lesion_metrics`), whose curve is `froc`.
 
     What is not defined, as the AUROC of healthy images alone, is NaN. `subjects` holds one
     dictionary an image. With `bootstrap`, `intervals` holds the 95 % percentile intervals by name,
@@ -124,7 +123,7 @@ class AnomalyMetrics(Metric):
         self._pool = ScoreHistogram(None if self.exact else MAX_BINS)
         self._histograms = ImageHistograms()
         self._images: list[ImageRecord] = []
-        self._result: dict[str, Any] | None = None
+        self._result: dict[str, float] | None = None
         self.subjects: list[dict[str, Any]] = []
         self.intervals: dict[str, tuple[float, float]] = {}
         self.froc: Froc | None = None
@@ -179,7 +178,7 @@ class AnomalyMetrics(Metric):
         if self.bootstrap:
             self._histograms.add(histogram)
 
-    def compute(self) -> dict[str, Any]:
+    def compute(self) -> dict[str, float]:
         """Metrics over all images so far; `intervals` and `froc` are set as well.
 
         Raises:
@@ -189,7 +188,7 @@ class AnomalyMetrics(Metric):
             self._result = self._computed()
         return dict(self._result)
 
-    def _computed(self) -> dict[str, Any]:
+    def _computed(self) -> dict[str, float]:
         images = interleaved(self._images)
         if not images:
             raise ValueError("metrics need at least one image with a label, got none")
@@ -203,7 +202,6 @@ class AnomalyMetrics(Metric):
             **{name: float(value) for name, value in over_images(images, once[0]).items()},
             **{name: float(value) for name, value in over_patients(images, once[1]).items()},
             **curve,
-            "protocol": self.protocol,
         }
 
     def _pooled(self) -> dict[str, float]:

@@ -84,17 +84,18 @@ class ReportWriter:
             self._write(engine, subjects)
 
     def _write(self, engine: Engine, subjects: list[dict[str, Any]]) -> None:
-        numbers = {k: v for k, v in engine.state.metrics.items() if isinstance(v, float | str)}
+        numbers = {k: v for k, v in engine.state.metrics.items() if isinstance(v, float)}
         intervals = {} if self.metrics is None else self.metrics.intervals
+        protocol = {} if self.metrics is None else {"protocol": self.metrics.protocol}
         path = write_report(
             self.folder,
             subjects=subjects,
             history=self._history(),
             metrics=numbers or None,
             intervals=intervals,
-            settings={"false_positive_rate": self.false_positive_rate},
+            settings={"false_positive_rate": self.false_positive_rate} | protocol,
         )
-        print(metrics_table(numbers, subjects, intervals))
+        print(metrics_table({**numbers, **protocol}, subjects, intervals))
         print(f"Report: {path}")
 
     def _history(self) -> dict[str, list[Any]] | None:

@@ -103,7 +103,7 @@ def write_scores(folder: str | Path, metrics: AnomalyMetrics) -> Path:
     }
     froc = None if metrics.froc is None else metrics.froc._asdict()
     report = {
-        "metrics": metrics.compute(),
+        "metrics": {**metrics.compute(), "protocol": metrics.protocol},
         "intervals": metrics.intervals,
         "thresholds": thresholds,
         "froc": froc and {name: values.tolist() for name, values in froc.items()},

@@ -67,6 +67,7 @@ def test_the_command_prints_the_table_and_writes_json_and_csv(volumes, capsys):
     printed = capsys.readouterr().out
     report = json.loads((folder / "out/metrics.json").read_text())
     value, (low, high) = report["metrics"]["pixel_aupro"], report["intervals"]["pixel_aupro"]
+    assert "protocol" in printed
     (line,) = [line for line in printed.splitlines() if line.startswith("pixel_aupro")]
     assert line.split() == ["pixel_aupro", f"{value:.4f}", f"[{low:.4f},", f"{high:.4f}]"]
     assert report["metrics"]["protocol"] == "native"
