@@ -35,6 +35,7 @@ def test_evaluation_prints_and_saves_metrics_and_the_report(trained, cohort, tmp
     assert 0.5 < metrics["pixel_auroc"] <= 1
     assert {"pixel_aupr", "dice_at_fpr_0.05", "image_auroc"} <= metrics.keys()
     assert "pixel_auroc" in result.stdout
+    assert len(list(tmp_path.rglob("test_*_findings.json"))) == 3
     assert (tmp_path / "report/report.html").is_file()
 
 
@@ -177,6 +178,9 @@ def test_a_checkpoint_that_does_not_fit_ends_in_one_line(
     [
         (overlay, "train")
         for overlay in (
+            "brats2021",
+            "liver",
+            "resc",
             "calibrate",
             "ct_brain",
             "ct_liver",
