@@ -1,0 +1,40 @@
+"""The page for the clinic: its commands are ones that the program takes, its pictures are there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from monai_dpmm.cli import _parser, configs_dir
+
+PAGE = Path(__file__).parents[1] / "docs" / "clinic.md"
+BLOCKS = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.DOTALL)
+COMMANDS = [
+    shlex.split(line)[3:]
+    for block in BLOCKS
+    for line in block.replace("\\\n", " ").splitlines()
+    if "monai_dpmm" in line
+]
+
+
+def test_the_page_has_commands():
+    assert [command[0] for command in COMMANDS] == ["train", "infer", "evaluate", "figures"]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_the_program_takes_every_command(command):
+    args = _parser().parse_args(command)
+    config = (configs_dir() / "train.json").read_text()
+    for key, _ in getattr(args, "set", None) or []:
+        assert f'"{key}":' in config
+    if getattr(args, "config", None):
+        assert (configs_dir() / f"{args.config}.json").is_file()
+
+
+def test_pictures_and_pages_that_it_shows_are_there_and_small():
+    addresses = re.findall(r"\]\(([^)#:]+)\)", PAGE.read_text())
+    assert len(addresses) >= 5
+    for address in addresses:
+        assert (PAGE.parent / address).is_file(), address
+        assert (PAGE.parent / address).stat().st_size < 300_000
