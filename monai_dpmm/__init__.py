@@ -26,6 +26,7 @@ _EXPORTS = {
     "bundle_folder": ("write_bundle",),
     "calibration": ("image_score", "thresholds_at"),
     "cohort": ("make_demo_cohort",),
+    "dataset_check": ("check_dataset",),
     "data": (
         *("SliceDataLoader", "SliceDataset", "collate_patches"),
         *("data_root", "datalist", "existing_file"),

@@ -24,6 +24,7 @@ _COMPARE = "fit the DPMM and its baselines to the same embeddings: the paper's t
 _HEALTHY = "the folder of healthy scans that the model was trained on"
 _SCORE = "measure anomaly maps that any tool saved, one file an image, named like the images"
 _FIGURES = "draw a paper's figures of a trained model on a labelled data set, as PDF and PNG"
+_CHECK = "tell what a data set holds, and what is wrong with it (exit code 1)"
 _BUNDLE = "write a trained model as a bundle folder of its own, for MONAI Label"
 
 
@@ -63,8 +64,7 @@ def _workflow(run: Callable[[list[str], dict[str, Any]], None], args: argparse.N
     overrides.setdefault("bundle_root", str(args.folder))
     if getattr(args, "dataset", None) is not None:
         overrides.setdefault("dataset_dir", str(args.dataset))
-    overlay = [args.config] if args.config else []
-    run(overlay, overrides)
+    run(list(args.config or []), overrides)
 
 
 def _compare(args: argparse.Namespace) -> None:
@@ -123,6 +123,15 @@ def _figures(args: argparse.Namespace) -> None:
     _workflow(run, args)
 
 
+def _check(args: argparse.Namespace) -> None:
+    from monai_dpmm.dataset_check import check_dataset
+
+    found = check_dataset(args.dataset)
+    print(found)
+    if found.problems:
+        raise SystemExit(1)
+
+
 def _bundle(args: argparse.Namespace) -> None:
     print(f"Bundle: {write_bundle(args.out, args.folder)}")
 
@@ -176,6 +185,9 @@ def _parser() -> argparse.ArgumentParser:
         if dataset is not None:
             command.add_argument("dataset", type=Path, help=dataset)
         _add_options(command, default="demo" if name == "demo" else ".")
+    check = commands.add_parser("check", help=_CHECK, description=_CHECK)
+    check.set_defaults(run=_check)
+    check.add_argument("dataset", type=Path, help="folder of a data set")
     _add_compare(commands.add_parser("compare", help=_COMPARE, description=_COMPARE))
     _add_score(commands.add_parser("score", help=_SCORE, description=_SCORE))
     _add_figures(commands.add_parser("figures", help=_FIGURES, description=_FIGURES))
@@ -234,7 +246,9 @@ def _add_options(command: argparse.ArgumentParser, default: str) -> None:
         default=Path(default),
         help="where models/ and output/ are read and written (default: %(default)s)",
     )
-    command.add_argument("-c", "--config", help="overlay config: its name or path")
+    command.add_argument(
+        "-c", "--config", action="append", metavar="NAME", help="overlay config: its name or path"
+    )
     command.add_argument(
         "-s", "--set", action="append", type=_override, metavar="KEY=VALUE", help="a config value"
     )

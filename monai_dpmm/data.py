@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from monai.data import load_decathlon_datalist
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from monai_dpmm.distributed import exchanged, own_items, own_part, rank, world_size
+from monai_dpmm.layouts import IMAGE_SUFFIXES, Group, Section, group_items, slice_groups
 from monai_dpmm.loading import InputError
 
 __all__ = [
@@ -29,12 +30,6 @@ __all__ = [
     "existing_file",
     "find_images",
 ]
-
-IMAGE_SUFFIXES = (
-    *(".nii", ".nii.gz", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd"),
-    *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"),
-)
-Section = Literal["train", "val", "test"]
 
 
 def find_images(folder: str | Path) -> list[Path]:
@@ -64,13 +59,16 @@ def datalist(
     val_fraction: float = 0.2,
     seed: int = 0,
     labels: bool = False,
-) -> list[dict[str, str]]:
+) -> list[dict[str, Any]]:
     """Items {"image": path, "label": path where there is one} of a section of a data set.
 
-    Three layouts are understood:
+    Four layouts are understood:
 
     - `dataset.json`, a Medical Segmentation Decathlon datalist, with the lists "training",
       "validation" and "test" of such items;
+    - slices as BMAD and MVTec AD ship them, see `monai_dpmm.layouts`: "train" and "val" are the
+      healthy ones, "val" is drawn from "train" where there is none, and an item of "test" also
+      says whether it is "anomalous"; "patient" is there where the names tell;
     - folders `train`, `val` (healthy scans) and `test/images` with `test/labels` (masks under the
       same file names; an image without one has no label) or just `test`;
     - one folder of healthy scans: `val_fraction` of them, at least one, drawn with `seed`, are
@@ -81,7 +79,8 @@ def datalist(
         section: "train", "val" or "test".
         val_fraction: share of validation scans, in (0, 1), where the data set has no such section.
         seed: of the draw.
-        labels: every item must have a label, as an evaluation needs it: a healthy scan's is all 0.
+        labels: every item must have a label, as an evaluation needs it, unless it is known to be
+            healthy; a healthy scan's is all 0.
 
     Raises:
         InputError: where the folder is missing, the section is empty, there are too few scans, or a
@@ -93,7 +92,9 @@ def datalist(
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction must lie in (0, 1), got {val_fraction}")
     items = _section_items(Path(dataset_dir).expanduser(), section, val_fraction, seed)
-    if labels and (unlabelled := [item["image"] for item in items if "label" not in item]):
+    if labels and (
+        unlabelled := [i["image"] for i in items if "label" not in i and i.get("anomalous", True)]
+    ):
         raise InputError(
             f"{unlabelled[0]}: must have a mask of its lesions (all 0 for a healthy scan) in the"
             f" folder labels beside images, {len(unlabelled)} of {len(items)} images have none"
@@ -120,13 +121,15 @@ def existing_file(path: str | Path) -> str:
 
 def _section_items(
     root: Path, section: Section, val_fraction: float, seed: int
-) -> list[dict[str, str]]:
+) -> list[dict[str, Any]]:
     if section == "test" and root.is_file():
         return [{"image": str(root)}]
     if not root.is_dir():
         raise InputError(f"{root}: must be a data set's folder, there is no such folder")
     if (root / "dataset.json").is_file():
         return _decathlon_items(root / "dataset.json", section)
+    if groups := slice_groups(root):
+        return _slice_items(root, groups, section, val_fraction, seed)
     if section == "test":
         return _test_items(root)
     if (root / "train").is_dir() and (root / "val").is_dir():
@@ -144,6 +147,23 @@ def _decathlon_items(file: Path, section: Section) -> list[dict[str, str]]:
     return load_decathlon_datalist(str(file), data_list_key=key, base_dir=str(file.parent))
 
 
+def _slice_items(
+    root: Path, groups: dict[Section, list[Group]], section: Section, fraction: float, seed: int
+) -> list[dict[str, Any]]:
+    """Items of a data set of slices; only "test" holds anomalous ones."""
+    if section == "test":
+        items = group_items(groups["test"])
+    else:
+        healthy = {name: [g for g in groups[name] if not g.anomalous] for name in ("train", "val")}
+        chosen = group_items(healthy[section] if healthy["val"] else healthy["train"])
+        if not healthy["val"]:
+            chosen = _drawn(root, chosen, section, fraction, seed)
+        items = [{k: v for k, v in item.items() if k in ("image", "patient")} for item in chosen]
+    if not items:
+        raise InputError(f"{root}: must have images in its split {section!r}, got none")
+    return items
+
+
 def _test_items(root: Path) -> list[dict[str, str]]:
     folder = root / "test" if (root / "test").is_dir() else root
     images = folder / "images" if (folder / "images").is_dir() else folder
@@ -157,15 +177,24 @@ def _test_items(root: Path) -> list[dict[str, str]]:
 def _split(
     root: Path, scans: list[Path], section: Section, val_fraction: float, seed: int
 ) -> list[dict[str, str]]:
-    if len(scans) < 2:
+    items = [{"image": str(path)} for path in scans]
+    return _drawn(root, items, section, val_fraction, seed)
+
+
+def _drawn(
+    root: Path, items: list[dict[str, Any]], section: Section, val_fraction: float, seed: int
+) -> list[dict[str, Any]]:
+    """A share of the items for validation, or the others; all of a patient are in one of them."""
+    patients = sorted({item.get("patient", item["image"]) for item in items})
+    if len(patients) < 2:
         raise InputError(
             f"{root}: must hold at least 2 healthy scans, one to train on and one to validate on,"
-            f" got {len(scans)}"
+            f" got {len(patients)}"
         )
-    shuffled = random.Random(seed).sample(scans, len(scans))
-    count = min(max(1, round(val_fraction * len(scans))), len(scans) - 1)
-    chosen = shuffled[:count] if section == "val" else shuffled[count:]
-    return [{"image": str(path)} for path in sorted(chosen)]
+    shuffled = random.Random(seed).sample(patients, len(patients))
+    count = min(max(1, round(val_fraction * len(patients))), len(patients) - 1)
+    chosen = set(shuffled[:count] if section == "val" else shuffled[count:])
+    return [item for item in items if item.get("patient", item["image"]) in chosen]
 
 
 class SliceDataset(Dataset[dict[str, Tensor]]):

@@ -27,6 +27,7 @@ def embed_patches(
     *,
     ignore_background: bool = False,
     unit_norm: bool = True,
+    patch_grid: Sequence[int] | None = None,
 ) -> Tensor:
     """Patch embeddings: (S, 3, H', W') on ImageNet's scale -> (S, h, w, D), float32.
 
@@ -36,6 +37,8 @@ def embed_patches(
         ignore_background: patches without a voxel above 0 get the zero vector, which training
             leaves out and scoring takes as no anomaly.
         unit_norm: scale each embedding to unit norm, as the paper does.
+        patch_grid: (h, w) that the backbone's features are brought to bilinearly first, whatever
+            their own; None keeps these.
 
     Raises:
         ValueError: where the backbone does not return (S, D, h, w).
@@ -46,7 +49,11 @@ def embed_patches(
             "backbone must map (S, 3, H, W) to (S, D, h, w), got shape "
             f"{tuple(features.shape)} for images of shape {tuple(images.shape)}"
         )
-    embeddings = features.float().movedim(1, -1)
+    features = features.float()
+    if patch_grid is not None:
+        grid = (int(patch_grid[0]), int(patch_grid[1]))
+        features = F.interpolate(features, size=grid, mode="bilinear", align_corners=False)
+    embeddings = features.movedim(1, -1)
     if unit_norm:
         embeddings = F.normalize(embeddings, dim=-1)
     if ignore_background:
@@ -71,6 +78,7 @@ class AnomalyDetector(nn.Module):
         score: anomaly score of a patch, see `DPMM.score`.
         ignore_background: patches without a voxel above 0 get the lowest score (0 for distances);
             train with the same choice.
+        patch_grid: (h, w) of the patches, see `embed_patches`; train with the same choice.
         false_positive_rates: rates at which thresholds are kept, fractions of healthy patches.
 
     Attributes:
@@ -89,6 +97,7 @@ class AnomalyDetector(nn.Module):
         image_size: int = 448,
         score: ScoreKind = "cosine",
         ignore_background: bool = False,
+        patch_grid: Sequence[int] | None = None,
         false_positive_rates: Sequence[float] = DEFAULT_RATES,
     ) -> None:
         super().__init__()
@@ -107,6 +116,7 @@ class AnomalyDetector(nn.Module):
         self.image_size = image_size
         self.score: ScoreKind = score
         self.ignore_background = ignore_background
+        self.patch_grid = None if patch_grid is None else (int(patch_grid[0]), int(patch_grid[1]))
         self.register_buffer("false_positive_rates", rates)
         self.register_buffer("thresholds", torch.full(rates.shape, float("nan")))
 
@@ -136,7 +146,12 @@ class AnomalyDetector(nn.Module):
     def embed(self, slices: Tensor) -> Tensor:
         """Unit-norm patch embeddings: (S, C, H, W) in [0, 1] -> (S, h, w, D)."""
         images = prepare_slices(slices, self.image_size, self.patch_size)
-        return embed_patches(self.backbone, images, ignore_background=self.ignore_background)
+        return embed_patches(
+            self.backbone,
+            images,
+            ignore_background=self.ignore_background,
+            patch_grid=self.patch_grid,
+        )
 
     def patch_scores(self, embeddings: Tensor) -> Tensor:
         """Anomaly score of each patch: (..., D) -> (...).

@@ -152,6 +152,8 @@ def foreground_patches(images: Tensor, grid: tuple[int, int]) -> Tensor:
     """
     lit = images[:, :1] * IMAGENET_STD[0] + IMAGENET_MEAN[0]
     cell = [int(side) // int(n) for side, n in zip(images.shape[2:], grid, strict=True)]
+    if any(int(side) % int(n) for side, n in zip(images.shape[2:], grid, strict=True)):
+        return F.adaptive_max_pool2d(lit, grid).squeeze(1) > _DARK
     return F.max_pool2d(lit, cell).squeeze(1) > _DARK
 
 

@@ -28,10 +28,12 @@ class LoadVolume(Transform):
     """Scan as a channel-first `MetaTensor`, float32: a path -> (1, X, Y, Z), or (1, H, W) for 2D.
 
     Reads what MONAI's readers read (NIfTI, FreeSurfer .mgz, NRRD, MetaImage, a folder with one
-    DICOM series, PNG, JPEG, TIFF) and refuses what is not one scalar image.
+    DICOM series, PNG, JPEG, TIFF) and refuses what is not one scalar image. A picture whose colour
+    channels are equal is grey, and one channel of it is taken.
 
     Args:
         dtype: type of the result.
+        allow_constant: take an image of one value, as a mask may be.
 
     Raises:
         InputError: for a missing, damaged or unreadable file, a folder that is not one DICOM series
@@ -40,7 +42,8 @@ class LoadVolume(Transform):
             rule and value.
     """
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float32, *, allow_constant: bool = False) -> None:
+        self.allow_constant = allow_constant
         common: dict[str, Any] = {"ensure_channel_first": True, "dtype": dtype, "image_only": True}
         with warnings.catch_warnings():  # about optional DICOM decoders that are not installed
             warnings.filterwarnings("ignore", message=".*nvImageCodec")
@@ -57,12 +60,12 @@ class LoadVolume(Transform):
         loader = self._nibabel if file.suffix in (".mgz", ".mgh") else self._loader
         try:
             affine = _written_affine(file)
-            image = loader(file)
+            image = _grey(loader(file))
         except Exception as error:  # the readers raise whatever their libraries raise
             raise InputError(
                 f"{file}: must be a scalar image that MONAI reads, got {_reason(error)}"
             ) from error
-        _check_image(image, file)
+        _check_image(image, file, allow_constant=self.allow_constant)
         _check_affine(image.affine if affine is None else affine, file)
         return image
 
@@ -107,8 +110,17 @@ def _check_affine(affine: torch.Tensor, file: Path) -> None:
         )
 
 
-def _check_image(image: MetaTensor, file: Path) -> None:
-    """Refuse what is not one finite, non-constant image of one channel."""
+def _grey(image: MetaTensor) -> MetaTensor:
+    """One channel of a picture of red, green and blue that are equal, and opaque if it says so."""
+    if image.ndim != 3 or image.shape[0] not in (3, 4):
+        return image
+    red, *others = image.as_tensor()
+    opaque = image.shape[0] == 3 or bool((others.pop() == image[3].max()).all())
+    return image[:1] if opaque and all(torch.equal(red, other) for other in others) else image
+
+
+def _check_image(image: MetaTensor, file: Path, *, allow_constant: bool) -> None:
+    """Refuse what is not one finite image of one channel, or of one value unless that may be."""
     shape = tuple(image.shape)
     if image.ndim not in (3, 4) or min(shape) < 1:
         raise InputError(f"{file}: must be one 2D or 3D image, got shape {shape[1:]}")
@@ -121,7 +133,7 @@ def _check_image(image: MetaTensor, file: Path) -> None:
     if bad:
         raise InputError(f"{file}: voxels must be finite, {bad} of {image.numel()} are NaN or inf")
     low, high = image.as_tensor().aminmax()
-    if low == high:
+    if low == high and not allow_constant:
         raise InputError(f"{file}: must not be constant, every voxel is {low.item():g}")
 
 

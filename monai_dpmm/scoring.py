@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 from monai.data import MetaTensor
-from monai.transforms import LoadImage
 
 from monai_dpmm.calibration import DEFAULT_RATES, thresholds_at
 from monai_dpmm.data import data_root, datalist
 from monai_dpmm.environment import environment
 from monai_dpmm.image_metrics import Thresholds
-from monai_dpmm.loading import InputError
+from monai_dpmm.loading import InputError, LoadVolume
 from monai_dpmm.metrics import AnomalyMetrics
 from monai_dpmm.protocols import Protocol
 from monai_dpmm.replacement import replacement
@@ -80,9 +79,10 @@ def measured_maps(
     none = Thresholds(torch.zeros(0, dtype=torch.float64), torch.zeros(0))
     thresholds = none if healthy is None else healthy_thresholds(healthy, postfix)
     metrics = AnomalyMetrics(thresholds, protocol=protocol, bootstrap=bootstrap)
-    load = LoadImage(image_only=True, ensure_channel_first=True)
+    load = LoadVolume(allow_constant=True)
     for path, item in zip(paths, items, strict=True):
-        label = load(item["label"])
+        healthy = "label" not in item  # known to be, see `datalist`
+        label = torch.zeros_like(load(item["image"])) if healthy else load(item["label"])
         name = os.path.relpath(item["image"], data_root(dataset_dir))
         pred = MetaTensor(laid_over(path, item["image"], label), meta={"filename_or_obj": name})
         patient = {"patient": item["patient"]} if "patient" in item else {}

@@ -5,6 +5,8 @@ Their dictionary versions are in `monai_dpmm.dictionary`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, Transform
@@ -138,6 +140,7 @@ class EmbedPatches(Transform):
         batch_size: images in memory at the backbone at once.
         device: where the backbone runs; its own device if None.
         ignore_background: see `monai_dpmm.detector.embed_patches`.
+        patch_grid: see `monai_dpmm.detector.embed_patches`.
         unit_norm: likewise.
     """
 
@@ -148,13 +151,18 @@ class EmbedPatches(Transform):
         device: torch.device | str | None = None,
         *,
         ignore_background: bool = False,
+        patch_grid: Sequence[int] | None = None,
         unit_norm: bool = True,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.backbone = backbone.eval()
         self.batch_size = batch_size
-        self.options = {"ignore_background": ignore_background, "unit_norm": unit_norm}
+        self.options = {
+            "ignore_background": ignore_background,
+            "unit_norm": unit_norm,
+            "patch_grid": patch_grid,
+        }
         self.device = None if device is None else torch.device(device)
 
     def __call__(self, images: Tensor) -> Tensor:

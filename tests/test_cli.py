@@ -9,7 +9,7 @@ def test_help_names_the_commands(capsys):
         main(["--help"])
     assert exit_.value.code == 0
     text = capsys.readouterr().out
-    for command in ("demo", "train", "calibrate", "evaluate", "infer", "score"):
+    for command in ("demo", "train", "calibrate", "evaluate", "infer", "score", "check"):
         assert command in text
 
 

@@ -93,6 +93,26 @@ def test_embeddings_are_unit_norm_and_background_is_zero():
     assert torch.equal(inside[0, 1, 2], everywhere[0, 1, 2])
 
 
+@pytest.mark.parametrize("grid", [(4, 4), (4, 2), (3, 5), (8, 8)])
+def test_features_are_brought_to_a_patch_grid(grid):
+    images = (torch.rand(2, 3, 56, 56) - 0.4) / 0.22
+    embeddings = embed_patches(Patches(), images, patch_grid=grid)
+    assert embeddings.shape == (2, *grid, 12)
+    assert torch.allclose(embeddings.norm(dim=-1), torch.ones(2, *grid))
+    if grid == (4, 4):
+        assert torch.allclose(embeddings, embed_patches(Patches(), images), atol=1e-6)
+    dark = torch.full((1, 3, 56, 56), -3.0)
+    dark[:, 0] = -0.485 / 0.229
+    kept = embed_patches(Patches(), dark, patch_grid=grid, ignore_background=True)
+    assert not kept.any()
+
+
+def test_maps_on_a_patch_grid_have_the_pixels_of_the_slices():
+    detector = _detector(patch_grid=(8, 3))
+    assert detector.embed(_healthy(2)).shape == (2, 8, 3, 12)
+    assert detector(_healthy(2)).shape == (2, 1, 56, 56)
+
+
 def test_background_scores_zero_and_has_no_component():
     detector = _detector(ignore_background=True)
     slices = torch.zeros(1, 1, 56, 56)

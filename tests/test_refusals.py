@@ -36,7 +36,8 @@ def _scan(seed, side=6):
 
 def _seen(evaluator):
     seen = []
-    evaluator.add_event_handler(Events.ITERATION_COMPLETED, lambda e: seen.append(len(e.state.output)))
+    done = Events.ITERATION_COMPLETED
+    evaluator.add_event_handler(done, lambda engine: seen.append(len(engine.state.output)))
     return seen
 
 

@@ -1,0 +1,59 @@
+"""The whole way on pictures: a BMAD data set is trained on, evaluated, and read again."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+from slice_trees import write_tree
+from workflows import SMALL, run_bundle
+
+from monai_dpmm.data import datalist
+
+SETTINGS = {**SMALL, "components": 30, "slice_step": 1, "window": "[0,255]", "percentiles": "None"}
+
+
+@pytest.fixture(scope="module")
+def resc(tmp_path_factory):
+    """A data set with RESC's layout and aspect ratio, and a model of it on a square grid."""
+    root = tmp_path_factory.mktemp("resc")
+    counts = {"train": 10, "val/good": 4, "val/bad": 2, "test/good": 3, "test/bad": 4}
+    write_tree(root / "data", "resc", counts=counts, shape=(48, 96))
+    settings = SETTINGS | {"bundle_root": root, "dataset_dir": root / "data"}
+    run_bundle("training", ["train", "resc"], **settings)
+    return root, settings
+
+
+def test_evaluation_finds_the_lesions_and_reports_on_pictures(resc):
+    root, settings = resc
+    run_bundle("run", ["train", "resc", "evaluate"], **settings, bootstrap=50, label_rule=255)
+    report = json.loads((root / "output/report/metrics.json").read_text())
+    assert report["metrics"]["pixel_auroc"] > 0.8
+    assert len(report["subjects"]) == 7
+    assert (root / "output/report/report.html").is_file()
+    saved = json.loads((root / "models/model.json").read_text())
+    assert saved["patch_grid"] == [32, 32]
+    assert saved["window"] == [0, 255]
+
+
+def test_inference_marks_the_lesion_where_it_is_in_the_picture(resc, tmp_path):
+    root, _ = resc
+    bad = [item["image"] for item in datalist(root / "data", "test") if item["anomalous"]]
+    model = str(root / "models/model.json")
+    run_bundle(
+        "run",
+        ["inference", model],
+        ckpt_dir=root / "models",
+        dataset_dir=bad[0],
+        output_dir=tmp_path,
+    )
+    (anomaly,) = tmp_path.rglob("*_anomaly.nii.gz")
+    scores = np.squeeze(nib.load(anomaly).get_fdata())
+    picture = np.asarray(Image.open(bad[0]))
+    assert scores.shape == picture.T.shape
+    inside = np.zeros(picture.shape, bool)
+    inside[20:34, 24:40] = True
+    assert scores[inside.T].mean() > 2 * scores[~inside.T].mean()
+    findings = json.loads(next(tmp_path.rglob("*_findings.json")).read_text())
+    assert findings["lesions"][0]["area_px"] > 20
