@@ -40,21 +40,40 @@ class ImageHistograms:
     def __init__(self, max_bins: int = MAX_BINS) -> None:
         self.max_bins = max_bins
         self.ignored_bits = 0
-        self.images: list[Tensor] = []
         self._keys = torch.zeros(0, dtype=torch.int64)
+        # One tensor for all: small ones that live long would scatter over the heap.
+        self._rows = torch.zeros(0, 5, dtype=torch.int64)
+        self._lengths: list[int] = []
+
+    @property
+    def images(self) -> list[Tensor]:
+        """Counts of each image, (B, 5) as in `ScoreHistogram.bins`: views, until the next `add`."""
+        return list(self._rows[: sum(self._lengths)].split(self._lengths))
 
     def add(self, histogram: ScoreHistogram) -> None:
-        """Keep the counts of an image, (B, 5) as in `ScoreHistogram.bins`, and make all fit."""
+        """Keep the counts of an image, and make all fit."""
         before = self.ignored_bits
         self.ignored_bits = max(before, histogram.ignored_bits)
-        self.images.append(histogram.coarse(self.ignored_bits))
+        bins = histogram.coarse(self.ignored_bits)
         known = self._keys >> (self.ignored_bits - before)
-        keys = torch.cat([known, self.images[-1][:, 0] >> self.ignored_bits]).unique()
+        keys = torch.cat([known, bins[:, 0] >> self.ignored_bits]).unique()
         more = enough_bits(keys, 0, self.max_bins)
         self._keys = (keys >> more).unique_consecutive()
         self.ignored_bits += more
         if self.ignored_bits > before:
-            self.images = [grouped_bins(image, self.ignored_bits) for image in self.images]
+            images = [grouped_bins(image, self.ignored_bits) for image in (*self.images, bins)]
+            self._rows, self._lengths = torch.cat(images), [len(image) for image in images]
+        else:
+            self._append(bins)
+
+    def _append(self, bins: Tensor) -> None:
+        used = sum(self._lengths)
+        if used + len(bins) > len(self._rows):
+            grown = self._rows.new_empty(2 * (used + len(bins)), 5)
+            grown[:used] = self._rows[:used]
+            self._rows = grown
+        self._rows[used : used + len(bins)] = bins
+        self._lengths.append(len(bins))
 
 
 def drawn_counts(groups: int, resamples: int, seed: int = 0) -> Tensor:
@@ -80,6 +99,8 @@ def pixel_statistics(
         weights: how often each resample has each image, (B, I).
         max_bins: of all images together.
         limit: of the AUPRO's false-positive rate.
+
+    Needs 12 bytes a bin and image, at most 50 kB an image, beside the counts.
     """
     counts, mixed = _dense(images, ignored_bits, max_bins)
     parts = [_curves((some @ counts).double(), mixed, limit) for some in weights.split(_TOGETHER)]

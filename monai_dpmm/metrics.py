@@ -77,9 +77,9 @@ class AnomalyMetrics(Metric):
     a single patient. An item's patient is at "patient", in the output or the batch.
 
     Pixels are counted in a histogram (`ScoreHistogram`): however many images come, the memory is
-    some 150 MB and 30 bytes a pixel of the largest image, with `bootstrap` at most 160 kB an image
-    more, and processes exchange bins instead of pixels. An image of at most 2^18 different scores
-    (512 x 512) has exact curves either way.
+    some 200 MB and 30 bytes a pixel of the largest image, and processes exchange bins instead of
+    pixels. With `bootstrap` an image adds some 100 kB, at most 400. An image of at most 2^18
+    different scores (512 x 512) has exact curves either way.
 
     Args:
         detector: whose calibrated thresholds make the masks.
@@ -234,7 +234,7 @@ class AnomalyMetrics(Metric):
             return {}
         counts = drawn_counts(int(groups.max()) + 1, self.bootstrap)
         weights = counts[:, groups]
-        rows = interleaved(self._histograms.images)
+        rows = interleaved([image.clone() for image in self._histograms.images])
         bits = max(interleaved([self._histograms.ignored_bits]))
         pixels = pixel_statistics(rows, bits, weights)
         statistics = {f"pixel_{name}": values for name, values in pixels.items()}
