@@ -36,7 +36,8 @@ def component_figure(scans: Sequence[tuple[str, Scan]], colors: np.ndarray) -> F
     """Slices of several scans beside the prototypes of their patches, the paper's Fig. 2.
 
     Args:
-        scans: names and scans, a row each, with component maps.
+        scans: names and scans with component maps; a volume fills a row, of pictures there are
+            three in a row.
         colors: of the prototypes, (K, 3); a colour is the same prototype in all panels.
 
     Raises:
@@ -44,17 +45,22 @@ def component_figure(scans: Sequence[tuple[str, Scan]], colors: np.ndarray) -> F
     """
     if not scans:
         raise ValueError("scans must not be empty, got none")
-    heights = _HEIGHTS if all(scan.image.shape[scan.axis] > 2 for _, scan in scans) else (0.5,)
-    sheet = PanelSheet(len(scans), 2 * len(heights), _shape([scan for _, scan in scans]))
-    for row, (name, scan) in enumerate(scans):
-        for column, index in enumerate(_slices(scan, heights)):
-            left = sheet.panel(row, 2 * column)
-            draw_slice(left, scan, index, _GREY, describe=row + column == 0, points=6)
-            right = sheet.panel(row, 2 * column + 1)
-            _draw_prototypes(right, scan, index, colors)
-            _outline_label(left, scan, index)
-            _outline_label(right, scan, index)
-        write(sheet.panel(row, 0), -0.06, 0.5, short(name), rotation=90)
+    flat = any(scan.image.shape[scan.axis] < 3 for _, scan in scans)
+    heights = _HEIGHTS[1:2] if flat else _HEIGHTS
+    tiles = [(name, scan, i) for name, scan in scans for i in _slices(scan, heights)]
+    rows = -(-len(tiles) // len(_HEIGHTS))
+    sheet = PanelSheet(rows, 2 * len(_HEIGHTS), _shape([scan for _, scan in scans]))
+    for number, (name, scan, index) in enumerate(tiles):
+        row, column = divmod(number, len(_HEIGHTS))
+        panels = [sheet.panel(row, 2 * column + side) for side in (0, 1)]
+        draw_slice(panels[0], scan, index, _GREY, describe=number == 0, points=6)
+        _draw_prototypes(panels[1], scan, index, colors)
+        for axes in panels:
+            _outline_label(axes, scan, index)
+        if flat:
+            write(panels[1], 0.5, 0.04, short(name), color="white", fontsize=6)
+        elif column == 0:
+            sheet.name_row(row, short(name))
     sheet.note(
         "Each patch in the colour of its prototype: one colour is one prototype in all panels,"
         " similar colours are similar prototypes. Blue outline: lesion."
@@ -86,10 +92,11 @@ def case_figure(cases: Cases, threshold: float) -> Figure:
         for ax in (axes[0], axes[2]):
             _outline_label(ax, case.scan, 0)
         rank = f"{cases.rank(case)} of {len(cases.values)}: {short(case.name, 14)}"
-        write(axes[0], 0.5, 1.14, rank, fontsize=6)
-        write(axes[0], 0.5, 1.05, f"AUPR {case.aupr:.2f}, Dice {case.dice:.2f}", fontsize=6)
+        quality = f"AUPR {case.aupr:.2f}, Dice {case.dice:.2f}"
+        write(axes[0], 0.5, 1 + 0.19 / sheet.height, rank, fontsize=6)
+        write(axes[0], 0.5, 1 + 0.07 / sheet.height, quality, fontsize=6)
     for row, name in enumerate(_ROWS):
-        write(sheet.panel(row, 0), -0.07, 0.5, name, rotation=90)
+        sheet.name_row(row, name)
     _draw_color_bar(sheet, scale)
     sheet.note("Dashed blue: lesion. Solid orange: mask. AUPR and Dice: of the whole scan.")
     return sheet.figure

@@ -115,6 +115,10 @@ class PanelSheet:
         w, h = self.figure.get_size_inches()
         return self.figure.add_axes((x / w, y / h, width / w, height / h))
 
+    def name_row(self, row: int, name: str) -> None:
+        """A name beside the first panel of a row."""
+        write(self.panel(row, 0), -0.09 / self.side, 0.5, name, rotation=90)
+
     def note(self, text: str) -> None:
         """A line at the foot."""
         h = self.figure.get_figheight()

@@ -28,8 +28,8 @@ def test_the_program_takes_every_command(command):
     config = (configs_dir() / "train.json").read_text()
     for key, _ in getattr(args, "set", None) or []:
         assert f'"{key}":' in config
-    if getattr(args, "config", None):
-        assert (configs_dir() / f"{args.config}.json").is_file()
+    for name in args.config or ():
+        assert (configs_dir() / f"{name}.json").is_file()
 
 
 def test_pictures_and_pages_that_it_shows_are_there_and_small():

@@ -58,7 +58,10 @@ def test_masks_are_those_of_the_threshold():
 def test_pictures_have_one_slice():
     picture = np.random.default_rng(0).random((20, 30))
     scan = Scan.of(picture, picture, None, np.ones((20, 30)), picture > 0.9)
-    assert len(component_figure([("a", scan)], np.ones((1, 3))).axes) == 2
+    figure = component_figure([(name, scan) for name in "abcd"], np.ones((1, 3)))
+    assert len(figure.axes) == 8
+    tops = {round(axes.get_position().y0, 6) for axes in figure.axes}
+    assert len(tops) == 2  # three in a row
     cases = Cases(2)
     cases.add(Case("x", 0.5, 0.5, single_slice(scan)))
     assert len(case_figure(cases, 0.5).axes) == 4
