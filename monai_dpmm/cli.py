@@ -95,6 +95,7 @@ def _score(args: argparse.Namespace) -> None:
         args.dataset,
         healthy=args.healthy,
         protocol=args.protocol,
+        rule=args.label_rule,
         bootstrap=args.bootstrap,
         postfix=args.postfix,
     )
@@ -212,6 +213,9 @@ def _add_score(command: argparse.ArgumentParser) -> None:
     command.add_argument("dataset", type=Path, help="data set with test/images and test/labels")
     command.add_argument("--healthy", type=Path, help="maps of healthy images, for the thresholds")
     command.add_argument("--protocol", default="native", help="native (default), 224 or 448")
+    command.add_argument(
+        "--label-rule", default="positive", help="what of a mask is lesion: positive (default), 255"
+    )
     command.add_argument("--bootstrap", type=int, default=1000, help="resamples, 0 for no interval")
     command.add_argument("--postfix", default="", help="what names of maps end with, _anomaly")
     command.add_argument(

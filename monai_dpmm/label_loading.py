@@ -11,7 +11,7 @@ from monai.transforms import Transform
 
 from monai_dpmm.loading import InputError, LoadVolume
 
-__all__ = ["LabelRule", "LoadLabelD", "LoadLabelDict", "LoadLabeld"]
+__all__ = ["LabelRule", "LoadLabelD", "LoadLabelDict", "LoadLabeld", "lesions"]
 
 LabelRule = Literal["positive", "255"]
 
@@ -39,8 +39,7 @@ class LoadLabeld(Transform):
         image_key: Hashable = "image",
         rule: LabelRule | int = "positive",
     ) -> None:
-        if str(rule) not in get_args(LabelRule):
-            raise ValueError(f"rule must be one of {', '.join(get_args(LabelRule))}, got {rule!r}")
+        _check_rule(rule)
         self.key = key
         self.image_key = image_key
         self.rule = str(rule)
@@ -61,10 +60,25 @@ class LoadLabeld(Transform):
         size = tuple(mask.shape[1:])
         if size != shape:
             raise InputError(f"{result[self.key]}: must have the image's size {shape}, got {size}")
-        plain = mask.as_tensor()
-        lesion = plain > 0 if self.rule == "positive" else plain == 255
-        result[self.key] = MetaTensor(lesion.to(torch.uint8), meta=mask.meta)
+        result[self.key] = lesions(mask, self.rule)
         return result
+
+
+def lesions(mask: MetaTensor, rule: LabelRule | int = "positive") -> MetaTensor:
+    """What a mask counts as lesion by a rule of `LoadLabeld`, 0 or 1, uint8, the same shape.
+
+    Raises:
+        ValueError: for an unknown rule.
+    """
+    _check_rule(rule)
+    plain = mask.as_tensor()
+    lesion = plain > 0 if str(rule) == "positive" else plain == 255
+    return MetaTensor(lesion.to(torch.uint8), meta=mask.meta)
+
+
+def _check_rule(rule: LabelRule | int) -> None:
+    if str(rule) not in get_args(LabelRule):
+        raise ValueError(f"rule must be one of {', '.join(get_args(LabelRule))}, got {rule!r}")
 
 
 LoadLabelD = LoadLabelDict = LoadLabeld

@@ -17,6 +17,7 @@ from monai_dpmm.calibration import DEFAULT_RATES, thresholds_at
 from monai_dpmm.data import data_root, datalist
 from monai_dpmm.environment import environment
 from monai_dpmm.image_metrics import Thresholds
+from monai_dpmm.label_loading import LabelRule, lesions
 from monai_dpmm.loading import InputError, LoadVolume
 from monai_dpmm.metrics import AnomalyMetrics
 from monai_dpmm.protocols import Protocol
@@ -56,6 +57,7 @@ def measured_maps(
     *,
     healthy: str | Path | None = None,
     protocol: Protocol | int = "native",
+    rule: LabelRule | int = "positive",
     bootstrap: int = 1000,
     postfix: str = "",
 ) -> AnomalyMetrics:
@@ -67,6 +69,7 @@ def measured_maps(
         healthy: folder of maps of healthy validation images, for thresholds; without it there are
             no metrics at false-positive rates, and no FROC curve.
         protocol: see `AnomalyMetrics`.
+        rule: what a mask counts as lesion, see `LoadLabeld`.
         bootstrap: see `AnomalyMetrics`.
         postfix: what the names of maps end with beyond the image's name.
 
@@ -83,6 +86,7 @@ def measured_maps(
     for path, item in zip(paths, items, strict=True):
         healthy = "label" not in item  # known to be, see `datalist`
         label = torch.zeros_like(load(item["image"])) if healthy else load(item["label"])
+        label = lesions(label, rule)
         name = os.path.relpath(item["image"], data_root(dataset_dir))
         pred = MetaTensor(laid_over(path, item["image"], label), meta={"filename_or_obj": name})
         patient = {"patient": item["patient"]} if "patient" in item else {}

@@ -2,14 +2,18 @@
 
 import csv
 import json
+import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from slice_trees import write_tree
 
 from monai_dpmm.cli import main
+from monai_dpmm.data import datalist
 from monai_dpmm.image_metrics import Thresholds
 from monai_dpmm.loading import InputError
 from monai_dpmm.metrics import AnomalyMetrics
@@ -79,6 +83,26 @@ def test_the_command_prints_the_table_and_writes_json_and_csv(volumes, capsys):
     assert rows[0]["auroc"] == ""  # a healthy one has no curve
     assert float(rows[1]["auroc"]) == report["subjects"][1]["auroc"]
     assert {path.name for path in (folder / "out").iterdir()} == {"metrics.json", "images.csv"}
+
+
+def test_slices_of_bmad_by_both_conventions_of_their_masks(tmp_path):
+    """Healthy images need no mask; grey levels below 255 count by one rule only."""
+    root = write_tree(tmp_path / "data", "brats2021", mask_value=122)
+    shutil.rmtree(root / "test/good/label")
+    (tmp_path / "maps").mkdir()
+    for item in datalist(root, "test"):
+        name = Path(item["image"]).stem
+        lesion = np.zeros((48, 64))
+        lesion[20:34, 24:40] = item["anomalous"]
+        np.save(tmp_path / f"maps/{name}.npy", lesion)
+    found = measured_maps(tmp_path / "maps", root, bootstrap=0)
+    assert found.compute()["pixel_auroc"] == 1
+    assert [subject["anomalous"] for subject in found.subjects] == [False] * 3 + [True] * 4
+    main(["score", str(tmp_path / "maps"), str(root), "--label-rule", "255", "-o", str(tmp_path)])
+    subjects = json.loads((tmp_path / "metrics.json").read_text())["subjects"]
+    assert not any(subject["anomalous"] for subject in subjects)
+    with pytest.raises(ValueError, match="rule must be one of positive, 255, got 'grey'"):
+        measured_maps(tmp_path / "maps", root, rule="grey")
 
 
 def test_without_healthy_maps_there_is_nothing_at_a_rate(volumes):
