@@ -17,7 +17,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from monai_dpmm.distributed import exchanged, own_items, own_part, rank, world_size
-from monai_dpmm.layouts import IMAGE_SUFFIXES, Group, Section, group_items, slice_groups
+from monai_dpmm.layouts import (
+    IMAGE_SUFFIXES,
+    Group,
+    Section,
+    child,
+    group_items,
+    slice_groups,
+    split_groups,
+)
 from monai_dpmm.loading import InputError
 
 __all__ = [
@@ -30,6 +38,8 @@ __all__ = [
     "existing_file",
     "find_images",
 ]
+# Folders that no folder of healthy scans holds: to train on masks or lesions would show nowhere.
+_NOT_HEALTHY = {"test", "testing", "ungood", "ground_truth", "label", "labels", "mask", "masks"}
 
 
 def find_images(folder: str | Path) -> list[Path]:
@@ -73,6 +83,9 @@ def datalist(
       same file names; an image without one has no label) or just `test`;
     - one folder of healthy scans: `val_fraction` of them, at least one, drawn with `seed`, are
       the validation section, the others the training section; it has no test section.
+
+    For "test" the folder may also be one split of a data set of slices, or a folder of `img` and
+    `label`.
 
     Args:
         dataset_dir: root of the data set, or for "test" one file.
@@ -133,9 +146,9 @@ def _section_items(
     if section == "test":
         return _test_items(root)
     if (root / "train").is_dir() and (root / "val").is_dir():
-        return [{"image": str(path)} for path in find_images(root / section)]
-    scans = find_images(root / "train" if (root / "train").is_dir() else root)
-    return _split(root, scans, section, val_fraction, seed)
+        return _healthy_items(root / section)
+    items = _healthy_items(root / "train" if (root / "train").is_dir() else root)
+    return _drawn(root, items, section, val_fraction, seed)
 
 
 def _decathlon_items(file: Path, section: Section) -> list[dict[str, str]]:
@@ -164,21 +177,31 @@ def _slice_items(
     return items
 
 
-def _test_items(root: Path) -> list[dict[str, str]]:
-    folder = root / "test" if (root / "test").is_dir() else root
-    images = folder / "images" if (folder / "images").is_dir() else folder
+def _test_items(root: Path) -> list[dict[str, Any]]:
+    folder = child(root, "test", "testing") or root
+    for split in (root, folder):
+        if items := group_items(split_groups(split) or []):
+            return items
+    images = child(folder, "images", "img") or folder
+    labels = child(folder, "labels", "label")
     items = []
     for path in find_images(images):
-        label = folder / "labels" / path.relative_to(images)
-        items.append({"image": str(path)} | ({"label": str(label)} if label.exists() else {}))
+        label = None if labels is None else labels / path.relative_to(images)
+        found = label is not None and label.exists()
+        items.append({"image": str(path)} | ({"label": str(label)} if found else {}))
     return items
 
 
-def _split(
-    root: Path, scans: list[Path], section: Section, val_fraction: float, seed: int
-) -> list[dict[str, str]]:
-    items = [{"image": str(path)} for path in scans]
-    return _drawn(root, items, section, val_fraction, seed)
+def _healthy_items(folder: Path) -> list[dict[str, Any]]:
+    """Scans below a folder that is said to hold healthy ones only."""
+    images = find_images(folder)
+    parts = {part for path in images for part in path.relative_to(folder).parent.parts}
+    if odd := sorted(part for part in parts if part.lower() in _NOT_HEALTHY):
+        raise InputError(
+            f"{folder}: must hold healthy scans only, or be a data set in one of the layouts of"
+            f" monai_dpmm.datalist, got a folder named {odd[0]}"
+        )
+    return [{"image": str(path)} for path in images]
 
 
 def _drawn(

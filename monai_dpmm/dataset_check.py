@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from monai_dpmm.data import datalist
-from monai_dpmm.layouts import Section, images_in, slice_groups, stem
+from monai_dpmm.layouts import Section, group_items, images_in, slice_groups, stem
 from monai_dpmm.loading import InputError, LoadVolume
 
 __all__ = ["DatasetCheck", "SplitCheck", "check_dataset"]
 
-_PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 _SHOWN = 5  # files of one irregularity
 
 
@@ -53,12 +52,13 @@ class DatasetCheck(NamedTuple):
 
 
 def check_dataset(dataset_dir: str | Path, *, val_fraction: float = 0.2) -> DatasetCheck:
-    """Look at every file of a data set, see `monai_dpmm.data.datalist` for its layouts.
+    """Read every file of a data set, see `monai_dpmm.data.datalist` for its layouts.
 
-    Irregular are: images or masks that cannot be read; masks of another size than their image, of
-    no image, all 0 where the image is anomalous or not where it is healthy; anomalous images
-    without a mask, and images of which nothing is known in a test split; a patient in two splits;
-    and the same content in two splits.
+    Irregular are: images that `monai_dpmm.loading.LoadVolume` refuses (damaged, in colour, of one
+    value) and masks that cannot be read; masks of another size than their image, of no image, all 0
+    where the image is anomalous or not where it is healthy; anomalous images without a mask, and
+    images of which nothing is known in a test split; a patient in two splits; and the same content
+    in two splits.
 
     Raises:
         InputError: where there is no data set, or no healthy image to train on.
@@ -68,6 +68,8 @@ def check_dataset(dataset_dir: str | Path, *, val_fraction: float = 0.2) -> Data
     items = {name: datalist(root, name, val_fraction=val_fraction) for name in healthy}
     with suppress(InputError):
         items["test"] = datalist(root, "test")
+    if groups := slice_groups(root):
+        items["val"] = group_items(groups["val"]) or items["val"]
     splits, problems = {}, [] if "test" in items else ["there is no test split"]
     for name, of_split in items.items():
         splits[name], found = _checked(name, of_split)
@@ -89,11 +91,11 @@ def _checked(name: str, items: Sequence[Mapping[str, Any]]) -> tuple[SplitCheck,
     sizes: Counter[tuple[int, ...]] = Counter()
     counts: Counter[str] = Counter()
     problems: defaultdict[str, list[str]] = defaultdict(list)
-    load = LoadVolume(allow_constant=True)
+    load, load_mask = LoadVolume(), LoadVolume(allow_constant=True)
     for item in tqdm(items, desc=name):
         try:
-            size = _size(Path(item["image"]), load)
-            lesion = _lesion(item, size, load)
+            size = tuple(load(item["image"]).shape[1:])
+            lesion = _lesion(item, size, load_mask)
         except ValueError as error:
             problems[str(error)].append(str(item["image"]))
             continue
@@ -113,8 +115,6 @@ def _checked(name: str, items: Sequence[Mapping[str, Any]]) -> tuple[SplitCheck,
 def _mask_problems(
     name: str, item: Mapping[str, Any], lesion: bool | None, anomalous: bool | None
 ) -> Iterator[str]:
-    if name != "test":
-        return
     if lesion is None and anomalous:
         yield f"{name}: anomalous images without a mask"
     elif anomalous is None:
@@ -131,20 +131,6 @@ def _line(problem: str, files: Sequence[str]) -> str:
         return problem
     more = f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else ""
     return f"{problem}: {len(files)} ({', '.join(files[:_SHOWN])}{more})"
-
-
-def _size(path: Path, load: LoadVolume) -> tuple[int, ...]:
-    """Pixels of a picture, from its header, or voxels of a volume."""
-    if path.suffix.lower() not in _PICTURES:
-        return tuple(load(path).shape[1:])
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            picture.verify()
-            return tuple(picture.size)
-    except Exception as error:  # PIL raises whatever its decoders raise
-        raise InputError(f"{path}: must be a picture, got {type(error).__name__}") from error
 
 
 def _lesion(item: Mapping[str, Any], size: tuple[int, ...], load: LoadVolume) -> bool | None:

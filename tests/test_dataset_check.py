@@ -19,6 +19,7 @@ def test_a_clean_data_set_is_clean(tmp_path, layout):
     assert (test.images, test.healthy, test.anomalous) == (7, 3, 4)
     assert test.sizes == {(64, 48): 7}
     assert test.masks == (4 if layout == "mvtec" else 7)
+    assert found.splits["val"].anomalous == (0 if layout == "mvtec" else 2)
     assert "irregularities: 0" in str(found)
     assert "64x48 (7)" in str(found)
 
@@ -55,6 +56,26 @@ def _broken(root):
     _bad(root)[0].write_bytes(b"no picture")
 
 
+def _cut(root):
+    picture = _bad(root)[0]
+    Image.open(picture).save(picture.with_suffix(".jpg"))
+    content = picture.with_suffix(".jpg").read_bytes()
+    picture.with_suffix(".jpg").write_bytes(content[: len(content) // 2])
+    picture.unlink()
+
+
+def _coloured(root):
+    Image.merge("RGB", [Image.open(path) for path in _bad(root)[:3]]).save(_bad(root)[0])
+
+
+def _blank(root):
+    Image.new("L", (64, 48), 7).save(root / "train/good/blank.png")
+
+
+def _missing_mask_of_validation(root):
+    next((root / "valid/Ungood/label").iterdir()).unlink()
+
+
 def _broken_mask(root):
     _label(root, 0).write_bytes(b"no picture")
 
@@ -77,7 +98,11 @@ def _duplicate(root):
         (_other_size, r"must have the size \(64, 48\) of .*got \(10, 10\)"),
         (_empty, "test: anomalous images with an empty mask: 1 "),
         (_healthy_with_lesion, "test: healthy images with a mask that is not empty: 1 "),
-        (_broken, "must be a picture, got UnidentifiedImageError"),
+        (_broken, "must be a scalar image that MONAI reads"),
+        (_cut, "must be a scalar image that MONAI reads.*truncated"),
+        (_coloured, "must have one channel, got 3"),
+        (_blank, "must not be constant, every voxel is 7"),
+        (_missing_mask_of_validation, "val: anomalous images without a mask: 1 "),
         (_broken_mask, "must be a scalar image that MONAI reads"),
         (_same_patient, r"patients in both train and test: 1 \(P000"),
         (_duplicate, "files of the same content in train and test: 1 "),

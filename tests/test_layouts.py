@@ -1,5 +1,6 @@
 """Data sets of slices as they are shipped, and the variants that copies show."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,51 @@ def test_copies_differ_in_case_and_lie_in_a_folder(tmp_path, layout):
             path.rename(path.with_name({"valid": "Val", "Ungood": "ungood"}[name]))
     assert _counts(tmp_path / "copy") == {"train": 6, "val": 3}
     assert sum(item["anomalous"] for item in datalist(tmp_path / "copy", "test")) == 4
+
+
+def test_a_copy_may_lie_beside_something_else(tmp_path):
+    write_tree(tmp_path / "hist_DIY", "liver")
+    (tmp_path / "__MACOSX/hist_DIY").mkdir(parents=True)
+    (tmp_path / "__MACOSX/hist_DIY/._train.png").touch()
+    assert _counts(tmp_path) == {"train": 6, "val": 3}
+
+
+def test_a_folder_of_two_data_sets_is_neither(tmp_path):
+    for name in ("brats2021", "liver"):
+        write_tree(tmp_path / name, name)
+    with pytest.raises(InputError, match="must hold one data set, got 2: brats2021, liver"):
+        datalist(tmp_path, "train")
+
+
+@pytest.mark.parametrize(("layout", "split"), [*zip(BMAD, ("test", "test", "Test"), strict=True)])
+def test_a_split_can_be_tested_without_the_others(tmp_path, layout, split):
+    root = write_tree(tmp_path / "data", layout)
+    whole = datalist(root, "test")
+    assert datalist(root / split, "test") == whole
+    (root / split).rename(tmp_path / split)
+    shutil.rmtree(root)
+    root.mkdir()
+    (tmp_path / split).rename(root / split)
+    assert datalist(root, "test") == whole
+
+
+def test_a_class_can_be_tested_without_its_masks_becoming_images(tmp_path):
+    root = write_tree(tmp_path, "brats2021")
+    items = datalist(root / "test/Ungood", "test", labels=True)
+    assert {Path(item["image"]).parent.name for item in items} == {"img"}
+    assert {Path(item["label"]).parent.name for item in items} == {"label"}
+    assert len(items) == COUNTS["test/bad"]
+
+
+@pytest.mark.parametrize("name", ["test", "Label", "masks", "Ungood"])
+def test_what_may_not_be_healthy_is_never_trained_on(tmp_path, name):
+    for folder in ("healthy", f"site/{name}"):
+        (tmp_path / folder).mkdir(parents=True)
+        for number in range(2):
+            (tmp_path / folder / f"{number}.nii.gz").touch()
+    for section in ("train", "val"):
+        with pytest.raises(InputError, match=f"must hold healthy scans only.* folder named {name}"):
+            datalist(tmp_path, section)
 
 
 def test_healthy_images_need_no_masks(tmp_path):
