@@ -19,15 +19,17 @@ COMMANDS = [
 
 
 def test_the_page_has_commands():
-    assert [command[0] for command in COMMANDS] == ["train", "infer", "evaluate", "figures"]
+    names = [command[0] for command in COMMANDS]
+    assert names == ["train", "infer", "calibrate", "infer", "evaluate", "figures"]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 def test_the_program_takes_every_command(command):
     args = _parser().parse_args(command)
     config = (configs_dir() / "train.json").read_text()
+    inference = (configs_dir() / "inference.json").read_text()
     for key, _ in getattr(args, "set", None) or []:
-        assert f'"{key}":' in config
+        assert f'"{key}":' in (inference if command[0] == "infer" else config)
     for name in args.config or ():
         assert (configs_dir() / f"{name}.json").is_file()
 
@@ -38,3 +40,11 @@ def test_pictures_and_pages_that_it_shows_are_there_and_small():
     for address in addresses:
         assert (PAGE.parent / address).is_file(), address
         assert (PAGE.parent / address).stat().st_size < 300_000
+
+
+def test_the_options_that_it_names_exist():
+    known = "".join((configs_dir() / f"{name}.json").read_text() for name in ("train", "inference"))
+    for key in re.findall(r"-s (\w+)=", PAGE.read_text()):
+        assert f'"{key}":' in known, key
+    for name in re.findall(r"`-c (\w+)`", PAGE.read_text()):
+        assert (configs_dir() / f"{name}.json").is_file(), name
