@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from monai.bundle import ConfigParser
-from monai.transforms import Compose
+from monai.transforms import Compose, LoadImaged
 from monai.utils import convert_to_tensor
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from monai_dpmm.data import datalist
 from monai_dpmm.dictionary import EmbedPatchesd
+from monai_dpmm.label_loading import LoadLabeld
 from monai_dpmm.labels import IgnoreLabelledPatchesd
 
 __all__ = ["EmbeddedDataset", "LabelledScan", "embedded_dataset"]
@@ -106,11 +107,13 @@ def embedded_dataset(parser: ConfigParser, folder: str | Path) -> EmbeddedDatase
     embedded again.
 
     Args:
-        parser: of the config and its overlays: "dataset_dir", "val_fraction", "seed", "embedding".
+        parser: of the config and its overlays: "dataset_dir", "val_fraction", "seed", "embedding",
+            "label_rule".
         folder: made where it does not exist.
 
     Raises:
-        InputError: see `monai_dpmm.data.datalist`; every test scan must have a label.
+        InputError: see `monai_dpmm.data.datalist`; every test scan must have a label, unless it is
+            known to be healthy.
     """
     root, seed = (parser.get_parsed_content(key) for key in ("dataset_dir", "seed"))
     fraction = parser.get_parsed_content("val_fraction")
@@ -130,19 +133,26 @@ def embedded_dataset(parser: ConfigParser, folder: str | Path) -> EmbeddedDatase
     if missing:
         dataset.folder.mkdir(parents=True, exist_ok=True)
         transforms = parser.get_parsed_content("embedding").flatten().transforms
+        healthy = _unnormalised(transforms)
+        test = _with_lesions(transforms, LoadLabeld(rule=parser.get_parsed_content("label_rule")))
         for section, number, item, key in tqdm(missing, desc="Embedding"):
-            _embed(item, _pipeline(transforms, section), dataset.path(section, number), key)
+            pipeline = test if section == "test" else healthy
+            _embed(item, pipeline, dataset.path(section, number), key)
     return dataset
 
 
-def _pipeline(transforms: Sequence[Any], section: str) -> Compose:
-    """Embeddings as the backbone gives them; lesions of test scans stay, as slices of labels."""
+def _unnormalised(transforms: Sequence[Any]) -> Compose:
+    """Embeddings as the backbone gives them."""
     for transform in transforms:
         if isinstance(transform, EmbedPatchesd):
             transform.transform.options["unit_norm"] = False
-    test = section == "test"
-    kept = [t for t in transforms if not (test and isinstance(t, IgnoreLabelledPatchesd))]
-    return Compose(kept)
+    return Compose(transforms)
+
+
+def _with_lesions(transforms: Sequence[Any], label: LoadLabeld) -> Compose:
+    """The same of a test scan, and slices of its lesions, which are none where it is healthy."""
+    kept = [t for t in transforms if not isinstance(t, IgnoreLabelledPatchesd)]
+    return Compose([label if isinstance(t, LoadImaged) else t for t in kept])
 
 
 def _embed(item: Mapping[str, str], pipeline: Compose, path: Path, key: str) -> None:
@@ -169,7 +179,8 @@ def _settings(parser: ConfigParser) -> dict[str, Any]:
 
 def _key(settings: Mapping[str, Any], section: str, item: Mapping[str, str]) -> str:
     """What the embeddings of a scan follow from: settings, files, their sizes and dates."""
-    paths = [p for path in item.values() for p in (Path(path), *sorted(Path(path).glob("*")))]
+    named = [Path(item[key]) for key in ("image", "label") if key in item]
+    paths = [p for path in named for p in (path, *sorted(path.glob("*")))]
     files = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
     text = json.dumps([settings, section == "test", files], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

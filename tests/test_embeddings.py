@@ -6,6 +6,7 @@ import nibabel as nib
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from slice_trees import write_tree
 from torch.nn import functional as F
 from workflows import ROOT, SMALL
 
@@ -69,6 +70,17 @@ def test_test_scans_keep_their_lesions(cohort, dataset):
     assert all(scan.embeddings.any(-1).flatten(1).any(1).any() for scan in scans)
     assert any(scan.masks.any() for scan in scans)
     assert dataset.milliseconds > 0
+
+
+@pytest.mark.parametrize(("rule", "found"), [("positive", 14 * 16), ("255", 0)])
+def test_slices_keep_their_lesions_by_the_rule_of_their_data_set(tmp_path, rule, found):
+    counts = {"train": 2, "test/good": 1, "test/bad": 1}
+    root = write_tree(tmp_path / "data", "mvtec", counts=counts, mask_value=58)
+    parser = parser_of(root, slice_step=1, label_rule=rule)
+    healthy, anomalous = embedded_dataset(parser, tmp_path / "kept").tests()
+    assert healthy.masks.shape == anomalous.masks.shape == (1, 48, 64)
+    assert not healthy.masks.any()
+    assert int(anomalous.masks.sum()) == found
 
 
 def test_nothing_is_embedded_twice(cohort, dataset, files, monkeypatch):
