@@ -27,10 +27,7 @@ _EXPORTS = {
     "calibration": ("image_score", "thresholds_at"),
     "cohort": ("make_demo_cohort",),
     "dataset_check": ("check_dataset",),
-    "data": (
-        *("SliceDataLoader", "SliceDataset", "collate_patches"),
-        *("data_root", "datalist", "existing_file"),
-    ),
+    "data": ("SliceDataLoader", "SliceDataset", "collate_patches"),
     "detector": ("AnomalyDetector", "embed_patches"),
     "dicom_output": (*(f"SaveDicom{suffix}" for suffix in _SUFFIXES), "dicom_sources"),
     "distributed": (
@@ -61,6 +58,7 @@ _EXPORTS = {
     "publication": ("write_figures",),
     "regions": ("connected_regions",),
     "refusals": ("ScanDataset", "ScanEvaluator", "collate_scans"),
+    "scans": ("data_root", "datalist", "existing_file"),
     "report": ("write_report",),
     "reporting": ("ReportWriter",),
     "scan_check": (

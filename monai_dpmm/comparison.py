@@ -139,7 +139,7 @@ def compare(
 
     Raises:
         ValueError: for fewer than one seed, or an unknown method.
-        InputError: see `monai_dpmm.data.datalist`, where no test scan has a lesion, or where the
+        InputError: see `monai_dpmm.scans.datalist`, where no test scan has a lesion, or where the
             data do not allow a method that was asked for.
         ImportError: where a package of the extra `evaluation` is missing.
     """

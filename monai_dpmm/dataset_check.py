@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from monai_dpmm.data import datalist
 from monai_dpmm.layouts import Section, group_items, images_in, slice_groups, stem
 from monai_dpmm.loading import InputError, LoadVolume
+from monai_dpmm.scans import datalist
 
 __all__ = ["DatasetCheck", "SplitCheck", "check_dataset"]
 
@@ -52,7 +52,7 @@ class DatasetCheck(NamedTuple):
 
 
 def check_dataset(dataset_dir: str | Path, *, val_fraction: float = 0.2) -> DatasetCheck:
-    """Read every file of a data set, see `monai_dpmm.data.datalist` for its layouts.
+    """Read every file of a data set, see `monai_dpmm.scans.datalist` for its layouts.
 
     Irregular are: images that `monai_dpmm.loading.LoadVolume` refuses (damaged, in colour, of one
     value) and masks that cannot be read; masks of another size than their image, of no image, all 0

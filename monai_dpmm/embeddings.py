@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from monai_dpmm.data import datalist
 from monai_dpmm.dictionary import EmbedPatchesd
 from monai_dpmm.label_loading import LoadLabeld
 from monai_dpmm.labels import IgnoreLabelledPatchesd
+from monai_dpmm.scans import datalist
 
 __all__ = ["EmbeddedDataset", "LabelledScan", "embedded_dataset"]
 
@@ -112,7 +112,7 @@ def embedded_dataset(parser: ConfigParser, folder: str | Path) -> EmbeddedDatase
         folder: made where it does not exist.
 
     Raises:
-        InputError: see `monai_dpmm.data.datalist`; every test scan must have a label, unless it is
+        InputError: see `monai_dpmm.scans.datalist`; every test scan must have a label, unless it is
             known to be healthy.
     """
     root, seed = (parser.get_parsed_content(key) for key in ("dataset_dir", "seed"))

@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from monai_dpmm.atlas import Atlas, atlas_figure
 from monai_dpmm.cases import Case, Cases, single_slice
-from monai_dpmm.data import datalist
 from monai_dpmm.display import Scan
 from monai_dpmm.figures import require_matplotlib
 from monai_dpmm.galleries import case_figure, component_figure
@@ -23,6 +22,7 @@ from monai_dpmm.image_metrics import dice_score
 from monai_dpmm.loading import InputError
 from monai_dpmm.paper_style import save_figure
 from monai_dpmm.prototype_colors import prototype_colors
+from monai_dpmm.scans import datalist
 from monai_dpmm.scenes import Scene, Scenes
 from monai_dpmm.score_figures import curve_figure, score_figure, tradeoff_figure
 from monai_dpmm.streaming import ScoreHistogram
@@ -123,7 +123,8 @@ def _healthy(parser: ConfigParser, tests: Sequence[Mapping[str, str]]) -> list[d
         items = datalist(root, "train", val_fraction=fraction, seed=seed)
     except InputError:
         return []
-    tested = {Path(path).parent for item in tests for path in item.values()}
+    paths = [Path(item[key]) for item in tests for key in ("image", "label") if key in item]
+    tested = {path.parent for path in paths}
     return [item for item in items if Path(item["image"]).parent not in tested]
 
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monai_dpmm.data import IMAGE_SUFFIXES
+from monai_dpmm.layouts import IMAGE_SUFFIXES
 from monai_dpmm.loading import InputError
 
 __all__ = ["MAP_SUFFIXES", "find_maps", "laid_over", "load_map", "matched_maps"]

@@ -16,12 +16,12 @@ from nibabel.affines import voxel_sizes
 from nibabel.orientations import aff2axcodes, apply_orientation, axcodes2ornt, ornt_transform
 from torch import Tensor
 
-from monai_dpmm.data import IMAGE_SUFFIXES
 from monai_dpmm.detector import AnomalyDetector
 from monai_dpmm.dictionary import ExtractSlicesd
 from monai_dpmm.display import Scan, displayed_slice
 from monai_dpmm.geometry import extract_slices
 from monai_dpmm.inferer import AnomalyInferer
+from monai_dpmm.layouts import IMAGE_SUFFIXES
 from monai_dpmm.weights import load_weights
 
 __all__ = ["Frame", "Scene", "Scenes", "SlicePatches"]

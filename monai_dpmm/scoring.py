@@ -14,7 +14,6 @@ import torch
 from monai.data import MetaTensor
 
 from monai_dpmm.calibration import DEFAULT_RATES, thresholds_at
-from monai_dpmm.data import data_root, datalist
 from monai_dpmm.environment import environment
 from monai_dpmm.image_metrics import Thresholds
 from monai_dpmm.label_loading import LabelRule, lesions
@@ -23,6 +22,7 @@ from monai_dpmm.metrics import AnomalyMetrics
 from monai_dpmm.protocols import Protocol
 from monai_dpmm.replacement import replacement
 from monai_dpmm.saved_maps import find_maps, laid_over, load_map, matched_maps
+from monai_dpmm.scans import data_root, datalist
 
 __all__ = ["healthy_thresholds", "measured_maps", "write_scores"]
 
@@ -65,7 +65,7 @@ def measured_maps(
 
     Args:
         maps_dir: folder of maps, named like the images; see `monai_dpmm.saved_maps`.
-        dataset_dir: with test images and labels, see `monai_dpmm.data.datalist`.
+        dataset_dir: with test images and labels, see `monai_dpmm.scans.datalist`.
         healthy: folder of maps of healthy validation images, for thresholds; without it there are
             no metrics at false-positive rates, and no FROC curve.
         protocol: see `AnomalyMetrics`.

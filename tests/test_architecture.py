@@ -48,7 +48,7 @@ ORDER = [
     ),
     *("dictionary", "labels", "serving"),
     *("volume_calibration", "scan_check", "scan_handlers"),
-    *("data", "dataset_check", "engines", "handlers", "refusals", "regions"),
+    *("scans", "data", "dataset_check", "engines", "handlers", "refusals", "regions"),
     *("output_formats", "dicom_output", "findings"),
     *("lesion_metrics", "image_metrics", "protocols", "metrics"),
     *("warm_start", "baselines"),

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from workflows import ROOT, SMALL
 
 from monai_dpmm import embeddings as module
-from monai_dpmm.data import SliceDataset, datalist
+from monai_dpmm.data import SliceDataset
 from monai_dpmm.embeddings import embedded_dataset
 from monai_dpmm.loading import InputError
+from monai_dpmm.scans import datalist
 
 OPTIONS = SMALL | {"ignore_background": True, "slice_step": 4}
 

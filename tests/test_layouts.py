@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from slice_trees import COUNTS, LAYOUTS, write_tree
 
-from monai_dpmm.data import datalist
 from monai_dpmm.layouts import patient_of, slice_groups
 from monai_dpmm.loading import InputError
+from monai_dpmm.scans import datalist
 
 BMAD = ["brats2021", "liver", "resc"]
 

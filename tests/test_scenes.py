@@ -7,10 +7,10 @@ from monai.bundle import ConfigParser
 from monai.transforms import Orientation
 
 from monai_dpmm.cli import configs_dir
-from monai_dpmm.data import datalist
 from monai_dpmm.display import displayed_slice
 from monai_dpmm.geometry import extract_slices
 from monai_dpmm.loading import LoadVolume
+from monai_dpmm.scans import datalist
 from monai_dpmm.scenes import Frame, Scenes
 
 

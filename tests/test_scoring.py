@@ -13,10 +13,10 @@ from PIL import Image
 from slice_trees import write_tree
 
 from monai_dpmm.cli import main
-from monai_dpmm.data import datalist
 from monai_dpmm.image_metrics import Thresholds
 from monai_dpmm.loading import InputError
 from monai_dpmm.metrics import AnomalyMetrics
+from monai_dpmm.scans import datalist
 from monai_dpmm.scoring import healthy_thresholds, measured_maps
 
 AFFINE = np.diag([-2, 3, 1, 1.0])

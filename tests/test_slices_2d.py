@@ -9,7 +9,7 @@ from PIL import Image
 from slice_trees import write_tree
 from workflows import SMALL, run_bundle
 
-from monai_dpmm.data import datalist
+from monai_dpmm.scans import datalist
 
 SETTINGS = {**SMALL, "components": 30, "slice_step": 1, "window": "[0,255]", "percentiles": "None"}
 
