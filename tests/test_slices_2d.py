@@ -5,13 +5,24 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.bundle import ConfigParser
 from PIL import Image
-from slice_trees import write_tree
-from workflows import SMALL, run_bundle
+from slice_trees import picture, write_tree
+from workflows import ROOT, SMALL, run_bundle
 
 from monai_dpmm.scans import datalist
 
 SETTINGS = {**SMALL, "components": 30, "slice_step": 1, "window": "[0,255]", "percentiles": "None"}
+
+
+@pytest.mark.parametrize("overlay", ["brats2021", "liver", "resc"])
+def test_a_backbone_gets_a_picture_upright_and_scaled_by_255(overlay, tmp_path):
+    pixels = picture(0)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    parser = ConfigParser()
+    parser.read_config([str(ROOT / f"configs/{name}.json") for name in ("train", overlay)])
+    prepared = parser.get_parsed_content("preprocessing")({"image": tmp_path / "picture.png"})
+    np.testing.assert_allclose(prepared["image"][0], pixels / 255, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +61,9 @@ def test_inference_marks_the_lesion_where_it_is_in_the_picture(resc, tmp_path):
     )
     (anomaly,) = tmp_path.rglob("*_anomaly.nii.gz")
     scores = np.squeeze(nib.load(anomaly).get_fdata())
-    picture = np.asarray(Image.open(bad[0]))
-    assert scores.shape == picture.T.shape
-    inside = np.zeros(picture.shape, bool)
+    pixels = np.asarray(Image.open(bad[0]))
+    assert scores.shape == pixels.T.shape
+    inside = np.zeros(pixels.shape, bool)
     inside[20:34, 24:40] = True
     assert scores[inside.T].mean() > 2 * scores[~inside.T].mean()
     findings = json.loads(next(tmp_path.rglob("*_findings.json")).read_text())
