@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
-from monai.transforms import Compose
+from monai.transforms import Compose, LoadImaged
 from monai.utils import convert_to_tensor
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import aff2axcodes, apply_orientation, axcodes2ornt, ornt_transform
@@ -21,6 +21,7 @@ from monai_dpmm.dictionary import ExtractSlicesd
 from monai_dpmm.display import Scan, displayed_slice
 from monai_dpmm.geometry import extract_slices
 from monai_dpmm.inferer import AnomalyInferer
+from monai_dpmm.label_loading import LoadLabeld
 from monai_dpmm.layouts import IMAGE_SUFFIXES
 from monai_dpmm.weights import load_weights
 
@@ -92,14 +93,19 @@ class Scenes:
         self.device = device
         self.inferer: AnomalyInferer = parser.get_parsed_content("validate#inferer")
         transforms = parser.get_parsed_content("embedding").flatten().transforms
-        self.loading = Compose(
-            list(takewhile(lambda t: not isinstance(t, ExtractSlicesd), transforms))
-        )
+        loading = list(takewhile(lambda t: not isinstance(t, ExtractSlicesd), transforms))
+        label = LoadLabeld(rule=parser.get_parsed_content("label_rule"))
+        self.loading = Compose(loading)
+        self._labelled = Compose([label if isinstance(t, LoadImaged) else t for t in loading])
 
-    def __call__(self, items: Sequence[Mapping[str, str]]) -> Iterator[Scene]:
-        """Scenes of items {"image": path, "label": path or none}, one in memory at a time."""
+    def __call__(self, items: Sequence[Mapping[str, Any]]) -> Iterator[Scene]:
+        """Scenes of items of `monai_dpmm.datalist`, one in memory at a time.
+
+        They have a label where the item has one or is known to be healthy.
+        """
         for item in items:
-            data: Any = self.loading(dict(item))
+            known = "label" in item or item.get("anomalous") is False
+            data: Any = (self._labelled if known else self.loading)(dict(item))
             image, frame = self._image(data)
             pred = self.inferer(image[None].to(self.device), self.network)[0].cpu().numpy()
             arrays = {"image": image[0].numpy(), "anomaly": pred[0], "components": pred[1]}

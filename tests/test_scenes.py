@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from monai.bundle import ConfigParser
 from monai.transforms import Orientation
+from slice_trees import write_tree
 
 from monai_dpmm.cli import configs_dir
 from monai_dpmm.display import displayed_slice
@@ -77,6 +78,20 @@ def test_scenes_are_what_inference_would_write(scenes, cohort):
     maps = scenes.network(plane)[:, 0].numpy()
     found = displayed_slice(scene.scan.anomaly, 2, index)
     assert min(abs(found - one).max() for one in maps) < 1e-5
+
+
+@pytest.mark.parametrize(("rule", "found"), [("positive", 14 * 16), ("255", 0)])
+def test_scenes_of_pictures_have_lesions_by_the_rule_of_their_data_set(
+    trained, tmp_path, rule, found
+):
+    counts = {"train": 2, "test/good": 1, "test/bad": 1}
+    root = write_tree(tmp_path, "mvtec", counts=counts, mask_value=58)
+    settings = {"label_rule": rule, "orientation": "ARS"}
+    scenes = Scenes(parser_of(trained, root, **settings))
+    healthy, anomalous = scenes(datalist(root, "test", labels=True))
+    assert not healthy.scan.label.any()
+    assert int(anomalous.scan.label.sum()) == found
+    assert next(scenes(datalist(root, "val"))).scan.label is None
 
 
 def test_patches_of_some_slices(scenes, cohort):
