@@ -41,8 +41,10 @@ def embed_patches(
             their own; None keeps these.
 
     Raises:
-        ValueError: where the backbone does not return (S, D, h, w).
+        ValueError: where the backbone does not return (S, D, h, w), or the grid is not two positive
+            whole numbers.
     """
+    grid = _grid(patch_grid)
     features = backbone(images)
     if features.ndim != 4 or features.shape[0] != images.shape[0]:
         raise ValueError(
@@ -50,8 +52,7 @@ def embed_patches(
             f"{tuple(features.shape)} for images of shape {tuple(images.shape)}"
         )
     features = features.float()
-    if patch_grid is not None:
-        grid = (int(patch_grid[0]), int(patch_grid[1]))
+    if grid is not None:
         features = F.interpolate(features, size=grid, mode="bilinear", align_corners=False)
     embeddings = features.movedim(1, -1)
     if unit_norm:
@@ -116,7 +117,7 @@ class AnomalyDetector(nn.Module):
         self.image_size = image_size
         self.score: ScoreKind = score
         self.ignore_background = ignore_background
-        self.patch_grid = None if patch_grid is None else (int(patch_grid[0]), int(patch_grid[1]))
+        self.patch_grid = _grid(patch_grid)
         self.register_buffer("false_positive_rates", rates)
         self.register_buffer("thresholds", torch.full(rates.shape, float("nan")))
 
@@ -198,3 +199,13 @@ class AnomalyDetector(nn.Module):
                 "thresholds are not calibrated: run validation on healthy scans first"
             )
         return threshold
+
+
+def _grid(patch_grid: Sequence[int] | None) -> tuple[int, int] | None:
+    """The grid, checked."""
+    if patch_grid is None:
+        return None
+    sides = [side for side in patch_grid if isinstance(side, int) and side > 0]
+    if len(patch_grid) != 2 or len(sides) != 2:
+        raise ValueError(f"patch_grid must be two positive whole numbers, got {patch_grid}")
+    return sides[0], sides[1]

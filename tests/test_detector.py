@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from monai_dpmm.detector import AnomalyDetector, embed_patches
+from monai_dpmm.geometry import prepare_slices
 from monai_dpmm.mixture import DPMM, ScoreKind
 
 
@@ -105,6 +106,33 @@ def test_features_are_brought_to_a_patch_grid(grid):
     dark[:, 0] = -0.485 / 0.229
     kept = embed_patches(Patches(), dark, patch_grid=grid, ignore_background=True)
     assert not kept.any()
+
+
+def test_half_as_many_columns_hold_the_means_of_neighbours():
+    images = torch.rand(2, 3, 56, 112)
+    features = Patches()(images)
+    halves = (features[..., 0::2] + features[..., 1::2]) / 2
+    expected = F.normalize(halves, dim=1).movedim(1, -1)
+    torch.testing.assert_close(embed_patches(Patches(), images, patch_grid=[4, 4]), expected)
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (4, 8), (3, 5), (5, 9)])
+def test_a_patch_of_another_grid_is_background_only_where_all_of_it_is(grid):
+    slices = torch.zeros(1, 1, 56, 112)
+    slices[..., 17:24, 31:39] = 1.0
+    images = prepare_slices(slices, 56, 14)
+    found = embed_patches(Patches(), images, ignore_background=True, patch_grid=grid)
+    lit = F.adaptive_max_pool2d(slices[0], grid)[0] > 0
+    assert lit.sum() < 0.3 * lit.numel()
+    assert torch.equal(found[0].any(dim=-1), lit)
+
+
+@pytest.mark.parametrize("grid", [[4], [4, 4, 4], [0, 4], [4.5, 4], [], "32"])
+def test_a_patch_grid_is_two_positive_whole_numbers(grid):
+    with pytest.raises(ValueError, match="patch_grid must be two positive whole numbers, got"):
+        AnomalyDetector(Patches(), DPMM(12, 5), patch_grid=grid)
+    with pytest.raises(ValueError, match="patch_grid must be two positive whole numbers, got"):
+        embed_patches(Patches(), torch.rand(1, 3, 56, 56), patch_grid=grid)
 
 
 def test_maps_on_a_patch_grid_have_the_pixels_of_the_slices():
