@@ -31,6 +31,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
@@ -117,11 +118,12 @@ def native_map(anomaly_map: Tensor, shape: tuple[int, int]) -> np.ndarray:
     return resized[0, 0].cpu().numpy()
 
 
-def declare_operators() -> None:
-    """Declare the operators that torchvision's import asks for where its library cannot load.
+def mend_torchvision() -> None:
+    """Make torchvision usable where its compiled libraries cannot load.
 
     So it is with a torchvision that was built for another torch than the one at hand, as CUDA's
-    beside a CPU-only one. Nothing here calls these operators; calling them stays an error.
+    beside a CPU-only one. The operators that its import asks for are declared, nothing here calls
+    them (calling them stays an error), and Pillow reads its pictures.
     """
     spec = find_spec("torchvision")
     if spec is None or spec.origin is None:
@@ -134,6 +136,15 @@ def declare_operators() -> None:
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _DECLARED.append(library)
+        import torchvision
+
+        torchvision.io.read_image = _rgb
+
+
+def _rgb(path: str, mode: object = None) -> Tensor:
+    """Picture as torchvision reads it in RGB, uint8: (3, rows, columns)."""
+    with Image.open(path) as picture:
+        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
 
 
 _DECLARED: list[torch.library.Library] = []  # operators live as long as their library
@@ -208,7 +219,7 @@ def source(model: str, backbone: str) -> str:
 
 
 class Pictures(Dataset):
-    """Pictures as anomalib reads them, resized if a size is given; items are its ImageItem."""
+    """Pictures as anomalib reads them, resized; its items."""
 
     def __init__(self, paths: Sequence[Path], resize: torch.nn.Module) -> None:
         self.paths = list(paths)
@@ -229,7 +240,7 @@ def fit(model: Any, images: Sequence[Path], args: argparse.Namespace, folder: Pa
     """Fit a model by anomalib's engine, whose own files go into the folder."""
     from anomalib.data import ImageBatch
     from anomalib.engine import Engine
-    from lightning import seed_everything
+    from lightning import LightningDataModule, seed_everything
 
     seed_everything(args.seed)
     pictures = Pictures(images, model.pre_processor.transform.transforms[0])
@@ -244,7 +255,10 @@ def fit(model: Any, images: Sequence[Path], args: argparse.Namespace, folder: Pa
     loader = DataLoader(
         pictures, args.batch_size, shuffle=True, collate_fn=ImageBatch.collate, num_workers=0
     )
-    engine.fit(model, train_dataloaders=loader)
+    data = LightningDataModule()  # CFA asks for one, the engine for its name
+    data.name, data.category = "pictures", None
+    data.train_dataloader = lambda: loader
+    engine.fit(model, datamodule=data)
 
 
 def save_maps(model: Any, images: Sequence[Path], folder: Path, device: str) -> None:
@@ -270,7 +284,7 @@ def run(args: argparse.Namespace) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{args.out}: must be a new or empty folder")
     lists = image_lists(args.dataset)
-    declare_operators()
+    mend_torchvision()
     model = create(args)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".anomalib-", dir=out.parent) as name:
