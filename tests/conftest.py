@@ -1,5 +1,6 @@
 """Fixtures of all tests. The folder of real volumes is named here and nowhere else."""
 
+import locale
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from workflows import SMALL, run_bundle
 
 from monai_dpmm.cohort import make_demo_cohort
 
+_LOCALE = locale.setlocale(locale.LC_ALL)
 _BESIDE = Path(__file__).parents[2] / "shared" / "data"
 REAL_DATA = Path(os.environ.get("MONAI_DPMM_REAL_DATA", _BESIDE))
 
@@ -36,6 +38,13 @@ def trained(cohort, tmp_path_factory):
     root = tmp_path_factory.mktemp("root")
     run_bundle("training", ["train"], bundle_root=root, dataset_dir=cohort, **SMALL)
     return root
+
+
+@pytest.fixture(autouse=True)
+def _same_locale():
+    """Compiled libraries may leave the process in the C locale, whose default encoding is ASCII."""
+    yield
+    locale.setlocale(locale.LC_ALL, _LOCALE)
 
 
 @pytest.fixture(autouse=True)

@@ -120,7 +120,7 @@ PACKED = gzip.compress(WHOLE)
         ("a.nii.gz", WHOLE, "BadGzipFile: Not a gzipped file"),
         ("a.nii", WHOLE[:2000], "could the file be damaged"),
         ("a.png", WHOLE, "UnidentifiedImageError"),
-        ("a.nrrd", WHOLE, "Is this an NRRD file"),
+        ("a.nrrd", WHOLE, "Error"),
         ("a.mha", WHOLE, "Error"),
         ("a.mgz", WHOLE, "Error|BadGzip"),
     ],

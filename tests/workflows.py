@@ -20,6 +20,8 @@ def run_bundle(run_id, configs, *, expect=0, **overrides):
     command = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", str(files)]
     for key, value in overrides.items():
         command += [f"--{key}", str(value)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    result = subprocess.run(
+        command, capture_output=True, encoding="utf-8", timeout=600, check=False
+    )
     assert (result.returncode == 0) == (expect == 0), result.stdout + result.stderr
     return result
