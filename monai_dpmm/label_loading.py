@@ -20,7 +20,6 @@ class LoadLabeld(Transform):
     """Data with the mask of an image's lesions, 0 or 1, uint8, on the image's grid: (1, ...).
 
     An image that is known to be healthy ("anomalous" is false) needs no mask and gets zeros.
-    "anomalous" is taken out of the data.
 
     Args:
         key: key of the mask's path, and of the mask.
@@ -48,7 +47,7 @@ class LoadLabeld(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Data with the mask."""
         result = dict(data)
-        anomalous, image = result.pop("anomalous", None), result[self.image_key]
+        anomalous, image = result.get("anomalous"), result[self.image_key]
         shape = tuple(int(n) for n in image.meta["spatial_shape"])
         if self.key not in result:
             name = image.meta.get("filename_or_obj", "image")

@@ -74,7 +74,9 @@ class AnomalyMetrics(Metric):
     What is not defined, as the AUROC of healthy images alone, is NaN. `subjects` holds one
     dictionary an image. With `bootstrap`, `intervals` holds the 95 % percentile intervals by name,
     (low, high), from resamples of the patients, or of the images whose patient is unknown; none of
-    a single patient. An item's patient is at "patient", in the output or the batch.
+    a single patient. An item's patient is at "patient", in the output or the batch; and at
+    "anomalous", where it is known, whether the image is, whatever its mask: a slice that was sorted
+    out as anomalous may have an empty one. Otherwise it is if its mask is not empty.
 
     Pixels are counted in a histogram (`ScoreHistogram`): however many images come, the memory is
     some 200 MB and 30 bytes a pixel of the largest image, and processes exchange bins instead of
@@ -129,13 +131,13 @@ class AnomalyMetrics(Metric):
         self.froc: Froc | None = None
 
     def iteration_completed(self, engine: Engine) -> None:
-        """Add the images of a batch, with the patients that the engine's decollated batch names."""
+        """Add the images of a batch, with what the engine's decollated batch says of them."""
         batch = engine.state.batch
         named = isinstance(batch, Sequence) and all(isinstance(item, Mapping) for item in batch)
-        patients = [{k: item[k] for k in ("patient",) if k in item} for item in batch if named]
+        known = [{k: item[k] for k in _KNOWN if k in item} for item in batch if named]
         output = self._output_transform(engine.state.output)
-        if len(patients) == len(output):
-            output = [{**of, **item} for of, item in zip(patients, output, strict=True)]
+        if len(known) == len(output):
+            output = [{**of, **item} for of, item in zip(known, output, strict=True)]
         self.update(output)
 
     def update(self, output: Sequence[Mapping[str, Any]]) -> None:
@@ -154,9 +156,9 @@ class AnomalyMetrics(Metric):
                     f"{name}: the label must have the image's shape {tuple(pred.shape[1:])},"
                     f" got {tuple(label.shape[1:])}"
                 )
-            self._add(name, _plain(pred)[0], _plain(label)[0] > 0, _patient(item))
+            self._add(name, _plain(pred)[0], _plain(label)[0] > 0, item)
 
-    def _add(self, name: str, scores: Tensor, label: Tensor, patient: str | None) -> None:
+    def _add(self, name: str, scores: Tensor, label: Tensor, item: Mapping[str, Any]) -> None:
         histogram = ScoreHistogram(self._pool.max_bins)
         try:
             if self._size is not None:
@@ -170,7 +172,10 @@ class AnomalyMetrics(Metric):
         )
         record = image_record(
             scores, regions, histogram, thresholds, lesion_iou=self.lesion_iou
-        )._replace(patient=patient)
+        )
+        patient, anomalous = _patient(item), item.get("anomalous")
+        known = {} if anomalous is None else {"anomalous": bool(anomalous)}
+        record = record._replace(patient=patient, metrics=record.metrics | known)
         named = {"name": name} if patient is None else {"name": name, "patient": patient}
         self.subjects.append(named | record.metrics)
         self._images.append(record)
@@ -240,6 +245,9 @@ class AnomalyMetrics(Metric):
         statistics = {f"pixel_{name}": values for name, values in pixels.items()}
         statistics |= over_images(images, weights) | over_patients(images, counts)
         return {name: interval(values) for name, values in statistics.items()}
+
+
+_KNOWN = ("patient", "anomalous")
 
 
 def _patient(item: Mapping[str, Any]) -> str | None:

@@ -89,8 +89,8 @@ def measured_maps(
         label = lesions(label, rule)
         name = os.path.relpath(item["image"], data_root(dataset_dir))
         pred = MetaTensor(laid_over(path, item["image"], label), meta={"filename_or_obj": name})
-        patient = {"patient": item["patient"]} if "patient" in item else {}
-        metrics.update([{"pred": pred, "label": label, **patient}])
+        known = {key: item[key] for key in ("patient", "anomalous") if key in item}
+        metrics.update([{"pred": pred, "label": label, **known}])
     metrics.compute()
     return metrics
 
