@@ -170,9 +170,7 @@ class AnomalyMetrics(Metric):
         thresholds = Thresholds(
             self.detector.false_positive_rates.cpu(), self.detector.thresholds.cpu()
         )
-        record = image_record(
-            scores, regions, histogram, thresholds, lesion_iou=self.lesion_iou
-        )
+        record = image_record(scores, regions, histogram, thresholds, lesion_iou=self.lesion_iou)
         patient, anomalous = _patient(item), item.get("anomalous")
         known = {} if anomalous is None else {"anomalous": bool(anomalous)}
         record = record._replace(patient=patient, metrics=record.metrics | known)
