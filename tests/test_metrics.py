@@ -189,6 +189,29 @@ def test_image_metrics_separate_healthy_from_anomalous():
     assert metrics.subjects[1]["auroc"] > 0.9
 
 
+@pytest.mark.parametrize("wrap", [bool, torch.tensor])
+def test_an_image_known_to_be_anomalous_is_though_its_mask_is_empty(wrap):
+    empty = torch.zeros(1, 4, 4)
+    lesion = empty.clone()
+    lesion[0, :2, :2] = 1
+    scores = {"healthy": 0.1, "anomalous, empty mask": 0.8, "anomalous": 0.5}
+    items = [
+        {
+            "pred": torch.full((1, 4, 4), score) + 0.01 * torch.rand(1, 4, 4),
+            "label": lesion if name == "anomalous" else empty,
+        }
+        for name, score in scores.items()
+    ]
+    by_mask, known = AnomalyMetrics(_Detector()), AnomalyMetrics(_Detector())
+    by_mask.update(items)
+    known.update([{**item, "anomalous": wrap(i > 0)} for i, item in enumerate(items)])
+    assert by_mask.compute()["image_auroc"] == 0.5  # one of two that it takes for healthy is above
+    assert known.compute()["image_auroc"] == 1
+    assert [subject["anomalous"] for subject in known.subjects] == [False, True, True]
+    assert known.compute()["pixel_auroc"] == by_mask.compute()["pixel_auroc"]
+    assert known.compute()["mean_best_dice"] == by_mask.compute()["mean_best_dice"]
+
+
 def _pooled(items):
     scores = torch.cat([item["pred"].flatten() for item in items])
     return scores, torch.cat([item["label"].flatten() for item in items]) > 0
