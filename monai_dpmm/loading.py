@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import re
 import warnings
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, Transform
@@ -32,32 +34,35 @@ class LoadVolume(Transform):
     channels are equal is grey, and one channel of it is taken.
 
     Args:
-        dtype: type of the result.
+        dtype: type of the result; that of the file if None.
         allow_constant: take an image of one value, as a mask may be.
 
     Raises:
         InputError: for a missing, damaged or unreadable file, a folder that is not one DICOM series
-            with all its slices, several channels (4D series, RGB), NaN or infinite voxels, a
-            constant image, or a grid without volume (a spacing of zero); the message names file,
-            rule and value.
+            with all its slices readable, several channels (4D series, RGB), NaN or infinite voxels,
+            a constant image, a grid without volume (a spacing of zero), or an NRRD file of a space
+            that does not exist; the message names file, rule and value.
     """
 
-    def __init__(self, dtype: torch.dtype = torch.float32, *, allow_constant: bool = False) -> None:
+    def __init__(
+        self, dtype: torch.dtype | None = torch.float32, *, allow_constant: bool = False
+    ) -> None:
         self.allow_constant = allow_constant
         common: dict[str, Any] = {"ensure_channel_first": True, "dtype": dtype, "image_only": True}
         with warnings.catch_warnings():  # about optional DICOM decoders that are not installed
             warnings.filterwarnings("ignore", message=".*nvImageCodec")
             self._loader = LoadImage(**common)
-            # MONAI leaves .mgz to ITK, which cannot read it
-            self._nibabel = LoadImage("NibabelReader", **common)
+            # MONAI leaves .mgz to ITK, which cannot read it, and NRRD to pynrrd, with which it
+            # takes all spaces but left-posterior-superior for RAS
+            nibabel, itk = LoadImage("NibabelReader", **common), LoadImage("ITKReader", **common)
+        self._readers = {".mgz": nibabel, ".mgh": nibabel, ".nrrd": itk, ".nhdr": itk}
 
     def __call__(self, path: str | Path) -> MetaTensor:
         file = Path(path).expanduser()
         if not file.exists():
             raise InputError(f"{file}: must exist, there is no such file or folder")
-        if file.is_dir():
-            _check_folder(file)
-        loader = self._nibabel if file.suffix in (".mgz", ".mgh") else self._loader
+        positions = _series_positions(file) if file.is_dir() else None
+        loader = self._readers.get(file.suffix.lower(), self._loader)
         try:
             affine = _written_affine(file)
             image = _grey(loader(file))
@@ -65,17 +70,32 @@ class LoadVolume(Transform):
             raise InputError(
                 f"{file}: must be a scalar image that MONAI reads, got {_reason(error)}"
             ) from error
+        _check_space(image, file)
+        if positions is not None and len(positions):
+            _place_slices(image, positions, file)
         _check_image(image, file, allow_constant=self.allow_constant)
         _check_affine(image.affine if affine is None else affine, file)
         return image
 
 
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder that is not one DICOM series."""
+def _series_positions(folder: Path) -> np.ndarray:
+    """Positions of the slices of a DICOM series, see `check_series`."""
     try:
-        check_series(folder)
+        return check_series(folder)
     except ValueError as error:
         raise InputError(f"{folder}: must be one DICOM series: {error}") from error
+
+
+def _place_slices(image: MetaTensor, positions: np.ndarray, folder: Path) -> None:
+    """Put the slices of a series where its headers have them: ITK straightens a tilted gantry."""
+    if image.shape[-1] != len(positions):
+        raise InputError(
+            f"{folder}: must be one DICOM series: {image.shape[-1]} of {len(positions)} slices can"
+            " be read"
+        )
+    step = torch.from_numpy(positions[-1] - positions[0]) / (len(positions) - 1)
+    forward = float(image.affine[:3, 2].double() @ step) > 0
+    image.affine[:3, 2] = step if forward else -step
 
 
 def _written_affine(file: Path) -> torch.Tensor | None:
@@ -95,6 +115,18 @@ def _written_affine(file: Path) -> torch.Tensor | None:
         kind = nib.Nifti2Header if start in _NIFTI2 else nib.Nifti1Header
         header = kind.from_fileobj(stream, check=False)
         return torch.from_numpy(header.get_best_affine())
+
+
+def _check_space(image: MetaTensor, file: Path) -> None:
+    """Refuse an NRRD file whose space ITK does not know, and takes for none."""
+    if file.suffix.lower() not in (".nrrd", ".nhdr"):
+        return
+    with file.open("rb") as stream:
+        header = re.split(rb"\r?\n\r?\n", stream.read(_BLOCK), maxsplit=1)[0]
+    space = re.search(rb"^space:\s*(.*?)\s*$", header, re.MULTILINE)
+    if space is not None and "NRRD_space" not in image.meta:
+        name = space[1].decode(errors="replace")
+        raise InputError(f"{file}: space must be one that NRRD defines, got {name!r}")
 
 
 def _check_affine(affine: torch.Tensor, file: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from monai_dpmm.loading import InputError, LoadVolume
 
 _VOLUMES = ("image", "anomaly", "mask", "components", "label")
 _READ_BY_NIBABEL = (".nii", ".nii.gz", ".mgz", ".mgh")
@@ -86,23 +87,15 @@ def _read(path: Path) -> Any:
     """Image of a file or folder that nibabel cannot read: NRRD, MetaImage, DICOM, PNG.
 
     Raises:
-        OSError: with the reason in one line, whatever the reader raised.
+        OSError: with the reason in one line.
     """
     import nibabel as nib
     from monai.data.utils import to_affine_nd
-    from monai.transforms import LoadImage
 
-    if not path.exists():
-        raise FileNotFoundError("there is no such file")
-    with warnings.catch_warnings():  # about optional DICOM decoders that are not installed
-        warnings.filterwarnings("ignore", message=".*nvImageCodec")
-        load = LoadImage(image_only=True, ensure_channel_first=True, dtype=None)
     try:
-        image = load(path)
-    except Exception as error:  # the readers raise whatever their libraries raise
-        raise OSError(f"no reader of MONAI takes it ({type(error).__name__})") from error
-    if len(image) != 1:
-        raise OSError(f"it has {len(image)} channels")
+        image = LoadVolume(None, allow_constant=True)(path)
+    except InputError as error:
+        raise OSError(str(error).removeprefix(f"{path}: ")) from error
     return nib.Nifti1Image(_array(image), to_affine_nd(3, image.affine.numpy()))
 
 

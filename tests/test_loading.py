@@ -4,6 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.transforms import Orientation
 from PIL import Image
 
 from monai_dpmm.loading import InputError, LoadVolume
@@ -156,3 +157,51 @@ def test_a_nifti2_file_is_read(tmp_path):
     array = np.random.default_rng(0).random((5, 6, 7))
     nib.save(nib.Nifti2Image(array, np.diag([2, 3, 4, 1])), tmp_path / "scan.nii.gz")
     assert np.allclose(LoadVolume()(tmp_path / "scan.nii.gz").affine, np.diag([2, 3, 4, 1]))
+
+
+def _nrrd(path, array, space, directions):
+    """An NRRD file as its definition has it, origin (1, 2, 3)."""
+    vectors = " ".join(f"({x!r},{y!r},{z!r})" for x, y, z in directions.T.tolist())
+    sizes = " ".join(map(str, array.shape))
+    header = f"""NRRD0004
+type: float
+dimension: 3
+space: {space}
+sizes: {sizes}
+space directions: {vectors}
+endian: little
+encoding: raw
+space origin: (1,2,3)
+
+"""
+    path.write_bytes(header.encode() + array.astype("<f4").tobytes(order="F"))
+
+
+@pytest.mark.parametrize(
+    ("space", "signs"),
+    [
+        ("left-posterior-superior", (-1, -1, 1)),
+        ("LPS", (-1, -1, 1)),
+        ("right-anterior-superior", (1, 1, 1)),
+        ("RAS", (1, 1, 1)),
+        ("left-anterior-superior", (-1, 1, 1)),
+        ("LAS", (-1, 1, 1)),
+    ],
+)
+def test_the_space_of_an_nrrd_file_counts(tmp_path, space, signs):
+    """Affines by the definition of NRRD, for a reader that knows all its spaces."""
+    array = np.random.default_rng(0).random((5, 6, 7)).astype(np.float32)
+    turn = np.array([[0.8, -0.6, 0], [0.48, 0.64, -0.6], [0.36, 0.48, 0.8]]) * [0.5, 1.5, 4]
+    _nrrd(tmp_path / "scan.nrrd", array, space, turn)
+    volume = LoadVolume()(tmp_path / "scan.nrrd")
+    expected = np.diag([*signs, 1]) @ nib.affines.from_matvec(turn, [1, 2, 3])
+    assert np.array_equal(volume[0], array)
+    assert np.allclose(volume.affine, expected)
+    assert Orientation("RAS", labels=None)(volume).shape == (1, 5, 6, 7)
+
+
+def test_an_nrrd_file_of_no_known_space_is_refused(tmp_path):
+    _nrrd(tmp_path / "scan.nrrd", np.random.default_rng(0).random((5, 6, 7)), "LPX", np.eye(3))
+    message = r"scan\.nrrd: space must be one that NRRD defines, got 'LPX'"
+    with pytest.raises(InputError, match=message):
+        LoadVolume()(tmp_path / "scan.nrrd")

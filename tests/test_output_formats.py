@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its own name for itself
 import torch
+from dicom_files import headers, write_series
 from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 from PIL import Image
@@ -121,8 +122,25 @@ def test_the_report_names_a_file_that_it_cannot_read(tmp_path, content):
 def test_the_report_refuses_colours(tmp_path):
     path = tmp_path / "image.mha"
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((3, 4, 5, 3), np.float32), isVector=True), path)
-    with pytest.raises(ValueError, match=r"image must be a readable volume, got .*3 channels"):
+    with pytest.raises(ValueError, match=r"image must be a readable volume, got .*one channel"):
         subject_volume({"image": path}, "image")
+
+
+def test_the_report_reads_a_tilted_series_where_it_lies(tmp_path):
+    volume = np.random.default_rng(0).integers(1, 900, (7, 6, 5))
+    write_series(tmp_path / "scan", volume, directions=(1, 0, 0, 0, 0.8, -0.6))
+    for file, dataset in headers(tmp_path / "scan"):
+        dataset.ImagePositionPatient = [0, 0, 2 * dataset.InstanceNumber]
+        dataset.save_as(file)
+    image = LoadVolume()(tmp_path / "scan")
+    save = SaveImaged(
+        "x", output_dir=tmp_path, writer=volume_writer(".nii.gz"), resample=False,
+        print_log=False, savepath_in_metadict=True,
+    )  # fmt: skip
+    saved = save({"x": image})["x"].meta["saved_to"]
+    volumes, _, affine = subject_volumes({"image": tmp_path / "scan", "anomaly": saved})
+    np.testing.assert_array_equal(volumes["image"], volumes["anomaly"])
+    np.testing.assert_allclose(abs(affine[:3, 2]), [0, 0, 2], atol=1e-5)
 
 
 @pytest.mark.parametrize("suffix", ["", "nrrd", ".nhdr", ".NRRD", ".foo"])
