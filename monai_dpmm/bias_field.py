@@ -24,7 +24,8 @@ class CorrectBiasField(Transform):
     """Scan divided by its bias field, float32, the same shape: (1, X, Y, Z) or (1, H, W).
 
     The field is estimated on the scan shrunk, within Otsu's threshold, and applied at full
-    resolution. Voxels that are 0 stay 0.
+    resolution. Voxels at the scan's minimum become that of the result, so that air which
+    `MaskForeground` has masked stays masked.
 
     Args:
         shrink: how much smaller each side is for the estimate, in voxels; it costs the time.
@@ -61,7 +62,8 @@ class CorrectBiasField(Transform):
             )
         spacing = [_spacing(image)[i] for i in sides]
         field = self._field(_itk_image(scan.squeeze(), spacing)).view(scan.shape)
-        return like(scan / field.to(scan.device), image)
+        corrected = scan / field.to(scan.device)
+        return like(corrected.where(scan > low, corrected.min()), image)
 
     def _field(self, scan: Any) -> Tensor:
         """Factor at each voxel, of the scan's shape."""

@@ -7,6 +7,7 @@ from monai.data import MetaTensor
 
 from monai_dpmm.bias_field import CorrectBiasField
 from monai_dpmm.cohort import make_demo_cohort
+from monai_dpmm.intensity import rescale_intensity
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,14 @@ def test_white_matter_becomes_even_again(brain):
     assert after < 0.06
     assert torch.equal(corrected.affine, brain.affine)
     assert torch.equal(corrected == 0, biased == 0)
+
+
+def test_masked_air_stays_masked(brain):
+    """Also where the air of a masked scan is not 0."""
+    air = brain[0] == 0
+    corrected = CorrectBiasField()(brain.where(~air, torch.tensor(3.0)) * 1.0)
+    assert (corrected[0][air] == corrected.min()).all()
+    assert (rescale_intensity(corrected)[0][air] == 0).all()
 
 
 def test_the_grid_of_the_spacing_counts_not_the_order_of_the_axes(brain):
