@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 
 from monai_dpmm.loading import InputError
-from monai_dpmm.output_formats import saved_beside
+from monai_dpmm.output_formats import saved_beside, whole_file
 
 __all__ = [
     "SaveDicomD",
@@ -169,6 +168,7 @@ class SaveDicomd(Transform):
 
         Raises:
             InputError: for a scan that is no DICOM series, see `series_slices`.
+            OSError: where a file cannot be written, as on a full disk.
         """
         mask, anomaly = data[self.mask_key], data[self.anomaly_key]
         paths = saved_beside(mask, "mask.dcm"), saved_beside(anomaly, "anomaly.dcm")
@@ -287,9 +287,8 @@ def _version() -> str:
 
 
 def _save(dataset: Any, path: Path) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    dataset.save_as(partial)
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        dataset.save_as(partial)
 
 
 SaveDicomD = SaveDicomDict = SaveDicomd

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 from torch import Tensor
 
-from monai_dpmm.output_formats import saved_beside
+from monai_dpmm.output_formats import saved_beside, whole_file
 from monai_dpmm.regions import connected_regions
 
 if TYPE_CHECKING:
@@ -134,6 +133,9 @@ class SaveFindingsd(Transform):
     Args:
         key: key of the findings.
         beside: key of the saved volume.
+
+    Raises:
+        OSError: where the file cannot be written, as on a full disk.
     """
 
     def __init__(self, key: Hashable = "findings", beside: Hashable = "pred_mask") -> None:
@@ -145,9 +147,9 @@ class SaveFindingsd(Transform):
         path = saved_beside(data[self.beside], "findings.json")
         if path is None:
             return dict(data)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(json.dumps(data[self.key], indent=2, allow_nan=False) + "\n")
-        os.replace(partial, path)
+        text = json.dumps(data[self.key], indent=2, allow_nan=False) + "\n"
+        with whole_file(path) as partial:
+            partial.write_text(text)
         return {**data, f"{self.key}_path": str(path)}
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,34 @@ from monai.data import ImageWriter, ITKWriter, MetaTensor, NibabelWriter
 from monai.transforms import SaveImaged
 from torch import Tensor
 
-__all__ = ["SaveVolumeD", "SaveVolumeDict", "SaveVolumed", "saved_beside", "volume_writer"]
+__all__ = [
+    "SaveVolumeD",
+    "SaveVolumeDict",
+    "SaveVolumed",
+    "saved_beside",
+    "volume_writer",
+    "whole_file",
+]
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Path beside another to write to; the file gets its own name when it is complete.
+
+    Whatever fails leaves nothing there, and a file that was there before as it was.
+
+    Raises:
+        OSError: in one line, where the file cannot be written, as on a full disk.
+    """
+    partial = path.with_name(f".partial.{path.name}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(f"{path}: could not be written, {reason}") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 class _WholeFiles(ImageWriter):
@@ -19,13 +47,8 @@ class _WholeFiles(ImageWriter):
 
     def write(self, filename: Any, verbose: bool = False, **kwargs: Any) -> None:
         """Write a file beside its place and move it there."""
-        path = Path(filename)
-        partial = path.with_name(f".partial.{path.name}")
-        try:
+        with whole_file(Path(filename)) as partial:
             super().write(str(partial), verbose=verbose, **kwargs)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 class NiftiVolumeWriter(_WholeFiles, NibabelWriter):

@@ -75,13 +75,21 @@ class ReportWriter:
             self.subjects.append(subject)
 
     def __call__(self, engine: Engine) -> None:
-        """Write the report and print its table."""
+        """Write the report and print its table.
+
+        Raises:
+            OSError: in one line, where the report cannot be written, as on a full disk.
+        """
         details = [] if self.metrics is None else self.metrics.subjects
         for subject, detail in zip(self.subjects, details, strict=False):
             subject["metrics"] = _shown(detail, self.false_positive_rate)
         subjects = interleaved(self.subjects)
         if subjects and is_main_process():
-            self._write(engine, subjects)
+            try:
+                self._write(engine, subjects)
+            except OSError as error:
+                reason = error.strerror or str(error)
+                raise OSError(f"{self.folder}: could not be written, {reason}") from error
 
     def _write(self, engine: Engine, subjects: list[dict[str, Any]]) -> None:
         numbers = {k: v for k, v in engine.state.metrics.items() if isinstance(v, float)}

@@ -248,6 +248,23 @@ def test_what_was_not_saved_writes_no_dicom(series, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_leaves_no_half_of_a_dicom_file(series, tmp_path, monkeypatch):
+    scan = LoadVolume()(series[0])
+    results = {}
+    for kind in ("mask", "anomaly"):
+        results[f"pred_{kind}"] = scan.clone()
+        results[f"pred_{kind}"].meta["saved_to"] = str(tmp_path / f"ct_{kind}.nii.gz")
+
+    def write_a_part(dataset, path):
+        path.write_bytes(bytes(10))
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(hd.seg.Segmentation, "save_as", write_a_part)
+    with pytest.raises(OSError, match=r"ct_mask\.dcm: could not be written, No space left"):
+        SaveDicomd()(results)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_inference_on_a_series_writes_dicom(trained, tmp_path):
     _series(tmp_path / "scans/ct")
     settings = {"ckpt_dir": trained / "models", "output_dir": tmp_path / "out"}

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import SaveImage
 
 from monai_dpmm import AnomalyFindingsd, SaveFindingsd, anomaly_findings
+from monai_dpmm.errors import expected_error
 
 # 30 degrees about z, voxels of 2 x 1 x 5 mm, anywhere
 COS, SIN = np.sqrt(3) / 2, 0.5
@@ -192,6 +194,25 @@ def test_what_was_not_saved_writes_no_findings(tmp_path, monkeypatch):
     data = AnomalyFindingsd(Detector())(_served())
     assert "findings_path" not in SaveFindingsd()(data)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing_and_the_findings_of_before(tmp_path, monkeypatch):
+    data = AnomalyFindingsd(Detector())(_served())
+    data["pred_mask"].meta["saved_to"] = str(tmp_path / "scan_mask.nii.gz")
+    (tmp_path / "scan_findings.json").write_text("before")
+    write = Path.write_text
+
+    def write_a_part(path, text):
+        write(path, text[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", write_a_part)
+    message = "scan_findings.json: could not be written, No space left on device$"
+    with pytest.raises(OSError, match=message) as caught:
+        SaveFindingsd()(data)
+    assert expected_error(caught.value) is caught.value
+    assert [file.name for file in tmp_path.iterdir()] == ["scan_findings.json"]
+    assert (tmp_path / "scan_findings.json").read_text() == "before"
 
 
 def test_findings_that_are_no_json_are_not_written(tmp_path):

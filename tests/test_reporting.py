@@ -1,4 +1,23 @@
-from monai_dpmm.reporting import _shown
+import pytest
+from ignite.engine import Engine
+
+from monai_dpmm import reporting
+from monai_dpmm.errors import expected_error
+from monai_dpmm.reporting import ReportWriter, _shown
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(reporting, "write_report", full)
+    writer = ReportWriter(tmp_path / "report", None, 0.01)
+    writer.subjects = [{"name": "a"}]
+    with pytest.raises(
+        OSError, match=r"report: could not be written, No space left on device$"
+    ) as caught:
+        writer(Engine(lambda engine, batch: None))
+    assert expected_error(caught.value) is caught.value
 
 
 def test_the_table_counts_lesions_at_the_rate_of_the_mask_only():
