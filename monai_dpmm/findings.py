@@ -36,7 +36,9 @@ def anomaly_findings(
     """Volume of a mask and its connected lesions, the one with the highest peak first.
 
     Of a volume, "mask_volume_ml" and for each of "lesions" its "volume_ml", "centroid_mm" and
-    "peak_mm", in the world space of the affine (towards Right, Anterior, Superior). Of an image,
+    "peak_mm", in the world space of the affine (RAS: towards Right, Anterior, Superior), and the
+    same as "centroid_lps_mm" and "peak_lps_mm", as DICOM has it (LPS: towards Left, Posterior,
+    Superior). Of an image,
     "mask_area_px", "area_px", "centroid_px" and "peak_px", counted from 0 in the array's order.
     Of both, "peak_score" and "mean_score" of each lesion, and the corners of its bounding box,
     "first_voxel" and "last_voxel" (both lie in it). "smaller_lesions" counts those left out.
@@ -200,13 +202,13 @@ def _lesion(
     voxels = np.argwhere(inside) + first
     values = scores[box][inside].astype(np.float64)
     volume = scores.ndim == 3
-    unit = "mm" if volume else "px"
+    peak = voxels[values.argmax()]
     return {
         "peak_score": float(values.max()),
         "mean_score": float(values.mean()),
         _name("", volume): _number(len(values) * size, volume),
-        f"centroid_{unit}": _position(world, voxels.mean(0)),
-        f"peak_{unit}": _position(world, voxels[values.argmax()]),
+        **_positions("centroid", world, voxels.mean(0)),
+        **_positions("peak", world, peak),
         "first_voxel": first.tolist(),
         "last_voxel": [side.stop - 1 for side in box],
     }
@@ -222,11 +224,15 @@ def _number(size: float, volume: bool) -> float | int:
     return float(size) if volume else int(size)
 
 
-def _position(world: np.ndarray, voxel: np.ndarray) -> list[float]:
+def _positions(of: str, world: np.ndarray, voxel: np.ndarray) -> dict[str, list[float]]:
     """Where a voxel's centre lies: in mm of a volume, itself in an image."""
     if len(voxel) == 2:
-        return [float(index) for index in voxel]
-    return [float(value) for value in world[:3, :3] @ voxel + world[:3, 3]]
+        return {f"{of}_px": [float(index) for index in voxel]}
+    right, anterior, superior = map(float, world[:3, :3] @ voxel + world[:3, 3])
+    return {
+        f"{of}_mm": [right, anterior, superior],
+        f"{of}_lps_mm": [-right, -anterior, superior],
+    }
 
 
 AnomalyFindingsD = AnomalyFindingsDict = AnomalyFindingsd

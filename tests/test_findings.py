@@ -52,6 +52,9 @@ def test_lesions_of_an_oblique_grid_by_hand():
     assert single["peak_mm"] == pytest.approx(expected)
     assert line["volume_ml"] == pytest.approx(0.03)
     assert line["mean_score"] == pytest.approx(0.6)
+    right, anterior, superior = expected
+    assert single["centroid_lps_mm"] == pytest.approx([-right, -anterior, superior])
+    assert single["peak_lps_mm"] == pytest.approx([-right, -anterior, superior])
     at = [10 + 2 * COS - 2 * SIN, -20 + 2 * SIN + 2 * COS]  # voxels (1, 2, 3) to (1, 2, 5)
     assert line["centroid_mm"] == pytest.approx([*at, 50])
     assert line["peak_mm"] == pytest.approx([*at, 55])
