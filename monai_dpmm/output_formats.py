@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from monai.data import ImageWriter, ITKWriter, MetaTensor, NibabelWriter
+from monai.data.folder_layout import default_name_formatter
 from monai.transforms import SaveImaged
 from torch import Tensor
 
@@ -92,11 +93,19 @@ def volume_writer(output_ext: str) -> type[ImageWriter]:
 class SaveVolumed(SaveImaged):
     """MONAI's SaveImaged, telling in one line why a volume could not be written.
 
-    With the writers of `volume_writer` a file is there whole or not at all.
+    With the writers of `volume_writer` a file is there whole or not at all. A folder with a DICOM
+    series lends its whole name to its results, also one like 1.2.840.113.7.
+
+    Args:
+        *args: of `monai.transforms.SaveImaged`.
+        **kwargs: likewise.
 
     Raises:
         OSError: where a folder cannot be made or a file not be written, as on a full disk.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"output_name_formatter": _source_name, **kwargs})
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Data, whose volumes are written."""
@@ -110,6 +119,13 @@ class SaveVolumed(SaveImaged):
 
 
 SaveVolumeD = SaveVolumeDict = SaveVolumed
+
+
+def _source_name(meta: Mapping[str, Any] | None, saver: Any) -> dict[str, Any]:
+    """MONAI's name of a scan, which it takes what follows the last dot from, unless a folder's."""
+    name = default_name_formatter(meta, saver)
+    folder = meta is not None and Path(str(meta.get("filename_or_obj", ""))).is_dir()
+    return {**name, "subject": f"{name['subject']}.dcm"} if folder else name
 
 
 def saved_beside(image: Tensor, ending: str) -> Path | None:

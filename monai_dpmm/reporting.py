@@ -126,7 +126,9 @@ def _shown(detail: dict[str, Any], rate: float) -> dict[str, Any]:
 
 
 def _stem(path: str) -> str:
-    """File name without its suffixes."""
+    """File name without its suffixes, or the whole name of a folder."""
     name = Path(path).name
+    if Path(path).is_dir():
+        return name
     suffix = next((s for s in _READ_BY_NIBABEL if name.lower().endswith(s)), Path(name).suffix)
     return name[: len(name) - len(suffix)]

@@ -80,8 +80,8 @@ def datalist(
             healthy; a healthy scan's is all 0.
 
     Raises:
-        InputError: where the folder is missing, the section is empty, there are too few scans, or a
-            label is missing.
+        InputError: where the folder is missing, the section is empty, there are too few scans, a
+            label is missing, or the results of two scans to test would have one name.
         ValueError: for an unknown section or a fraction outside (0, 1).
     """
     if section not in ("train", "val", "test"):
@@ -89,6 +89,8 @@ def datalist(
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction must lie in (0, 1), got {val_fraction}")
     items = _section_items(Path(dataset_dir).expanduser(), section, val_fraction, seed)
+    if section == "test":
+        _check_names(items)
     if labels and (
         unlabelled := [i["image"] for i in items if "label" not in i and i.get("anomalous", True)]
     ):
@@ -97,6 +99,19 @@ def datalist(
             f" folder labels beside images, {len(unlabelled)} of {len(items)} images have none"
         )
     return items
+
+
+def _check_names(items: list[dict[str, Any]]) -> None:
+    """Refuse scans of one name in one folder, whose results would replace each other."""
+    first: dict[Path, Path] = {}
+    for path in (Path(item["image"]) for item in items):
+        file = path.with_name(path.name.removesuffix(".gz"))
+        name = path if path.is_dir() else file.with_suffix("")
+        if first.setdefault(name, path) != path:
+            raise InputError(
+                f"{path}: must have another name than {first[name].name} beside it, their results"
+                f" would both be named {name.name}"
+            )
 
 
 def data_root(dataset_dir: str | Path) -> str:

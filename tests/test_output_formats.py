@@ -16,7 +16,8 @@ from PIL import Image
 from workflows import run_bundle
 
 from monai_dpmm import LoadVolume, volume_writer
-from monai_dpmm.output_formats import saved_beside
+from monai_dpmm.output_formats import SaveVolumed, saved_beside
+from monai_dpmm.reporting import _stem
 from monai_dpmm.subjects import subject_volume, subject_volumes
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -148,6 +149,21 @@ def test_another_suffix_is_refused(suffix):
     message = f"output_ext must be one of .nii.gz, .nii, .nrrd, .mha, got '{suffix}'"
     with pytest.raises(ValueError, match=re.escape(message)):
         volume_writer(suffix)
+
+
+@pytest.mark.parametrize("name", ["1.2.840.113.7", "ct", "sub-01.2"])
+def test_results_of_a_folder_have_its_whole_name(tmp_path, name):
+    write_series(tmp_path / "scans" / name, np.random.default_rng(0).integers(1, 900, (7, 6, 5)))
+    image = LoadVolume()(tmp_path / "scans" / name)
+    save = SaveVolumed(
+        "x", output_dir=tmp_path / "out", output_postfix="mask", writer=volume_writer(".nii.gz"),
+        resample=False, print_log=False, savepath_in_metadict=True,
+        data_root_dir=tmp_path / "scans",
+    )  # fmt: skip
+    saved = save({"x": image})["x"]
+    assert saved.meta["saved_to"] == str(tmp_path / "out" / name / f"{name}_mask.nii.gz")
+    assert saved_beside(saved, "mask.dcm") == tmp_path / "out" / name / f"{name}_mask.dcm"
+    assert _stem(str(tmp_path / "scans" / name)) == name
 
 
 def test_a_volume_that_was_not_saved_has_nothing_beside_it():

@@ -108,3 +108,24 @@ def test_existing_file(tmp_path):
     assert existing_file(tmp_path / "model.pt") == str(tmp_path / "model.pt")
     with pytest.raises(InputError, match=r"other.pt: must exist, .*train a model first"):
         existing_file(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a.nii.gz", "a.nii"),
+        ("a.nii.gz", "a.nrrd"),
+        ("b/a.mha", "b/a.nii"),
+        ("a.nii.gz", "a/1.dcm"),
+    ],
+)
+def test_scans_whose_results_would_replace_each_other_are_refused(tmp_path, names):
+    _touch(tmp_path, *names)
+    with pytest.raises(InputError, match=r"must have another name than .*both be named a$"):
+        datalist(tmp_path, "test")
+
+
+def test_names_of_other_folders_and_series_do_not_matter(tmp_path):
+    series = ("1.2.840.1/1.dcm", "1.2.840.2/1.dcm")
+    _touch(tmp_path, "a.nii.gz", "b/a.nii.gz", "a.1.nii.gz", "a.2.nii.gz", *series)
+    assert len(datalist(tmp_path, "test")) == 6
