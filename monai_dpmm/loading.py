@@ -19,6 +19,10 @@ from monai_dpmm.dicom_series import check_series
 __all__ = ["InputError", "LoadVolume"]
 
 _BLOCK = 1 << 20
+_PATIENT_SPACES = ("right-anterior-superior", "left-anterior-superior", "left-posterior-superior")
+_OTHER_SPACES = ("scanner-xyz", "3d-right-handed", "3d-left-handed")
+# of the NRRD format; each may end in -time, and those of a patient may be abbreviated
+_NRRD_SPACES = {*_PATIENT_SPACES, *_OTHER_SPACES, "ras", "las", "lps"}
 _NIFTI2 = (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")  # its header has 540 bytes
 
 
@@ -61,6 +65,7 @@ class LoadVolume(Transform):
         file = Path(path).expanduser()
         if not file.exists():
             raise InputError(f"{file}: must exist, there is no such file or folder")
+        _check_space(file)
         positions = _series_positions(file) if file.is_dir() else None
         loader = self._readers.get(file.suffix.lower(), self._loader)
         try:
@@ -70,7 +75,6 @@ class LoadVolume(Transform):
             raise InputError(
                 f"{file}: must be a scalar image that MONAI reads, got {_reason(error)}"
             ) from error
-        _check_space(image, file)
         if positions is not None and len(positions):
             _place_slices(image, positions, file)
         _check_image(image, file, allow_constant=self.allow_constant)
@@ -117,16 +121,16 @@ def _written_affine(file: Path) -> torch.Tensor | None:
         return torch.from_numpy(header.get_best_affine())
 
 
-def _check_space(image: MetaTensor, file: Path) -> None:
-    """Refuse an NRRD file whose space ITK does not know, and takes for none."""
+def _check_space(file: Path) -> None:
+    """Refuse an NRRD file of a space that does not exist, which some readers take for none."""
     if file.suffix.lower() not in (".nrrd", ".nhdr"):
         return
     with file.open("rb") as stream:
         header = re.split(rb"\r?\n\r?\n", stream.read(_BLOCK), maxsplit=1)[0]
-    space = re.search(rb"^space:\s*(.*?)\s*$", header, re.MULTILINE)
-    if space is not None and "NRRD_space" not in image.meta:
-        name = space[1].decode(errors="replace")
-        raise InputError(f"{file}: space must be one that NRRD defines, got {name!r}")
+    field = re.search(rb"^space:\s*(.*?)\s*$", header, re.MULTILINE)
+    space = "" if field is None else field[1].decode(errors="replace")
+    if space and re.sub("-?(time|t)$", "", space.lower()) not in _NRRD_SPACES:
+        raise InputError(f"{file}: space must be one that NRRD defines, got {space!r}")
 
 
 def _check_affine(affine: torch.Tensor, file: Path) -> None:
