@@ -1,10 +1,13 @@
-"""A trained model as a bundle folder of its own: what MONAI Label and other people get."""
+"""A trained model as a bundle of its own, folder and zip: what MONAI Label and others get."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ _CALIBRATED = {
         "$monai_dpmm.model_setting(@ckpt_dir + '/model.pt', 'volume_thresholds') or []"
     ),
 }
+CHECKSUMS = "SHA256SUMS"
 _SERVER_WORDS = ("detection", "classification", "deepedit", "deepgrow")
 
 
@@ -32,44 +36,73 @@ def configs_dir() -> Path:
     return installed if installed.is_dir() else package.parent / "configs"
 
 
-def write_bundle(out: str | Path, folder: str | Path = ".") -> Path:
-    """Bundle folder of a trained model: configs, models, docs and licence, complete in itself.
+def write_bundle(
+    out: str | Path,
+    folder: str | Path = ".",
+    *,
+    data: str | None = None,
+    metrics: str | Path | None = None,
+) -> Path:
+    """Bundle of a trained model: configs, models, documents and licence, complete in itself.
 
     The model's settings are written into the configs, so that inference needs no overlay, and
-    training goes on with the model's own backbone, without a download. The folder appears when it
-    is complete.
+    training goes on with the model's own backbone, without a download. `docs/README.md` ends with
+    the model's card, `SHA256SUMS` lists every file (`sha256sum -c SHA256SUMS` verifies them), and
+    the same folder lies beside it as `OUT.zip`. Both appear when they are complete.
 
     Args:
         out: the new folder; its name is the bundle's, by which MONAI Label serves it.
         folder: where models/model.pt and models/model.json lie.
+        data: a sentence on the healthy scans, for the card and the metadata.
+        metrics: metrics.json of an evaluation of this model, for the same.
 
     Raises:
-        FileNotFoundError: where there is no trained model.
-        FileExistsError: where `out` exists already.
-        ValueError: for a name with a word that MONAI Label takes for another kind of model, or a
-            model of another version.
+        FileNotFoundError: where there is no trained model, or no such metrics.json.
+        FileExistsError: where `out` or its zip exists already.
+        ValueError: for a name with a word that MONAI Label takes for another kind of model, a
+            model of another version, or a metrics.json without metrics.
     """
+    from monai_dpmm.model_card import model_card, read_metrics  # torch, when it is used
+
     out, models = Path(out).expanduser().absolute(), Path(folder) / "models"
     _check_name(out.name)
-    if out.exists():
-        raise FileExistsError(f"{out}: must be a new folder, it exists already")
+    archive = out.with_name(f"{out.name}.zip")
+    for path in (out, archive):
+        if path.exists():
+            raise FileExistsError(f"{path}: must be new, it exists already")
     files = [models / "model.pt", models / "model.json"]
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise FileNotFoundError(
             f"{missing[0]}: must exist, there is no such file (train a model first)"
         )
-    settings = json.loads(files[1].read_text())
+    measured = {} if metrics is None else read_metrics(metrics)
+    card = model_card(files[0], data=data, metrics=measured)
+    told = {"eval_metrics": measured} | ({"data_source": data} if data else {})
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as partial:
         bundle = Path(partial) / out.name
         _copy_documents(bundle)
-        _write_configs(bundle / "configs", out.name, settings)
+        readme = bundle / "docs" / "README.md"
+        readme.write_text(f"{readme.read_text()}\n{card}")
+        _write_configs(bundle / "configs", out.name, json.loads(files[1].read_text()), told)
         (bundle / "models").mkdir()
         for file in files:
             shutil.copy(file, bundle / "models")
+        (bundle / CHECKSUMS).write_text(_checksums(bundle))
+        zipped = shutil.make_archive(str(Path(partial) / "zip"), "zip", partial, out.name)
         bundle.rename(out)
+        os.replace(zipped, archive)
     return out
+
+
+def _checksums(bundle: Path) -> str:
+    """A line for each file, as sha256sum writes and reads it."""
+    files = sorted(path for path in bundle.rglob("*") if path.is_file())
+    return "".join(
+        f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(bundle).as_posix()}\n"
+        for file in files
+    )
 
 
 def _check_name(name: str) -> None:
@@ -89,7 +122,9 @@ def _copy_documents(bundle: Path) -> None:
     shutil.copytree(documents, bundle, ignore=shutil.ignore_patterns("configs"))
 
 
-def _write_configs(folder: Path, name: str, settings: dict[str, Any]) -> None:
+def _write_configs(
+    folder: Path, name: str, settings: dict[str, Any], metadata: Mapping[str, Any]
+) -> None:
     shutil.copytree(configs_dir(), folder)
     settings = settings | {name: _CALIBRATED[name] for name in _CALIBRATED.keys() & settings.keys()}
     _update(folder / "inference.json", settings)
@@ -100,7 +135,7 @@ def _write_configs(folder: Path, name: str, settings: dict[str, Any]) -> None:
         "checkpoint": "$@output_dir + '/checkpoint.pt'",
     }
     _update(folder / "train.json", settings | of_the_folder)
-    _update(folder / "metadata.json", {"name": name})
+    _update(folder / "metadata.json", {"name": name, **metadata})
 
 
 def _update(file: Path, values: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ _HEALTHY = "the folder of healthy scans that the model was trained on"
 _SCORE = "measure anomaly maps that any tool saved, one file an image, named like the images"
 _FIGURES = "draw a paper's figures of a trained model on a labelled data set, as PDF and PNG"
 _CHECK = "tell what a data set holds, and what is wrong with it (exit code 1)"
-_BUNDLE = "write a trained model as a bundle folder of its own, for MONAI Label"
+_BUNDLE = "write a trained model as a bundle of its own, folder and zip"
 
 
 def run_workflow(names: Sequence[str], **overrides: Any) -> None:
@@ -134,7 +134,8 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _bundle(args: argparse.Namespace) -> None:
-    print(f"Bundle: {write_bundle(args.out, args.folder)}")
+    folder = write_bundle(args.out, args.folder, data=args.data, metrics=args.metrics)
+    print(f"Bundle: {folder}, and {folder.name}.zip beside it")
 
 
 def _train(overlay: list[str], overrides: dict[str, Any]) -> None:
@@ -240,6 +241,15 @@ def _add_bundle(command: argparse.ArgumentParser) -> None:
         help="new folder, whose name is the bundle's (default: %(default)s)",
     )
     command.add_argument("-f", "--folder", type=Path, default=Path(), help="where models/ lies")
+    command.add_argument(
+        "--data", metavar="TEXT", help="a sentence on the healthy scans, for the model card"
+    )
+    command.add_argument(
+        "--metrics",
+        type=Path,
+        metavar="FILE",
+        help="metrics.json of an evaluation, for it",
+    )
 
 
 def _add_options(command: argparse.ArgumentParser, default: str) -> None:

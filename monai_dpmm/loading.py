@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +56,7 @@ class LoadVolume(Transform):
     ) -> None:
         self.allow_constant = allow_constant
         common: dict[str, Any] = {"ensure_channel_first": True, "dtype": dtype, "image_only": True}
-        with warnings.catch_warnings():  # about optional DICOM decoders that are not installed
-            warnings.filterwarnings("ignore", message=".*nvImageCodec")
+        with _silence_on_decoders():
             self._loader = LoadImage(**common)
             # MONAI leaves .mgz to ITK, which cannot read it, and NRRD to pynrrd, with which it
             # takes all spaces but left-posterior-superior for RAS
@@ -80,6 +82,20 @@ class LoadVolume(Transform):
         _check_image(image, file, allow_constant=self.allow_constant)
         _check_affine(image.affine if affine is None else affine, file)
         return image
+
+
+@contextmanager
+def _silence_on_decoders() -> Iterator[None]:
+    """Nothing is said of optional DICOM decoders that are not installed."""
+    logger = logging.getLogger("monai.data.nvimgcodec_pydicom_plugin")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*nvImageCodec")
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 def _series_positions(folder: Path) -> np.ndarray:

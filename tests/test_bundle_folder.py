@@ -1,16 +1,29 @@
 """A trained model becomes a bundle folder that needs nothing else."""
 
+import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
+import zipfile
 
+import nibabel as nib
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from monai_dpmm.bundle_folder import write_bundle
 from monai_dpmm.cli import main
+
+NO_NETWORK = """
+import socket
+
+def refuse(*args, **kwargs):
+    raise OSError("no network here")
+
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
+"""
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +38,96 @@ def test_the_folder_is_a_bundle_and_appears_complete(bundle):
         assert (bundle / "configs" / name).is_file()
     assert json.loads((bundle / "configs/metadata.json").read_text())["name"] == "heads"
     assert sorted(p.name for p in (bundle / "models").iterdir()) == ["model.json", "model.pt"]
-    assert [p.name for p in bundle.parent.iterdir()] == ["heads"]
+    assert sorted(p.name for p in bundle.parent.iterdir()) == ["heads", "heads.zip"]
+
+
+def test_the_checksums_are_those_of_all_files(bundle):
+    lines = [line.split("  ") for line in (bundle / "SHA256SUMS").read_text().splitlines()]
+    listed = {name: digest for digest, name in lines}
+    files = {p.relative_to(bundle).as_posix(): p for p in bundle.rglob("*") if p.is_file()}
+    assert files.pop("SHA256SUMS").is_file()
+    assert listed == {n: hashlib.sha256(p.read_bytes()).hexdigest() for n, p in files.items()}
+
+
+def test_the_zip_holds_the_folder_and_nothing_beside_it(bundle):
+    with zipfile.ZipFile(bundle.with_suffix(".zip")) as archive:
+        assert archive.testzip() is None
+        names = [name for name in archive.namelist() if not name.endswith("/")]
+        files = {f"heads/{p.relative_to(bundle).as_posix()}" for p in bundle.rglob("*.*")}
+        assert files - {f"heads/{n}" for n in ("models", "docs", "configs")} <= set(names)
+        assert all(n.startswith("heads/") and ".." not in n.split("/") for n in names)
+        for name in names:
+            assert archive.read(name) == (bundle.parent / name).read_bytes()
+
+
+def test_the_unpacked_zip_marks_a_scan_without_network(bundle, cohort, tmp_path):
+    """In a process in which whatever opens a connection fails."""
+    shutil.unpack_archive(bundle.with_suffix(".zip"), tmp_path)
+    (tmp_path / "sitecustomize.py").write_text(NO_NETWORK)
+    scan = next((cohort / "test/images").iterdir())
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file"]
+    command += ["configs/inference.json", "--dataset_dir", str(scan)]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(
+        command,
+        cwd=tmp_path / "heads",
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    (heat_map,) = (tmp_path / "heads/output").glob("*/*_anomaly.nii.gz")
+    assert nib.load(heat_map).shape == nib.load(scan).shape
+    online = [sys.executable, "-c", "import socket; socket.create_connection(('127.0.0.1', 9))"]
+    refused = subprocess.run(online, env=environment, capture_output=True, text=True, check=False)
+    assert "no network here" in refused.stderr
+
+
+def test_the_card_tells_of_this_very_model(trained, tmp_path):
+    measured = tmp_path / "metrics.json"
+    measured.write_text(json.dumps({"metrics": {"pixel_auroc": 0.75, "protocol": "native"}}))
+    bundle = write_bundle(
+        tmp_path / "b", trained, data="Ten heads of volunteers.", metrics=measured
+    )
+    card = (bundle / "docs/README.md").read_text()
+    state = torch.load(bundle / "models/model.pt", weights_only=True)
+    for line in (
+        "Healthy scans: Ten heads of volunteers.",
+        "| pixel_auroc | 0.7500 |",
+        '| backbone_architecture | "efficientnet_lite0" |',
+        f"| prototypes kept, features | {len(state['mixture.offsets'])}, 152 |",
+        f"| threshold at 1% false positives | {state['thresholds'][0]:.4g} |",
+    ):
+        assert line in card.splitlines()
+    metadata = json.loads((bundle / "configs/metadata.json").read_text())
+    assert metadata["eval_metrics"] == {"pixel_auroc": 0.75}
+    assert metadata["data_source"] == "Ten heads of volunteers."
+
+
+def test_the_card_does_not_invent(bundle):
+    card = (bundle / "docs/README.md").read_text()
+    assert "Healthy scans: not told when it was built." in card
+    assert "Not measured when it was built." in card
+    assert json.loads((bundle / "configs/metadata.json").read_text())["eval_metrics"] == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "m.json: must exist, there is no such file"),
+        ("{", "m.json: must be the metrics.json of an evaluation"),
+        ("[]", "m.json: must be the metrics.json of an evaluation"),
+        ('{"metrics": {}}', "m.json: must hold metrics, got none"),
+    ],
+)
+def test_metrics_that_are_none_are_refused(trained, tmp_path, text, message):
+    file = tmp_path / "m.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        write_bundle(tmp_path / "b", trained, metrics=file)
+    assert not (tmp_path / "b").exists()
 
 
 def test_both_configs_hold_the_models_settings(bundle):
@@ -104,9 +206,12 @@ def test_a_name_that_a_server_would_misread_is_refused(trained, tmp_path, name):
 
 def test_an_existing_folder_is_not_touched(trained, tmp_path):
     (tmp_path / "b").mkdir()
-    with pytest.raises(FileExistsError, match="b: must be a new folder, it exists already"):
+    with pytest.raises(FileExistsError, match="b: must be new, it exists already"):
         write_bundle(tmp_path / "b", trained)
     assert not list((tmp_path / "b").iterdir())
+    (tmp_path / "c.zip").touch()
+    with pytest.raises(FileExistsError, match=r"c\.zip: must be new, it exists already"):
+        write_bundle(tmp_path / "c", trained)
 
 
 def test_no_model_ends_the_command_in_one_line(tmp_path):
@@ -123,7 +228,7 @@ def test_settings_of_another_version_are_refused_and_nothing_is_left(trained, tm
     (tmp_path / "models").mkdir()
     settings = json.loads((trained / "models/model.json").read_text())
     (tmp_path / "models/model.json").write_text(json.dumps({**settings, "prototypes": 3}))
-    (tmp_path / "models/model.pt").touch()
+    shutil.copy(trained / "models/model.pt", tmp_path / "models")
     with pytest.raises(ValueError, match=r"settings must be those of .*, got prototypes as well"):
         write_bundle(tmp_path / "b", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["models"]

@@ -205,3 +205,9 @@ def test_an_nrrd_file_of_no_known_space_is_refused(tmp_path):
     message = r"scan\.nrrd: space must be one that NRRD defines, got 'LPX'"
     with pytest.raises(InputError, match=message):
         LoadVolume()(tmp_path / "scan.nrrd")
+
+
+def test_nothing_is_said_of_decoders_that_are_not_installed(caplog, recwarn):
+    LoadVolume()
+    assert not caplog.records
+    assert not [w for w in recwarn if "nvImageCodec" in str(w.message)]
