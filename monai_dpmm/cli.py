@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from monai_dpmm import __version__
 from monai_dpmm.bundle_folder import configs_dir, write_bundle
 from monai_dpmm.errors import one_line_errors
 
+if TYPE_CHECKING:
+    from monai.bundle import ConfigParser
+
 __all__ = ["configs_dir", "main", "run_workflow"]
+
+# the names of the configs of each workflow, from the overlays and overrides of the command line
+_Plan = Callable[[list[str], dict[str, Any]], Iterator[list[str]]]
 
 _EPILOG = """\
 Each command is one of the bundle's workflows and can be run by MONAI as well, for example
@@ -58,32 +64,48 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.run(args)
 
 
-def _workflow(run: Callable[[list[str], dict[str, Any]], None], args: argparse.Namespace) -> None:
-    """Run a workflow with what the options set."""
+def _overrides(args: argparse.Namespace) -> dict[str, Any]:
+    """What the options set."""
     overrides = dict(args.set or [])
     overrides.setdefault("bundle_root", str(args.folder))
     if getattr(args, "dataset", None) is not None:
         overrides.setdefault("dataset_dir", str(args.dataset))
-    run(list(args.config or []), overrides)
+    return overrides
+
+
+def _run_workflows(plan: _Plan, args: argparse.Namespace) -> None:
+    """Run the workflows of a command one after another, or print what they would be."""
+    overrides = _overrides(args)
+    run = _print_config if args.dry_run else run_workflow
+    for names in plan(list(args.config or []), overrides):
+        run(names, **overrides)
+
+
+def _print_config(names: Sequence[str], **overrides: Any) -> None:
+    """The config that a workflow would run with, as JSON; references stay as they are."""
+    print(json.dumps(_merged(names, overrides).config, indent=4))
+
+
+def _merged(names: Sequence[str], overrides: Mapping[str, Any]) -> ConfigParser:
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    parser.read_config(_config_files(names))
+    parser.update(dict(overrides))
+    return parser
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from monai.bundle import ConfigParser
-
     from monai_dpmm.comparison import compare
     from monai_dpmm.paper_tables import write_comparison
     from monai_dpmm.tables import as_text
 
-    def run(overlay: list[str], overrides: dict[str, Any]) -> None:
-        parser = ConfigParser()
-        parser.read_config(_config_files(["train", *overlay]))
-        parser.update(overrides)
-        folder = Path(overrides["bundle_root"]) / "comparison"
-        trials = compare(parser, folder, seeds=args.seeds, methods=args.methods)
-        tables = write_comparison(trials, folder, args.reference)
-        print("", *map(as_text, tables), f"Tables: {folder / 'tables.md'}", sep="\n\n")
-
-    _workflow(run, args)
+    overrides = _overrides(args)
+    parser = _merged(["train", *(args.config or [])], overrides)
+    folder = Path(overrides["bundle_root"]) / "comparison"
+    trials = compare(parser, folder, seeds=args.seeds, methods=args.methods)
+    tables = write_comparison(trials, folder, args.reference)
+    print("", *map(as_text, tables), f"Tables: {folder / 'tables.md'}", sep="\n\n")
 
 
 def _score(args: argparse.Namespace) -> None:
@@ -106,22 +128,17 @@ def _score(args: argparse.Namespace) -> None:
 
 
 def _figures(args: argparse.Namespace) -> None:
-    from monai.bundle import ConfigParser
-
     from monai_dpmm.publication import write_figures
 
-    def run(overlay: list[str], overrides: dict[str, Any]) -> None:
-        parser = ConfigParser()
-        names = ["train", *_own(overrides), *overlay, "evaluate"]
-        parser.read_config(_config_files(names))
-        parser.update(overrides)
-        root = Path(overrides["bundle_root"])
-        paths = write_figures(
-            parser, args.out or root / "figures", root / "comparison" / "comparison.json"
-        )
-        print("Figures:", *paths, sep="\n")
-
-    _workflow(run, args)
+    overrides = _overrides(args)
+    names = ["train", *_own(overrides), *(args.config or []), "evaluate"]
+    root = Path(overrides["bundle_root"])
+    paths = write_figures(
+        _merged(names, overrides),
+        args.out or root / "figures",
+        root / "comparison" / "comparison.json",
+    )
+    print("Figures:", *paths, sep="\n")
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -138,20 +155,20 @@ def _bundle(args: argparse.Namespace) -> None:
     print(f"Bundle: {folder}, and {folder.name}.zip beside it")
 
 
-def _train(overlay: list[str], overrides: dict[str, Any]) -> None:
-    run_workflow(["train", *overlay], **overrides)
+def _train(overlay: list[str], overrides: dict[str, Any]) -> Iterator[list[str]]:
+    yield ["train", *overlay]
 
 
-def _evaluate(overlay: list[str], overrides: dict[str, Any]) -> None:
-    run_workflow(["train", *_own(overrides), *overlay, "evaluate"], **overrides)
+def _evaluate(overlay: list[str], overrides: dict[str, Any]) -> Iterator[list[str]]:
+    yield ["train", *_own(overrides), *overlay, "evaluate"]
 
 
-def _calibrate(overlay: list[str], overrides: dict[str, Any]) -> None:
-    run_workflow(["train", *_own(overrides), *overlay, "calibrate"], **overrides)
+def _calibrate(overlay: list[str], overrides: dict[str, Any]) -> Iterator[list[str]]:
+    yield ["train", *_own(overrides), *overlay, "calibrate"]
 
 
-def _infer(overlay: list[str], overrides: dict[str, Any]) -> None:
-    run_workflow(["inference", *_own(overrides), *overlay], **overrides)
+def _infer(overlay: list[str], overrides: dict[str, Any]) -> Iterator[list[str]]:
+    yield ["inference", *_own(overrides), *overlay]
 
 
 def _own(overrides: dict[str, Any]) -> list[str]:
@@ -160,9 +177,9 @@ def _own(overrides: dict[str, Any]) -> list[str]:
     return [str(settings)] if settings.is_file() else []
 
 
-def _demo(overlay: list[str], overrides: dict[str, Any]) -> None:
-    _train(["demo", *overlay], overrides)
-    _evaluate(["demo", *overlay], overrides)
+def _demo(overlay: list[str], overrides: dict[str, Any]) -> Iterator[list[str]]:
+    yield from _train(["demo", *overlay], overrides)
+    yield from _evaluate(["demo", *overlay], overrides)  # with the settings of the training
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -181,12 +198,15 @@ def _parser() -> argparse.ArgumentParser:
         ("evaluate", _evaluate, "data set with test/images and test/labels", "measure a model"),
         ("infer", _infer, "a scan, or a folder of scans", "write anomaly volumes"),
     ]
-    for name, run, dataset, help_ in table:
+    for name, plan, dataset, help_ in table:
         command = commands.add_parser(name, help=help_, description=help_)
-        command.set_defaults(run=partial(_workflow, run))
+        command.set_defaults(run=partial(_run_workflows, plan))
         if dataset is not None:
             command.add_argument("dataset", type=Path, help=dataset)
         _add_options(command, default="demo" if name == "demo" else ".")
+        command.add_argument(
+            "--dry-run", action="store_true", help="print the config as JSON, and run nothing"
+        )
     check = commands.add_parser("check", help=_CHECK, description=_CHECK)
     check.set_defaults(run=_check)
     check.add_argument("dataset", type=Path, help="folder of a data set")
