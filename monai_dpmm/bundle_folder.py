@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["configs_dir", "write_bundle"]
+__all__ = ["checked_settings", "configs_dir", "write_bundle"]
 
 _OWN_BACKBONE = {
     "_target_": "monai_dpmm.bundled_backbone",
@@ -26,6 +27,8 @@ _CALIBRATED = {
     ),
 }
 CHECKSUMS = "SHA256SUMS"
+# no text that MONAI would run, look up, or take for what to make
+_PLAIN = re.compile(r"(?!_)[\w .-]*", re.ASCII)
 _SERVER_WORDS = ("detection", "classification", "deepedit", "deepgrow")
 
 
@@ -34,6 +37,31 @@ def configs_dir() -> Path:
     package = Path(__file__).parent
     installed = package / "bundle" / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
+
+
+def checked_settings(file: Path) -> dict[str, Any]:
+    """Settings beside a trained model: plain values under the names that a training gives them.
+
+    They become part of a config, and MONAI runs what a config holds, so that a model.json that
+    holds anything else would be a program.
+
+    Raises:
+        ValueError: where it does, or is broken.
+    """
+    try:
+        settings = dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: must be JSON with settings by name, {error}") from None
+    of_training = json.loads((configs_dir() / "train.json").read_text())["settings"]
+    if unknown := sorted(settings.keys() - of_training.keys() - _CALIBRATED.keys()):
+        raise ValueError(
+            f"{file}: settings must be those of a training, got {', '.join(unknown)} as well"
+            " (a model of another version)"
+        )
+    for name, value in settings.items():
+        if odd := [text for text in _texts(value) if not _PLAIN.fullmatch(text)]:
+            raise ValueError(f"{file}: {name} must be a plain value, got {odd[0]!r}")
+    return settings
 
 
 def write_bundle(
@@ -59,8 +87,8 @@ def write_bundle(
     Raises:
         FileNotFoundError: where there is no trained model, or no such metrics.json.
         FileExistsError: where `out` or its zip exists already.
-        ValueError: for a name with a word that MONAI Label takes for another kind of model, a
-            model of another version, or a metrics.json without metrics.
+        ValueError: for a name with a word that MONAI Label takes for another kind of model,
+            settings that are not those of a training, or a metrics.json without metrics.
     """
     from monai_dpmm.model_card import model_card, read_metrics  # torch, when it is used
 
@@ -76,6 +104,7 @@ def write_bundle(
         raise FileNotFoundError(
             f"{missing[0]}: must exist, there is no such file (train a model first)"
         )
+    settings = checked_settings(files[1])
     measured = {} if metrics is None else read_metrics(metrics)
     card = model_card(files[0], data=data, metrics=measured)
     told = {"eval_metrics": measured} | ({"data_source": data} if data else {})
@@ -85,7 +114,7 @@ def write_bundle(
         _copy_documents(bundle)
         readme = bundle / "docs" / "README.md"
         readme.write_text(f"{readme.read_text()}\n{card}")
-        _write_configs(bundle / "configs", out.name, json.loads(files[1].read_text()), told)
+        _write_configs(bundle / "configs", out.name, settings, told)
         (bundle / "models").mkdir()
         for file in files:
             shutil.copy(file, bundle / "models")
@@ -94,6 +123,16 @@ def write_bundle(
         bundle.rename(out)
         os.replace(zipped, archive)
     return out
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All text in a value of JSON, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        for part in parts:
+            yield from _texts(part)
 
 
 def _checksums(bundle: Path) -> str:
@@ -141,10 +180,4 @@ def _write_configs(
 def _update(file: Path, values: dict[str, Any]) -> None:
     """Set keys that a config has."""
     config = json.loads(file.read_text())
-    unknown = sorted(values.keys() - config.keys())
-    if unknown:
-        raise ValueError(
-            f"model.json: settings must be those of {file.name}, got {', '.join(unknown)} as well"
-            " (a model of another version)"
-        )
     file.write_text(json.dumps(config | values, indent=4) + "\n")

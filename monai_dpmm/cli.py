@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai_dpmm import __version__
-from monai_dpmm.bundle_folder import configs_dir, write_bundle
+from monai_dpmm.bundle_folder import checked_settings, configs_dir, write_bundle
 from monai_dpmm.errors import one_line_errors
 
 if TYPE_CHECKING:
@@ -172,9 +172,12 @@ def _infer(overlay: list[str], overrides: dict[str, Any]) -> Iterator[list[str]]
 
 
 def _own(overrides: dict[str, Any]) -> list[str]:
-    """The trained model's own settings, where there is one."""
+    """The trained model's own settings, where there is one; they may come from a stranger."""
     settings = Path(overrides["bundle_root"]) / "models" / "model.json"
-    return [str(settings)] if settings.is_file() else []
+    if not settings.is_file():
+        return []
+    checked_settings(settings)
+    return [str(settings)]
 
 
 def _demo(overlay: list[str], overrides: dict[str, Any]) -> Iterator[list[str]]:
