@@ -6,7 +6,7 @@ Models come from `transformers`, imported when the first is made.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,12 +97,13 @@ def load_folder(folder: Path) -> nn.Module:
         )
     file = folder / "config.json"
     try:
-        family = json.loads(file.read_text(encoding="utf-8"))["model_type"]
+        config = json.loads(file.read_text(encoding="utf-8"))
+        family = config["model_type"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} must be JSON and name a model_type: {error!r}") from error
     if family not in _FAMILIES:
         raise ValueError(f"{file} must have model_type {', '.join(_FAMILIES)}, got {family!r}")
-    return _filled(folder, family, _classes(family)[0].from_pretrained(folder), None)
+    return _filled(folder, family, config, lambda: _state(folder))
 
 
 def load_file(path: Path) -> nn.Module:
@@ -112,7 +113,7 @@ def load_file(path: Path) -> nn.Module:
         ValueError: for a file that is broken or no DINOv2 checkpoint.
     """
     family, config, state = read_checkpoint(path)
-    return _filled(path, family, _classes(family)[0](**config), state)
+    return _filled(path, family, config, lambda: state)
 
 
 def _is_complete(folder: Path) -> bool:
@@ -121,8 +122,22 @@ def _is_complete(folder: Path) -> bool:
     return "config.json" in names and bool(names & weights)
 
 
-def _filled(source: Path, family: str, config: Any, state: dict[str, Tensor] | None) -> nn.Module:
-    """Network with the weights given, or else those in the folder `source`.
+def _state(folder: Path) -> dict[str, Tensor]:
+    """Weights in a folder: those of its only file, or of the shards that its index names."""
+    from safetensors.torch import load_file
+
+    whole = folder / "model.safetensors"
+    if whole.is_file():
+        return load_file(whole)
+    index = json.loads(whole.with_suffix(".safetensors.index.json").read_text(encoding="utf-8"))
+    shards = sorted(set(index["weight_map"].values()))
+    return {key: value for shard in shards for key, value in load_file(folder / shard).items()}
+
+
+def _filled(
+    source: Path, family: str, config: dict[str, Any], state: Callable[[], dict[str, Tensor]]
+) -> nn.Module:
+    """Network of a config with the weights of a state.
 
     Raises:
         ValueError: where they cannot be read, are too few or have other shapes.
@@ -130,12 +145,10 @@ def _filled(source: Path, family: str, config: Any, state: dict[str, Tensor] | N
     try:
         with _quiet():
             model, report = _classes(family)[1].from_pretrained(
-                source if state is None else None,
-                config=config,
-                state_dict=state,
+                None,
+                config=_own_config(family, config),
+                state_dict=state(),
                 dtype=torch.float32,
-                local_files_only=True,
-                use_safetensors=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
@@ -151,6 +164,18 @@ def _filled(source: Path, family: str, config: Any, state: dict[str, Tensor] | N
             f"got none for {len(lacking)}: {', '.join(sorted(lacking)[:3])}"
         )
     return _FAMILIES[family][1](model)
+
+
+def _own_config(family: str, values: dict[str, Any]) -> Any:
+    """Config of a family from the values that describe its network.
+
+    Others are left out: a config can also name adapters, quantizers and kernels, which are code.
+    """
+    from transformers import PretrainedConfig
+
+    kind = _classes(family)[0]
+    own = kind().to_dict().keys() - PretrainedConfig().to_dict().keys()
+    return kind(**{name: values[name] for name in own & values.keys()})
 
 
 @contextmanager
