@@ -54,4 +54,6 @@ def _excepthook(
     if expected is None:
         sys.__excepthook__(kind, error, trace)
     else:
-        print(f"error: {expected}", file=sys.stderr)
+        # a file's name may hold what commands a terminal
+        text = "".join(c if c.isprintable() or c == "\n" else "?" for c in str(expected))
+        print(f"error: {text}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ def _performance(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _table(head: str, rows: Mapping[str, str]) -> list[str]:
-    return [f"| {head} | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())]
+    body = (f"| {escape(k, quote=False)} | {escape(v, quote=False)} |" for k, v in rows.items())
+    return [f"| {head} | value |", "|---|---|", *body]
 
 
 def _yes(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,8 @@ def datalist(
 
     Raises:
         InputError: where the folder is missing, the section is empty, there are too few scans, a
-            label is missing, or the results of two scans to test would have one name.
+            label is missing, the results of two scans to test would have one name, or
+            `dataset.json` is broken or has scans to test that lie elsewhere.
         ValueError: for an unknown section or a fraction outside (0, 1).
     """
     if section not in ("train", "val", "test"):
@@ -152,11 +154,28 @@ def _section_items(
 
 def _decathlon_items(file: Path, section: Section) -> list[dict[str, str]]:
     key = {"train": "training", "val": "validation", "test": "test"}[section]
-    lists = json.loads(file.read_text())
+    try:
+        lists = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{file}: must be JSON with lists by name, {error}") from error
     if not lists.get(key):
         found = ", ".join(name for name, value in lists.items() if isinstance(value, list))
         raise InputError(f"{file}: must have a list {key!r} that is not empty, got lists {found}")
-    return load_decathlon_datalist(str(file), data_list_key=key, base_dir=str(file.parent))
+    try:
+        items = load_decathlon_datalist(str(file), data_list_key=key, base_dir=str(file.parent))
+        paths = [os.fspath(item["image"]) for item in items]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{file}: {key} must be a list of paths by name, {error!r}") from error
+    if section == "test":
+        _check_inside(file, paths)
+    return items
+
+
+def _check_inside(file: Path, images: list[str]) -> None:
+    """Refuse scans elsewhere: results keep the scans' paths, and would lie elsewhere as well."""
+    for image in images:
+        if os.pardir in Path(os.path.relpath(image, file.parent)).parts:
+            raise InputError(f"{file}: scans to test must lie below its folder, got {image}")
 
 
 def _slice_items(

@@ -73,3 +73,9 @@ def test_the_traceback_can_be_asked_for():
     result = _run(REFUSED, MONAI_DPMM_TRACEBACK="1")
     assert result.returncode == 1
     assert "Traceback" in result.stderr
+
+
+def test_names_of_files_command_no_terminal():
+    code = "from monai_dpmm.scans import find_images; find_images('/none/\\x1b]0;owned\\x07')"
+    result = _run(code)
+    assert result.stderr.startswith("error: /none/?]0;owned?: must be a folder")

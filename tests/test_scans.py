@@ -129,3 +129,25 @@ def test_names_of_other_folders_and_series_do_not_matter(tmp_path):
     series = ("1.2.840.1/1.dcm", "1.2.840.2/1.dcm")
     _touch(tmp_path, "a.nii.gz", "b/a.nii.gz", "a.1.nii.gz", "a.2.nii.gz", *series)
     assert len(datalist(tmp_path, "test")) == 6
+
+
+@pytest.mark.parametrize("elsewhere", ["../private/a.nii", "/private/a.nii", "x/../../a.nii"])
+def test_scans_to_test_outside_the_data_set_are_refused(tmp_path, elsewhere):
+    """Their results would lie outside the folder for results."""
+    (tmp_path / "dataset.json").write_text(json.dumps({"test": [elsewhere]}))
+    with pytest.raises(InputError, match=r"dataset.json: scans to test must lie below its folder"):
+        datalist(tmp_path, "test")
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "3"])
+def test_a_broken_datalist_is_refused(tmp_path, text):
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(InputError, match=r"dataset.json: must be JSON with lists by name"):
+        datalist(tmp_path, "test")
+
+
+@pytest.mark.parametrize("item", ["a.nii", {"label": "a.nii"}, {"image": 3}])
+def test_a_datalist_of_other_things_is_refused(tmp_path, item):
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": [item]}))
+    with pytest.raises(InputError, match=r"dataset.json: training must be a list of paths by name"):
+        datalist(tmp_path, "train")
