@@ -393,8 +393,8 @@ def test_absurd_headers_are_refused(name, tmp_path):
 
 # Names in pages and paths
 
-NAME = "\"><script>document.title='run'</script><img src=x onerror=document.title='run'>"
-SLASHED = NAME.replace("/", "\N{FRACTION SLASH}")  # as the name of a file, which has no slash
+FILE = "\"><img src=x onerror=document.title='run'>"
+NAME = f"../{FILE}<script>document.title='run'</script>"  # no file's, which has no slash
 
 
 def _title(page):
@@ -407,31 +407,32 @@ def _title(page):
 
 
 @pytest.fixture
-def pages(tmp_path):
-    """A report of a scan and a metric of such names, and its page to walk through the volume."""
-    file = tmp_path / f"{SLASHED}.nii"
+def pages(cohort, trained, tmp_path):
+    """Reports, each with a page to walk through a volume: of a file, and of all other names."""
+    scan = shutil.copy(cohort / "test/images/test_000.nii.gz", tmp_path / f"{FILE}.nii.gz")
+    main(["infer", str(scan), "-f", str(trained), "-s", f"output_dir={tmp_path / 'out'}"])
     volume = np.random.default_rng(0).random((12, 12, 12), np.float32)
-    nib.save(nib.Nifti1Image(volume, np.eye(4)), file)
-    subject = {"name": NAME, "image": file, "anomaly": volume, "score": 0.5}
-    subject["metrics"] = {NAME: 1.0}
-    report = write_report(
-        tmp_path / "report", subjects=[subject], metrics={NAME: 1.0}, settings={NAME: NAME}
-    )
-    return report, next((tmp_path / "report/viewers").iterdir())
+    subject = {"name": NAME, "image": volume, "anomaly": volume, "metrics": {NAME: 1.0}}
+    named = {"metrics": {NAME: 1.0}, "settings": {NAME: NAME}}
+    write_report(tmp_path / "report", subjects=[subject], **named)
+    folders = tmp_path / "out/report", tmp_path / "report"
+    return [page for folder in folders for page in sorted(folder.rglob("*.html"))]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium, which runs the scripts")
 def test_no_name_runs_a_script(pages, tmp_path):
     page = tmp_path / "careless.html"
-    page.write_text(f'<!doctype html><title>own</title><p title="{NAME}">')
-    assert _title(page) == "run"
-    report, viewer = pages
-    assert _title(report) == "Anomaly report"
-    assert _title(viewer).startswith('"&gt;&lt;script&gt;')
+    for name in (FILE, NAME):
+        page.write_text(f'<!doctype html><title>own</title><p title="{name}">')
+        assert _title(page) == "run"
+    titles = [_title(page) for page in pages]
+    assert titles[::2] == ["Anomaly report"] * 2
+    assert all("onerror=document.title='run'&gt;" in title for title in titles[1::2])
 
 
-def test_names_of_a_report_leave_no_folder(pages, tmp_path):
-    assert all(re.fullmatch(r"[\w.-]+", p.name) for p in (tmp_path / "report").rglob("*"))
+def test_names_of_a_report_leave_no_folder(pages):
+    for folder in {page.parent for page in pages if page.name == "report.html"}:
+        assert all(re.fullmatch(r"[\w.-]+", path.name) for path in folder.rglob("*"))
 
 
 def test_markup_in_metrics_does_not_reach_the_card(trained, tmp_path):
