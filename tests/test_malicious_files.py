@@ -397,10 +397,10 @@ FILE = "\"><img src=x onerror=document.title='run'>"
 NAME = f"../{FILE}<script>document.title='run'</script>"  # no file's, which has no slash
 
 
-def _title(page):
+def _title(page, folder):
     """Title of a page after Chromium has run its scripts."""
     options = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000")
-    profile = f"--user-data-dir={page.parent / 'profile'}"
+    profile = f"--user-data-dir={folder / 'profile'}"
     command = [CHROMIUM, *options, profile, "--dump-dom", page.as_uri()]
     done = subprocess.run(command, capture_output=True, timeout=120, check=True)
     return re.search(r"<title>(.*?)</title>", done.stdout.decode(), re.DOTALL)[1]
@@ -424,8 +424,8 @@ def test_no_name_runs_a_script(pages, tmp_path):
     page = tmp_path / "careless.html"
     for name in (FILE, NAME):
         page.write_text(f'<!doctype html><title>own</title><p title="{name}">')
-        assert _title(page) == "run"
-    titles = [_title(page) for page in pages]
+        assert _title(page, tmp_path) == "run"
+    titles = [_title(page, tmp_path) for page in pages]
     assert titles[::2] == ["Anomaly report"] * 2
     assert all("onerror=document.title='run'&gt;" in title for title in titles[1::2])
 
