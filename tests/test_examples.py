@@ -19,6 +19,7 @@ from nbclient import NotebookClient
 from transformers import ResNetConfig, ResNetModel
 from workflows import ROOT
 
+from monai_dpmm.bundle_folder import write_bundle
 from monai_dpmm.tensor_files import load_tensors
 
 EXAMPLES = ROOT / "examples"
@@ -125,6 +126,7 @@ def test_the_notebook_marks_a_lesion_and_shows_it(notebook):
     assert "brainsprite(" in viewer
     assert "test_004" in viewer
     anomaly, lesion = lesion_map(root / "data", root / "output/test_004/test_004_anomaly.nii.gz")
+    assert lesion.flat[anomaly.argmax()]
     head = nib.load(root / "data/test/images/test_004.nii.gz").get_fdata() > 0
     assert anomaly[lesion].mean() > 1.1 * anomaly[head & ~lesion].mean()
     assert (root / "brain_mri_anomaly_dpmm.zip").is_file()
@@ -162,10 +164,26 @@ def test_monais_evaluator_measures_the_notebooks_bundle(notebook, labelled, tmp_
     assert [Path(item["filename"]).name for item in details] == SCANS
 
 
+def test_a_unet_learns_from_a_scan_and_its_anomaly_map(trained, cohort, tmp_path):
+    """Lesions made so bright that a few steps suffice: both inputs fit the labels' grid."""
+    for name in ("test_000.nii.gz", "test_001.nii.gz"):
+        image, label = (nib.load(cohort / "test" / kind / name) for kind in ("images", "labels"))
+        bright = np.where(label.get_fdata() > 0, 3000, image.get_fdata()).astype(np.int16)
+        for kind, array in (("images", bright), ("labels", label.get_fdata().astype(np.uint8))):
+            (tmp_path / "data/test" / kind).mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(array, image.affine), tmp_path / "data/test" / kind / name)
+    bundle = write_bundle(tmp_path / "bundle", trained)
+    name = "anomaly_channel.py"
+    printed = run(name, bundle, tmp_path / "data", "--epochs", 20, cwd=tmp_path)
+    found = dict(re.findall(r"^(\w+): mean Dice (\S+)$", printed, re.MULTILINE))
+    assert list(found) == ["image", "both"]
+    assert min(map(float, found.values())) > 0.2
+
+
 def test_no_example_is_forgotten():
     tested, told = Path(__file__).read_text(), (EXAMPLES / "README.md").read_text()
     names = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
-    assert len(names) >= 4
+    assert len(names) >= 5
     for name in names:
         assert f'"{name}"' in tested
         assert f"`{name}`" in told
