@@ -40,6 +40,17 @@ def test_the_examples_of_the_mixture_say_what_they_do(tmp_path, monkeypatch):
     assert distance[5:].min() > 0.6
 
 
+def test_the_parts_of_ones_own_pipeline_find_a_hole():
+    volume, network = examples("own_pipeline.md")
+    names = run(volume)
+    scores = names["anomaly"][0, 0]
+    hole = names["torch"].zeros_like(scores, dtype=bool)
+    hole[12:28, 16:32, 6] = True
+    assert hole.flatten()[scores.argmax()]
+    assert scores[hole].mean() > 1.5 * scores[~hole].mean()
+    assert run(network)["maps"].shape == (8, 1, 64, 64)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_files_and_configs_that_a_page_names_exist(page):
     for path in set(re.findall(r"(?:configs|benchmarks|docs)/\w+\.\w+", PAGES[page])):

@@ -1,0 +1,131 @@
+"""The documentation builds without a warning, is complete, and needs no internet to be read."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from sphinx.util.inventory import InventoryFile
+from workflows import ROOT
+
+import monai_dpmm
+
+SETTINGS = re.compile(r"^\| `(\w+)` (?:• )?\| ([^|]*) \|", re.MULTILINE)
+SAID = {"none": None, "as the architecture": "@backbone_architecture"}
+IN_WORDS = {"dataset_dir", "output_dir", "ckpt_dir", "checkpoint", "device", "displayable_configs"}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Folder of the built pages."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", ROOT / "docs", folder]
+    result = subprocess.run(map(str, command), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_every_public_name_has_its_place(site):
+    inventory = InventoryFile.loads((site / "objects.inv").read_bytes(), uri="")
+    there = {name.removeprefix("monai_dpmm.") for kind in inventory.data.values() for name in kind}
+    aliases = {f"{name[:-1]}{end}" for name in there if name.endswith("d") for end in ("D", "Dict")}
+    assert set(monai_dpmm.__all__) - there - aliases == set()
+
+
+class _Loaded(HTMLParser):
+    """What a page loads when it is opened."""
+
+    def __init__(self):
+        super().__init__()
+        self.urls = []
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        if tag in ("script", "img", "iframe", "source"):
+            self.urls.append(found.get("src") or "")
+        elif tag == "link" and "stylesheet" in found.get("rel", ""):
+            self.urls.append(found["href"])
+
+
+def test_pages_load_nothing_from_elsewhere(site):
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 20
+    for page in pages:
+        loaded = _Loaded()
+        loaded.feed(page.read_text())
+        assert [url for url in loaded.urls if re.match(r"(https?:)?//", url)] == []
+        assert any(loaded.urls)
+    styles = "".join(file.read_text() for file in site.rglob("*.css"))
+    assert not re.search(r"(@import|url\()\s*[\"']?(https?:)?//", styles)
+
+
+def test_formulas_are_drawn_by_the_browser(site):
+    page = (site / "method.html").read_text()
+    assert page.count("<math") > 20
+    assert "\\frac" not in page
+
+
+def test_commands_have_their_options(site):
+    page = (site / "command_line.html").read_text()
+    for word in ("demo", "train", "calibrate", "evaluate", "infer", "bundle", "--dry-run"):
+        assert word in page
+
+
+def documented():
+    """Defaults by name, as the page of settings has them, and names that are said in words."""
+    text = (ROOT / "docs/configuration.md").read_text().split("## Overlays")[0]
+    return {name: default.strip("` ") for name, default in SETTINGS.findall(text)}
+
+
+def values(config):
+    """The values of a config that people set: not its parts, calls or references to them."""
+    items = json.loads((ROOT / f"configs/{config}.json").read_text()).items()
+    parts = {"imports", "settings", "initialize", "run", "finalize", "training", "inference"}
+    return {
+        name: value
+        for name, value in items
+        if name not in parts and not (isinstance(value, dict) and name != "displayable_configs")
+        if not (isinstance(value, str) and value.startswith(("$", "%"))) or name in IN_WORDS
+        if not (isinstance(value, list) and "_target_" in str(value))
+    }
+
+
+def test_every_setting_is_told_with_its_default():
+    told, known = documented(), values("train") | values("inference")
+    assert set(told) == set(known)
+    for name in known.keys() - IN_WORDS:
+        said = SAID[told[name]] if told[name] in SAID else told[name]
+        expected = known[name] if isinstance(known[name], str) else json.dumps(known[name])
+        assert said == (None if known[name] is None else expected), name
+
+
+def test_the_settings_that_a_model_remembers_are_marked():
+    text = (ROOT / "docs/configuration.md").read_text()
+    marked = set(re.findall(r"^\| `(\w+)` • \|", text, re.MULTILINE))
+    assert marked == set(json.loads((ROOT / "configs/train.json").read_text())["settings"])
+
+
+def test_every_overlay_is_told():
+    text = (ROOT / "docs/configuration.md").read_text().split("## Overlays")[1]
+    there = {path.stem for path in (ROOT / "configs").glob("*.json")}
+    names = {
+        name for row in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE) for name in row.split(", ")
+    }
+    assert {name.strip("`") for name in names} == there - {"train", "inference", "metadata"}
+
+
+def test_the_keys_of_a_scans_findings_are_told(trained, cohort, tmp_path):
+    """As an inference of a real run writes them."""
+    from workflows import run_bundle
+
+    scan = cohort / "test/images/test_000.nii.gz"
+    overlay = str(trained / "models/model.json")
+    run_bundle(
+        "run", ["inference", overlay], bundle_root=trained, dataset_dir=scan, output_dir=tmp_path
+    )
+    findings = json.loads((tmp_path / "test_000/test_000_findings.json").read_text())
+    assert findings["lesions"]
+    told = set(re.findall(r"`(\w+)`", (ROOT / "docs/files.md").read_text()))
+    assert {*findings, *findings["lesions"][0]} <= told
