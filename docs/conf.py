@@ -1,4 +1,4 @@
-"""Sphinx: `python -m sphinx -W docs build/docs` makes a site that is read without internet."""
+"""Sphinx: `python -m sphinx -W docs site` makes a site that is read without internet."""
 
 import re
 from typing import Any
