@@ -26,6 +26,8 @@ _CALIBRATED = {
         "$monai_dpmm.model_setting(@ckpt_dir + '/model.pt', 'volume_thresholds') or []"
     ),
 }
+_PACKAGES = {"transformers": "dino", "efficientnet-lite-pytorch": "efficientnet"}  # of backbones
+_RANGES = {"cosine": [0, 2]}  # of scores; the others have no bound above
 CHECKSUMS = "SHA256SUMS"
 # no text that MONAI would run, look up, or take for what to make
 _PLAIN = re.compile(r"(?!_)[\w .-]*", re.ASCII)
@@ -74,9 +76,9 @@ def write_bundle(
     """Bundle of a trained model: configs, models, documents and licence, complete in itself.
 
     The model's settings are written into the configs, so that inference needs no overlay, and
-    training goes on with the model's own backbone, without a download. `docs/README.md` ends with
-    the model's card, `SHA256SUMS` lists every file (`sha256sum -c SHA256SUMS` verifies them), and
-    the same folder lies beside it as `OUT.zip`. Both appear when they are complete.
+    training goes on with the model's own backbone, without a download. `docs/README.md` is the
+    model's card, `SHA256SUMS` lists every file (`sha256sum -c SHA256SUMS` verifies them), and the
+    same folder lies beside it as `OUT.zip`. Both appear when they are complete.
 
     Args:
         out: the new folder; its name is the bundle's, by which MONAI Label serves it.
@@ -106,15 +108,15 @@ def write_bundle(
         )
     settings = checked_settings(files[1])
     measured = {} if metrics is None else read_metrics(metrics)
-    card = model_card(files[0], data=data, metrics=measured)
-    told = {"eval_metrics": measured} | ({"data_source": data} if data else {})
+    template = (_documents_dir() / "docs" / "README.md").read_text()
+    card = model_card(files[0], template, name=out.name, data=data, metrics=measured)
+    told = {"name": out.name, "eval_metrics": measured, "data_source": data or "not told"}
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as partial:
         bundle = Path(partial) / out.name
         _copy_documents(bundle)
-        readme = bundle / "docs" / "README.md"
-        readme.write_text(f"{readme.read_text()}\n{card}")
-        _write_configs(bundle / "configs", out.name, settings, told)
+        (bundle / "docs" / "README.md").write_text(card)
+        _write_configs(bundle / "configs", settings, told)
         (bundle / "models").mkdir()
         for file in files:
             shutil.copy(file, bundle / "models")
@@ -153,18 +155,21 @@ def _check_name(name: str) -> None:
         )
 
 
-def _copy_documents(bundle: Path) -> None:
-    """Licence, documents and the list of large files, as they lie beside the configs."""
+def _documents_dir() -> Path:
+    """Folder of what a bundle carries beside configs: the checkout's, or that of the package."""
     configs = configs_dir()
     of_checkout = configs.parent / "bundle"
-    documents = of_checkout if of_checkout.is_dir() else configs.parent
-    shutil.copytree(documents, bundle, ignore=shutil.ignore_patterns("configs"))
+    return of_checkout if of_checkout.is_dir() else configs.parent
 
 
-def _write_configs(
-    folder: Path, name: str, settings: dict[str, Any], metadata: Mapping[str, Any]
-) -> None:
+def _copy_documents(bundle: Path) -> None:
+    shutil.copytree(_documents_dir(), bundle, ignore=shutil.ignore_patterns("configs"))
+
+
+def _write_configs(folder: Path, settings: dict[str, Any], told: Mapping[str, Any]) -> None:
     shutil.copytree(configs_dir(), folder)
+    metadata = json.loads((folder / "metadata.json").read_text())
+    _update(folder / "metadata.json", _of_the_model(metadata, settings) | told)
     settings = settings | {name: _CALIBRATED[name] for name in _CALIBRATED.keys() & settings.keys()}
     _update(folder / "inference.json", settings)
     of_the_folder = {
@@ -174,7 +179,19 @@ def _write_configs(
         "checkpoint": "$@output_dir + '/checkpoint.pt'",
     }
     _update(folder / "train.json", settings | of_the_folder)
-    _update(folder / "metadata.json", {"name": name, **metadata})
+
+
+def _of_the_model(metadata: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the metadata depends on the model: packages, and the range of its scores."""
+    name = str(settings.get("backbone_architecture"))
+    foreign = {package for package, prefix in _PACKAGES.items() if not name.startswith(prefix)}
+    needed = metadata["required_packages_version"]
+    pred = metadata["network_data_format"]["outputs"]["pred"]
+    pred["value_range"] = _RANGES.get(str(settings.get("score")), [])
+    return {
+        "required_packages_version": {k: v for k, v in needed.items() if k not in foreign},
+        "network_data_format": metadata["network_data_format"],
+    }
 
 
 def _update(file: Path, values: dict[str, Any]) -> None:

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,9 +14,11 @@ import nibabel as nib
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
+from workflows import ROOT
 
 from monai_dpmm.bundle_folder import write_bundle
 from monai_dpmm.cli import main
+from monai_dpmm.model_card import model_card
 
 NO_NETWORK = """
 import socket
@@ -24,6 +28,27 @@ def refuse(*args, **kwargs):
 
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
 """
+# as `python -m` does, one after the other, without importing everything anew
+RUN_ALL = """
+import json, runpy, sys
+
+sys.path.insert(0, ".")
+for module, *words in json.loads(sys.argv[1]):
+    sys.argv = [module, *words]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+SECTIONS = [
+    *("# heads", "## Data", "## Model", "### Input", "### Output", "### Settings"),
+    *("## Performance", "## Commands", "## Limits", "## Not for clinical use", "## References"),
+    "## License",
+]
+
+
+def commands(bundle, **places):
+    """Commands of a bundle's README, with real folders in place of its words for them."""
+    blocks = re.findall(r"```bash\n(.*?)```", (bundle / "docs/README.md").read_text(), re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [[str(places.get(word, word)) for word in shlex.split(line)] for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -60,28 +85,88 @@ def test_the_zip_holds_the_folder_and_nothing_beside_it(bundle):
             assert archive.read(name) == (bundle.parent / name).read_bytes()
 
 
-def test_the_unpacked_zip_marks_a_scan_without_network(bundle, cohort, tmp_path):
+def test_the_readmes_commands_run_in_the_unpacked_zip_without_network(bundle, cohort, tmp_path):
     """In a process in which whatever opens a connection fails."""
     shutil.unpack_archive(bundle.with_suffix(".zip"), tmp_path)
     (tmp_path / "sitecustomize.py").write_text(NO_NETWORK)
+    unpacked = tmp_path / "heads"
     scan = next((cohort / "test/images").iterdir())
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file"]
-    command += ["configs/inference.json", "--dataset_dir", str(scan)]
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    result = subprocess.run(
-        command,
-        cwd=tmp_path / "heads",
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
+    check, *others = sorted(
+        commands(bundle, SCANS=scan, LABELLED=cohort, HEALTHY=cohort / "train"),
+        key=lambda words: words[0] == "python",
     )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    options = {"cwd": unpacked, "env": environment, "capture_output": True, "text": True}
+    assert check == ["sha256sum", "-c", "SHA256SUMS"]
+    assert subprocess.run(check, **options).returncode == 0
+    assert {words[1] for words in others} == {"-m"}
+    trained = (unpacked / "models/model.pt").read_bytes()
+    words = json.dumps([words[2:] for words in others])
+    result = subprocess.run([sys.executable, "-c", RUN_ALL, words], **options)
     assert result.returncode == 0, result.stderr
-    (heat_map,) = (tmp_path / "heads/output").glob("*/*_anomaly.nii.gz")
+    (heat_map,) = (unpacked / "output").glob(f"{scan.name.split('.')[0]}/*_anomaly.nii.gz")
     assert nib.load(heat_map).shape == nib.load(scan).shape
+    report = json.loads((unpacked / "output/report/metrics.json").read_text())
+    assert 0.5 < report["metrics"]["pixel_auroc"] <= 1
+    assert torch.jit.load(unpacked / "model.ts")(torch.rand(1, 1, 50, 70)).shape == (1, 1, 50, 70)
+    assert (unpacked / "new/model.pt").is_file()
+    assert (unpacked / "models/model.pt").read_bytes() == trained
     online = [sys.executable, "-c", "import socket; socket.create_connection(('127.0.0.1', 9))"]
-    refused = subprocess.run(online, env=environment, capture_output=True, text=True, check=False)
-    assert "no network here" in refused.stderr
+    assert "no network here" in subprocess.run(online, **options).stderr
+
+
+def test_the_readme_is_one_document_in_the_zoos_order(bundle):
+    text = re.sub("```.*?```", "", (bundle / "docs/README.md").read_text(), flags=re.DOTALL)
+    assert re.findall("^#+ .*$", text, re.MULTILINE) == SECTIONS
+    assert "$" not in text
+    assert "not told" not in text
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("", "the template must have places for data, .*, weights, got none"),
+        ("$name $price", "the template must have places for data, .*, got name, price"),
+        ("$name costs $ 3", r"the template must have places for data, .*, got \$, name"),
+    ],
+)
+def test_a_template_of_other_places_is_refused(trained, template, message):
+    with pytest.raises(ValueError, match=message):
+        model_card(trained / "models/model.pt", template, name="b")
+
+
+def test_text_of_others_stays_text_in_the_card(trained, tmp_path):
+    metrics = tmp_path / "m.json"
+    metrics.write_text(json.dumps({"metrics": {"a|b\nc": 1.0}}))
+    bundle = write_bundle(tmp_path / "<i>$name", trained, data="Heads\n## <b>", metrics=metrics)
+    card = (bundle / "docs/README.md").read_text().splitlines()
+    assert card[0] == "# &lt;i&gt;$name"
+    assert "Heads ## &lt;b&gt;" in card
+    assert r"| a\|b c | 1.0000 |" in card
+
+
+@pytest.mark.parametrize(
+    ("architecture", "score", "needed", "foreign", "value_range"),
+    [
+        ("dinov2_vits14", "cosine", "transformers", "efficientnet-lite-pytorch", [0, 2]),
+        ("dinov3_vits16", "mixture", "transformers", "efficientnet-lite-pytorch", []),
+        ("efficientnet_lite0", "cosine", "efficientnet-lite-pytorch", "transformers", [0, 2]),
+    ],
+)
+def test_the_metadata_is_that_of_the_model(
+    trained, tmp_path, architecture, score, needed, foreign, value_range
+):
+    (tmp_path / "models").mkdir()
+    shutil.copy(trained / "models/model.pt", tmp_path / "models")
+    settings = json.loads((trained / "models/model.json").read_text())
+    settings |= {"backbone_architecture": architecture, "score": score}
+    (tmp_path / "models/model.json").write_text(json.dumps(settings))
+    bundle = write_bundle(tmp_path / "b", tmp_path)
+    metadata = json.loads((bundle / "configs/metadata.json").read_text())
+    whole = json.loads((ROOT / "configs/metadata.json").read_text())["required_packages_version"]
+    assert metadata["required_packages_version"].keys() == whole.keys() - {foreign}
+    assert needed in metadata["required_packages_version"]
+    assert metadata["network_data_format"]["outputs"]["pred"]["value_range"] == value_range
 
 
 def test_the_card_tells_of_this_very_model(trained, tmp_path):
@@ -93,13 +178,14 @@ def test_the_card_tells_of_this_very_model(trained, tmp_path):
     card = (bundle / "docs/README.md").read_text()
     state = torch.load(bundle / "models/model.pt", weights_only=True)
     for line in (
-        "Healthy scans: Ten heads of volunteers.",
+        "Ten heads of volunteers.",
         "| pixel_auroc | 0.7500 |",
-        '| backbone_architecture | "efficientnet_lite0" |',
-        f"| prototypes kept, features | {len(state['mixture.offsets'])}, 152 |",
+        "| backbone_architecture | efficientnet_lite0 |",
         f"| threshold at 1% false positives | {state['thresholds'][0]:.4g} |",
     ):
         assert line in card.splitlines()
+    assert f"Mixture: {len(state['mixture.offsets'])} components, covariance diagonal." in card
+    assert "brings their shorter side to 96 pixels" in card
     metadata = json.loads((bundle / "configs/metadata.json").read_text())
     assert metadata["eval_metrics"] == {"pixel_auroc": 0.75}
     assert metadata["data_source"] == "Ten heads of volunteers."
@@ -107,9 +193,11 @@ def test_the_card_tells_of_this_very_model(trained, tmp_path):
 
 def test_the_card_does_not_invent(bundle):
     card = (bundle / "docs/README.md").read_text()
-    assert "Healthy scans: not told when it was built." in card
-    assert "Not measured when it was built." in card
-    assert json.loads((bundle / "configs/metadata.json").read_text())["eval_metrics"] == {}
+    assert "Not told when this bundle was built." in card.splitlines()
+    assert "Not measured when this bundle was built." in card.splitlines()
+    metadata = json.loads((bundle / "configs/metadata.json").read_text())
+    assert metadata["eval_metrics"] == {}
+    assert metadata["data_source"] == "not told"
 
 
 @pytest.mark.parametrize(

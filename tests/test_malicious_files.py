@@ -114,7 +114,7 @@ TENSORS = {
     "moments": lambda path: load_moments(path, DPMM(D, 5)),
     "warm start": _warm_start,
     "checkpoint": _resume,
-    "model card": model_card,
+    "model card": lambda path: model_card(path, "", name="b"),
     "bundle": lambda path: write_bundle(path.parents[1] / "bundle", path.parents[1]),
 }
 PICKLES = {
