@@ -47,6 +47,8 @@ class DatasetCheck(NamedTuple):
     def __str__(self) -> str:
         head = f"{'split':8}{'images':>8}{'healthy':>9}{'anomalous':>11}{'masks':>7}  sizes"
         lines = [head, *(_row(name, split) for name, split in self.splits.items())]
+        if "test" not in self.splits:
+            lines.append("no test split: scans to train on, none to measure with")
         found = [f"  {problem}" for problem in self.problems] or ["  none"]
         return "\n".join([*lines, "", f"irregularities: {len(self.problems)}", *found])
 
@@ -58,7 +60,7 @@ def check_dataset(dataset_dir: str | Path, *, val_fraction: float = 0.2) -> Data
     value) and masks that cannot be read; masks of another size than their image, of no image, all 0
     where the image is anomalous or not where it is healthy; anomalous images without a mask, and
     images of which nothing is known in a test split; a patient in two splits; and the same content
-    in two splits.
+    in two splits. A folder of healthy scans has no test split, which is none.
 
     Raises:
         InputError: where there is no data set, or no healthy image to train on.
@@ -68,14 +70,22 @@ def check_dataset(dataset_dir: str | Path, *, val_fraction: float = 0.2) -> Data
     items = {name: datalist(root, name, val_fraction=val_fraction) for name in healthy}
     with suppress(InputError):
         items["test"] = datalist(root, "test")
+    if _same_scans(items):  # a folder of healthy scans, all of which an inference would take
+        del items["test"]
     if groups := slice_groups(root):
         items["val"] = group_items(groups["val"]) or items["val"]
-    splits, problems = {}, [] if "test" in items else ["there is no test split"]
+    splits, problems = {}, []
     for name, of_split in items.items():
         splits[name], found = _checked(name, of_split)
         problems += found
     problems += [*_extra_masks(root), *_shared_patients(items), *_shared_content(items)]
     return DatasetCheck(splits, problems)
+
+
+def _same_scans(items: Mapping[str, Sequence[Mapping[str, Any]]]) -> bool:
+    """Whether the scans to test are those to train on and to validate with."""
+    scans = {name: {item["image"] for item in of} for name, of in items.items()}
+    return scans.get("test") == scans["train"] | scans["val"]
 
 
 def _row(name: str, split: SplitCheck) -> str:

@@ -134,4 +134,15 @@ def test_a_data_set_without_test_images_says_so(tmp_path):
     root = write_tree(tmp_path, "mvtec")
     shutil.rmtree(root / "test")
     shutil.rmtree(root / "ground_truth")
-    assert check_dataset(root).problems == ["there is no test split"]
+    found = check_dataset(root)
+    assert found.problems == []
+    assert "no test split: scans to train on, none to measure with" in str(found).splitlines()
+
+
+def test_a_folder_of_healthy_scans_is_one_to_train_on(cohort, capsys):
+    """Though inference would take all its scans, they are no test split."""
+    main(["check", str(cohort / "train")])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[1:3]] == [["train", "2"], ["val", "1"]]
+    assert lines[3].startswith("no test split")
+    assert lines[-1] == "  none"
