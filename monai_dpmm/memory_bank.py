@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from monai_dpmm.coreset import coreset
-from monai_dpmm.precision import exact
+from monai_dpmm.precision import exact, is_traced
 from monai_dpmm.scores import ScoreKind
 
 __all__ = ["MemoryBank"]
@@ -124,13 +124,13 @@ class MemoryBank(nn.Module):
     def _nearest(self, x: Tensor, metric: _Metric) -> Iterator[tuple[Tensor, Tensor]]:
         """Chunks of patches (n, D), and which prototype is nearest to each patch (n,)."""
         self._check(x, "x")
-        if not _is_traced() and not len(self.prototypes):
+        if not is_traced() and not len(self.prototypes):
             raise RuntimeError("MemoryBank is not fitted: call fit, or load a checkpoint")
         on_cpu = x.device.type == "cpu"
         rows, tile = (_CHUNK, _TILE) if on_cpu else (_DEVICE_CHUNK, _DEVICE_TILE)
         origin = self.prototypes[:tile].to(self._precision).mean(0)  # of squares that lose little
         x = x.to(self._precision)
-        for part in (x,) if _is_traced() else x.split(rows):
+        for part in (x,) if is_traced() else x.split(rows):
             yield part, self._nearest_of_all(metric.placed(part, origin), metric, origin, tile)
 
     def _nearest_of_all(self, x: Tensor, metric: _Metric, origin: Tensor, tile: int) -> Tensor:
@@ -140,7 +140,7 @@ class MemoryBank(nn.Module):
         that, so a place is looked for in one tile only.
         """
         tiles = self.prototypes.split(tile)
-        if len(tiles) == 1 or _is_traced():
+        if len(tiles) == 1 or is_traced():
             highest_and_places = (metric.similarities(x, part, origin).max(1) for part in tiles)
             highest, places = map(torch.stack, zip(*highest_and_places, strict=True))
             which = highest.argmax(0, keepdim=True)
@@ -164,7 +164,7 @@ class MemoryBank(nn.Module):
         return torch.promote_types(self.prototypes.dtype, torch.float32)
 
     def _check(self, x: Tensor, name: str) -> None:
-        if not _is_traced() and (x.ndim != 2 or x.shape[1] != self.features):
+        if not is_traced() and (x.ndim != 2 or x.shape[1] != self.features):
             raise ValueError(f"{name} must be (N, {self.features}), got shape {tuple(x.shape)}")
         if not x.is_floating_point():
             raise TypeError(f"{name} must be of floating point, got {x.dtype}")
@@ -210,11 +210,6 @@ def _metric(kind: str) -> _Metric:
         kinds = ", ".join(_METRICS)
         raise ValueError(f"kind must be one of {kinds} for a memory bank, got {kind!r}")
     return _METRICS[kind]
-
-
-def _is_traced() -> bool:
-    """Whether a graph is being recorded, which no number of patches may enter."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
 def _make_room(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:

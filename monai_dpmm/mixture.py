@@ -38,8 +38,8 @@ from monai_dpmm.initialization import (
     InitializationKind,
     InitialWeightsKind,
 )
-from monai_dpmm.precision import exact
-from monai_dpmm.scores import DISTANCES, Components, ScoreKind
+from monai_dpmm.precision import exact, is_traced
+from monai_dpmm.scores import Components, ScoreKind, chunks
 from monai_dpmm.von_mises_fisher import VonMisesFisher
 
 __all__ = ["DPMM", "CovarianceKind", "InitializationKind", "Moments", "ScheduleKind", "ScoreKind"]
@@ -53,8 +53,6 @@ _COVARIANCES = {
     "spherical": (SphericalCovariance, 1e-6),
     "von_mises_fisher": (VonMisesFisher, 1e-6),
 }
-_CHUNK = 1024  # patches: log-densities (1024, 500) stay in a core's cache
-_DEVICE_CHUNK = 16384  # patches elsewhere, where launches cost more than memory does
 _FLOAT64 = ("concentration", "log_weights", "average_weight")  # whatever the module is cast to
 
 
@@ -175,8 +173,6 @@ class DPMM(nn.Module):
         """How many components survive, 0-d int64."""
         return self.surviving.sum()
 
-    # --- fitting ------------------------------------------------------------------------------
-
     @exact
     def initialize(self, x: Tensor) -> None:
         """Start from a first batch (N, D), whatever was fitted before.
@@ -237,7 +233,7 @@ class DPMM(nn.Module):
         self._check_fitted()
         density = self.covariance.density(self.offsets, self.active)
         log_weights = self.log_weights[self.active].to(x.dtype)
-        parts = (self._chunk_moments(part, density, log_weights) for part in _chunks(x))
+        parts = (self._chunk_moments(part, density, log_weights) for part in chunks(x))
         return reduce(accumulated, parts).scattered(self.active, self.components)
 
     def _chunk_moments(self, x: Tensor, density: Density, log_weights: Tensor) -> Moments:
@@ -290,15 +286,13 @@ class DPMM(nn.Module):
         """
         self.active = torch.isfinite(self.log_weights).nonzero()[:, 0]
 
-    # --- evaluation ---------------------------------------------------------------------------
-
     @exact
     def component_log_prob(self, x: Tensor) -> Tensor:
         """Log-density of each patch under every component, nats: (N, D) -> (N, K)."""
         x = self._checked(x)
         self._check_fitted()
-        log_density = self._log_density(None)
-        return log_density(x) if _is_traced() else torch.cat([*map(log_density, _chunks(x))])
+        log_density = self._components(None).log_density
+        return log_density(x) if is_traced() else torch.cat([*map(log_density, chunks(x))])
 
     @exact
     def responsibilities(self, x: Tensor) -> Tensor:
@@ -313,15 +307,7 @@ class DPMM(nn.Module):
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-likelihood per patch under the surviving components, nats: (N, D) -> (N,)."""
         x = self._checked(x)
-        keep = self._survivors()
-        log_weights = self.log_weights[keep].to(x.dtype)
-        log_density = self._log_density(keep)
-        if _is_traced():
-            return (log_density(x) + log_weights).logsumexp(1)
-        result = x.new_empty(len(x))
-        for part, out in zip(_chunks(x), _chunks(result), strict=True):
-            torch.logsumexp(log_density(part).add_(log_weights), 1, out=out)
-        return result
+        return self._components(self._survivors()).log_prob(x)
 
     @exact
     def score(self, x: Tensor, kind: ScoreKind = "cosine") -> Tensor:
@@ -336,7 +322,8 @@ class DPMM(nn.Module):
         _check_choice("kind", kind, ScoreKind)
         if kind == "mixture":
             return -self.log_prob(x)
-        return self._nearest(x, kind)[0]
+        x = self._checked(x)
+        return self._components(self._survivors()).nearest(x, kind)[0]
 
     def lowest_score(self, kind: ScoreKind = "cosine") -> Tensor:
         """Score that none is below, 0 for distances: a 0-d tensor.
@@ -346,7 +333,7 @@ class DPMM(nn.Module):
         _check_choice("kind", kind, ScoreKind)
         keep = self._survivors()
         if kind in ("likelihood", "mixture"):
-            return -self._components(keep).log_norm.max()
+            return -self._components(keep).density.log_norm.max()
         return self.offsets.new_zeros(())
 
     @exact
@@ -356,32 +343,17 @@ class DPMM(nn.Module):
         For "mixture" it is the component of the highest responsibility.
         """
         _check_choice("kind", kind, ScoreKind)
-        index = self._nearest(x, kind)[1]
+        x = self._checked(x)
+        index = self._components(self._survivors()).nearest(x, kind)[1]
         return self.surviving.nonzero()[:, 0][index]
 
-    def _nearest(self, x: Tensor, kind: ScoreKind) -> tuple[Tensor, Tensor]:
-        """Smallest distance to a surviving component, and which of them: (N,), (N,)."""
-        x = self._checked(x)
-        distances = DISTANCES[kind](self._components(self._survivors()))
-        if _is_traced():
-            return distances(x).min(dim=1)
-        nearest, which = (
-            x.new_empty(len(x)),
-            torch.empty(len(x), dtype=torch.int64, device=x.device),
-        )
-        for part, *out in zip(*map(_chunks, (x, nearest, which)), strict=True):
-            torch.min(distances(part), dim=1, out=out)
-        return nearest, which
-
-    def _components(self, keep: Tensor) -> Components:
-        log_norm = self.covariance.density(self.offsets, keep).log_norm
-        log_weights = self.log_weights[keep].to(self.offsets.dtype)
-        return Components(self.means[keep], log_weights, log_norm, self._log_density(keep))
-
-    def _log_density(self, keep: Tensor | None) -> Callable[[Tensor], Tensor]:
-        """Log-density of a chunk under the components kept, prepared once for all chunks."""
+    def _components(self, keep: Tensor | None) -> Components:
+        """All components, or those kept (K,) bool, prepared once for all chunks of patches."""
         density = self.covariance.density(self.offsets, keep)
-        return lambda x: density.log_prob(self.covariance.expand(x - self.origin))
+        kept = slice(None) if keep is None else keep
+        log_weights = self.log_weights[kept].to(self.offsets.dtype)
+        expand = self.covariance.expand
+        return Components(self.means[kept], log_weights, density, lambda x: expand(x - self.origin))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DPMM:
         """Move or cast, but nothing below float32, and weights and concentration stay float64."""
@@ -399,10 +371,8 @@ class DPMM(nn.Module):
                 self._buffers[name] = before.to(after.device)
         return self
 
-    # --- checks -------------------------------------------------------------------------------
-
     def _checked(self, x: Tensor) -> Tensor:
-        if not _is_traced() and (x.ndim != 2 or x.shape[1] != self.features):
+        if not is_traced() and (x.ndim != 2 or x.shape[1] != self.features):
             raise ValueError(f"x must be (N, {self.features}), got shape {tuple(x.shape)}")
         if not x.is_floating_point():
             raise TypeError(f"x must be of floating point, got {x.dtype}")
@@ -415,21 +385,11 @@ class DPMM(nn.Module):
     def _survivors(self) -> Tensor:
         self._check_fitted()
         keep = self.surviving
-        if not _is_traced() and not bool(keep.any()):
+        if not is_traced() and not bool(keep.any()):
             raise RuntimeError(
                 f"no component survives the weight_threshold of {self.weight_threshold}"
             )
         return keep
-
-
-def _is_traced() -> bool:
-    """Whether a graph is being recorded, which no value and no number of patches may enter."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling()
-
-
-def _chunks(x: Tensor) -> tuple[Tensor, ...]:
-    """Patches a chunk at a time, so that memory does not grow with their number."""
-    return x.split(_CHUNK if x.device.type == "cpu" else _DEVICE_CHUNK)
 
 
 def _check_state(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:

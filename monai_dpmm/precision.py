@@ -17,9 +17,14 @@ import torch
 from torch import nn
 from torch.backends import mkldnn
 
-__all__ = ["exact", "full_float32"]
+__all__ = ["exact", "full_float32", "is_traced"]
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def is_traced() -> bool:
+    """Whether a graph is being recorded, which no value and no number of patches may enter."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
 @contextmanager
@@ -43,7 +48,7 @@ def exact(method: _Method) -> _Method:
     def in_full(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         device = next(self.buffers()).device.type
         with torch.no_grad(), torch.autocast(device, enabled=False):
-            if torch.jit.is_tracing() or torch.compiler.is_compiling():
+            if is_traced():
                 return method(self, *args, **kwargs)
             with full_float32():
                 return method(self, *args, **kwargs)

@@ -9,7 +9,7 @@ from oracle import Oracle, clustered
 from sklearn.mixture import GaussianMixture
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from monai_dpmm import mixture
+from monai_dpmm import scores as scores_module
 from monai_dpmm.mixture import DPMM, Moments
 
 COVARIANCES = ["diagonal", "full", "spherical"]
@@ -428,7 +428,7 @@ def test_the_size_of_a_chunk_changes_nothing(covariance, chunk, monkeypatch):
     x = batches()[0]
     model = fitted(x, covariance=covariance)
     whole, scores = model.e_step(x), [model.score(x, kind) for kind in SCORES]
-    monkeypatch.setattr(mixture, "_CHUNK", chunk)
+    monkeypatch.setattr(scores_module, "_CHUNK", chunk)
     for a, b in zip(model.e_step(x), whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
     for kind, score in zip(SCORES, scores, strict=True):
@@ -454,7 +454,7 @@ class Recorder(TorchDispatchMode):
 @pytest.mark.parametrize("covariance", ["diagonal", "spherical"])
 def test_no_tensor_has_patches_components_and_features(covariance, monkeypatch):
     """Nothing larger than (n, K), (n, 2D) or (K, 2D) is made, n the chunk."""
-    monkeypatch.setattr(mixture, "_CHUNK", 64)
+    monkeypatch.setattr(scores_module, "_CHUNK", 64)
     x = clustered(300, 48, 6)
     model = started(x, components=40, covariance=covariance)
     with Recorder() as recorder:
@@ -857,7 +857,7 @@ class Score(torch.nn.Module):
 def test_a_traced_score_holds_for_any_number_of_patches(kind, monkeypatch):
     x = batches(dtype=torch.float32)[0]
     model = fitted(x)
-    monkeypatch.setattr(mixture, "_CHUNK", 64)
+    monkeypatch.setattr(scores_module, "_CHUNK", 64)
     traced = torch.jit.trace(Score(model, kind), x[:10])
     for n in (1, 10, 200):
         scores, index = traced(x[:n])

@@ -5,7 +5,7 @@ import torch
 from oracle import clustered
 from torch.backends import mkldnn
 
-from monai_dpmm import mixture
+from monai_dpmm import scores as scores_module
 from monai_dpmm.mixture import DPMM
 
 COVARIANCES = ["diagonal", "full", "spherical", "von_mises_fisher"]
@@ -72,7 +72,7 @@ def test_a_cast_below_float32_leaves_the_state_as_it_was(covariance, dtype):
 def test_component_log_densities_are_chunked(covariance, monkeypatch):
     model, x = fitted(covariance)
     expected = model.component_log_prob(x)
-    monkeypatch.setattr(mixture, "_CHUNK", 100)
+    monkeypatch.setattr(scores_module, "_CHUNK", 100)
     torch.testing.assert_close(model.component_log_prob(x), expected)
 
 
