@@ -52,7 +52,7 @@ ORDER = [
     *("output_formats", "dicom_output", "findings"),
     *("lesion_metrics", "image_metrics", "protocols", "metrics"),
     *("warm_start", "baselines"),
-    *("lesions", "cohort"),
+    *("lesions", "phantom", "cohort"),
     *("display", "subjects", "environment", "panels", "figures", "curves"),
     *("viewer", "page", "replacement", "report"),
     *("embeddings", "trials", "comparison", "significance", "tables", "paper_tables"),

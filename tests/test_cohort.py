@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.ndimage import binary_dilation
 
-from monai_dpmm import cohort, lesions
+from monai_dpmm import cohort, lesions, phantom
 from monai_dpmm.cohort import make_demo_cohort
 from monai_dpmm.lesions import KINDS, Lesion, mass_effect, smooth_noise, trilinear, with_lesions
 
@@ -21,12 +21,12 @@ BOUNDS = np.array([[-60, -60, -60], [60, 60, 60]], np.float32)
 
 @pytest.fixture(scope="module")
 def template():
-    return cohort._load_template()
+    return phantom.load_template()
 
 
 @pytest.fixture
 def loaded_once(template, monkeypatch):
-    monkeypatch.setattr(cohort, "_load_template", lambda: template)
+    monkeypatch.setattr(cohort, "load_template", lambda: template)
 
 
 @pytest.fixture(scope="module")
@@ -96,14 +96,14 @@ def test_same_seed_same_voxels_whatever_the_counts(small, kinds):
 def test_subjects_and_seeds_differ(small, template):
     scans = [voxels(path).astype(float) for path in sorted(small.rglob("*.nii.gz"))]
     scans = [scan for scan in scans if scan.max() > 1]
-    other, _, _ = cohort._simulated(template, {"spacing": 6.0, "seed": 4}, "train", 0)
+    other, _, _ = phantom.simulated(template, {"spacing": 6.0, "seed": 4}, "train", 0)
     correlation = np.corrcoef([scan.ravel() for scan in [*scans, other]])
     assert correlation[~np.eye(len(correlation), dtype=bool)].max() < 0.97
 
 
 def test_global_generators_untouched(template):
     before = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
-    cohort._simulated(template, {"spacing": 8.0, "seed": 0}, "test", 0)
+    phantom.simulated(template, {"spacing": 8.0, "seed": 0}, "test", 0)
     np.testing.assert_array_equal(np.random.get_state()[1], before[0])  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), before[1])
 
@@ -134,18 +134,18 @@ def test_healthy_sections_have_no_lesions(small, template, monkeypatch):
     healthy = [s for s in manifest(small)["subjects"] if not s["image"].startswith("test")]
     assert len(healthy) == 3
     assert all(s["lesions"] == [] and s["label"] is None for s in healthy)
-    monkeypatch.setattr(cohort, "random_lesions", None)
+    monkeypatch.setattr(phantom, "random_lesions", None)
     for split, index in (("train", 0), ("val", 0), ("test", 2)):
-        _, label, known = cohort._simulated(template, {"spacing": 8.0, "seed": 0}, split, index)
+        _, label, known = phantom.simulated(template, {"spacing": 8.0, "seed": 0}, split, index)
         assert not label.any()
         assert known == []
 
 
 def test_without_its_lesions_a_subject_is_the_same_elsewhere(template, monkeypatch):
     parameters = {"spacing": 5.0, "seed": 0}
-    ill, label, _ = cohort._simulated(template, parameters, "test", 1)  # infarcts push nothing
-    monkeypatch.setattr(cohort, "_lesions", lambda *_: [])
-    healthy, _, _ = cohort._simulated(template, parameters, "test", 1)
+    ill, label, _ = phantom.simulated(template, parameters, "test", 1)  # infarcts push nothing
+    monkeypatch.setattr(phantom, "_lesions", lambda *_: [])
+    healthy, _, _ = phantom.simulated(template, parameters, "test", 1)
     near = binary_dilation(label, iterations=3)
     np.testing.assert_array_equal(ill[~near], healthy[~near])
     assert np.abs(ill.astype(float) - healthy)[label == 1].mean() > 0.05 * healthy.max()
@@ -153,7 +153,7 @@ def test_without_its_lesions_a_subject_is_the_same_elsewhere(template, monkeypat
 
 def test_cohort_is_made_once(small, monkeypatch):
     before = snapshot(small)
-    monkeypatch.setattr(cohort, "_load_template", None)
+    monkeypatch.setattr(cohort, "load_template", None)
     assert make_demo_cohort(small, **SMALL) == small
     assert snapshot(small) == before
 
@@ -211,7 +211,7 @@ def test_rename_that_fails_is_an_error(small, tmp_path, monkeypatch):
 
 
 def test_empty_folder_is_filled(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(cohort, "_load_template", lambda: None)
+    monkeypatch.setattr(cohort, "load_template", lambda: None)
     monkeypatch.setattr(cohort, "_write_cohort", lambda made, *_: shutil.copytree(small, made))
     (tmp_path / "demo").mkdir()
     make_demo_cohort(tmp_path / "demo", **SMALL)
@@ -267,7 +267,7 @@ def test_missing_nilearn_is_named(tmp_path, monkeypatch):
 
 def test_deformation_keeps_neighbours_in_order(template):
     for seed in range(5):
-        points = cohort._deformed(np.random.default_rng(seed), template.bounds, 4.0)
+        points = phantom._deformed(np.random.default_rng(seed), template.bounds, 4.0)
         jacobian = np.stack([np.stack(np.gradient(p, 4.0)) for p in points])
         assert np.linalg.det(np.moveaxis(jacobian, (0, 1), (-2, -1))).min() > 0.1
 
