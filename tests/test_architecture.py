@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from monai.transforms import Transform
 
 import monai_dpmm
 
@@ -61,6 +62,19 @@ ORDER = [
     *("saved_maps", "scoring", "reporting", "model_card", "bundle_folder", "cli", "__main__"),
 ]
 CORE = ORDER[: ORDER.index("weights") + 1]
+LOADED = """
+import json, sys
+import monai, monai_dpmm
+heavy = json.loads(sys.argv[1])
+for name in list(sys.modules):
+    if name.split(".")[0] in heavy:
+        del sys.modules[name]
+for name in sys.argv[2:]:
+    getattr(monai_dpmm, name)
+print(json.dumps([name for name in heavy if name in sys.modules]))
+monai_dpmm.AnomalyMetrics
+print(json.dumps([name for name in heavy if name in sys.modules]))
+"""
 
 
 def _imports(module):
@@ -109,6 +123,22 @@ def test_importing_the_package_imports_nothing_heavy():
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     loaded = set(json.loads(result.stdout))
     assert not loaded & {"torch", "monai", "transformers", "matplotlib", "nilearn", "torchmetrics"}
+
+
+def test_importing_the_public_transforms_imports_nothing_heavy():
+    """Beside what `import monai` does: it loads some of these itself, where they are installed."""
+    names = [name for name in monai_dpmm.__all__ if _is_transform(getattr(monai_dpmm, name))]
+    assert {"EmbedPatches", "EmbedPatchesd", "LoadVolumed", "CheckScand"} <= set(names)
+    heavy = ("matplotlib", "nilearn", "pandas", "sklearn", "torchmetrics", "transformers")
+    command = [sys.executable, "-c", LOADED, json.dumps(heavy), *names]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    by_transforms, by_metrics = map(json.loads, result.stdout.splitlines()[-2:])
+    assert by_transforms == []
+    assert "torchmetrics" in by_metrics  # it would be seen
+
+
+def _is_transform(value):
+    return isinstance(value, type) and issubclass(value, Transform)
 
 
 def test_the_version_is_one():

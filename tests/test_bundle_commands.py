@@ -4,6 +4,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import monai.bundle
@@ -103,6 +104,26 @@ def test_an_onnx_export_gives_the_modules_maps(place, tmp_path):
     slices = torch.rand(2, 1, 64, 64)
     (maps,) = session.run(None, {session.get_inputs()[0].name: slices.numpy()})
     np.testing.assert_allclose(maps, detector_of(place)(slices).numpy(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="TensorRT needs a CUDA device")
+@pytest.mark.skipif(find_spec("torch_tensorrt") is None, reason="torch_tensorrt is not installed")
+def test_a_tensorrt_export_gives_the_modules_maps(place, tmp_path):
+    called(
+        "trt_export",
+        place,
+        net_id="network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(place["model"]),
+        key_in_ckpt="",
+        precision="fp32",
+        input_shape=[2, 1, 64, 64],
+        use_trace=True,
+    )
+    slices, detector = torch.rand(2, 1, 64, 64).cuda(), detector_of(place).cuda()
+    exported = torch.jit.load(tmp_path / "model.ts")
+    torch.testing.assert_close(exported(slices), detector(slices), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(("config", "kind"), [("train", "train"), ("inference", "infer")])
