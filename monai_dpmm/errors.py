@@ -7,7 +7,13 @@ import sys
 from collections.abc import Iterator
 from types import TracebackType
 
-__all__ = ["expected_error", "one_line_errors"]
+INTERRUPTED, USAGE = 130, 2  # exit codes; a refusal's is 1, as Python has it for any error
+
+__all__ = ["INTERRUPTED", "USAGE", "UsageError", "expected_error", "one_line_errors", "report_line"]
+
+
+class UsageError(ValueError):
+    """What was asked for on the command line does not exist; nothing has been run."""
 
 
 def expected_error(error: BaseException) -> BaseException | None:
@@ -29,6 +35,12 @@ def one_line_errors() -> None:
     """
     if not os.environ.get("MONAI_DPMM_TRACEBACK"):
         sys.excepthook = _excepthook
+
+
+def report_line(error: BaseException) -> None:
+    """Print an error for a user; a file's name in it may hold what commands a terminal."""
+    text = "".join(c if c.isprintable() or c == "\n" else "?" for c in str(error))
+    print(f"error: {text}", file=sys.stderr)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -54,6 +66,4 @@ def _excepthook(
     if expected is None:
         sys.__excepthook__(kind, error, trace)
     else:
-        # a file's name may hold what commands a terminal
-        text = "".join(c if c.isprintable() or c == "\n" else "?" for c in str(expected))
-        print(f"error: {text}", file=sys.stderr)
+        report_line(expected)

@@ -72,6 +72,7 @@ def write_report(
     metrics: Mapping[str, Any] | None = None,
     intervals: Mapping[str, Sequence[float]] | None = None,
     settings: Mapping[str, Any] | None = None,
+    measured_with: Mapping[str, Any] | None = None,
     axis: int = 2,
     slices: int = 1,
     viewers: bool | None = None,
@@ -93,6 +94,7 @@ def write_report(
         metrics: pooled metrics by name, NaN for what is undefined.
         intervals: (low, high) of some of them by name, at 95 %.
         settings: anything worth keeping of how the results came about, may be nested.
+        measured_with: date, versions and hardware by name; None: now, and what is here.
         axis: spatial axis that the slices are perpendicular to.
         slices: slices shown of each subject.
         viewers: write a page to walk through each volume, see `monai_dpmm.viewer.viewer_page`;
@@ -128,7 +130,7 @@ def write_report(
             "history": history,
             "training": None if curves is None else f"{FIGURES}/training.png",
             "settings": settings or {},
-            "environment": environment(),
+            "environment": measured_with or environment(),
         }
         _write_texts(partial, _plain(report))
     return folder / PAGE

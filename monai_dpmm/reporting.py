@@ -3,21 +3,102 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ignite.engine import Engine, Events
 
 from monai_dpmm.distributed import interleaved, is_main_process
+from monai_dpmm.loading import InputError
 from monai_dpmm.report import metrics_table, write_report
 
 if TYPE_CHECKING:
     from monai_dpmm.detector import AnomalyDetector
     from monai_dpmm.metrics import AnomalyMetrics
 
-__all__ = ["ReportWriter"]
+__all__ = ["ReportWriter", "curves_of", "publish_report", "scan_subject"]
 
+SAVED = ("anomaly", "mask", "component")  # what the names of a scan's results end with
 _READ_BY_NIBABEL = (".nii", ".nii.gz", ".mgz", ".mgh")
+
+
+def publish_report(
+    folder: str | Path,
+    subjects: Sequence[Mapping[str, Any]],
+    *,
+    metrics: Mapping[str, Any] | None = None,
+    intervals: Mapping[str, Sequence[float]] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> None:
+    """Write a report, print its table and where it is.
+
+    Args:
+        folder: of the report.
+        subjects: see `monai_dpmm.report.write_report`.
+        metrics: pooled metrics by name.
+        intervals: of some of them.
+        settings: how the results came about; the table names the "protocol".
+        **options: others of `write_report`.
+
+    Raises:
+        OSError: in one line, where the report cannot be written, as on a full disk.
+    """
+    shared = {"metrics": metrics, "intervals": intervals, "settings": settings}
+    try:
+        path = write_report(folder, subjects=subjects, **shared, **options)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(f"{folder}: could not be written, {reason}") from error
+    protocol = {k: v for k, v in (settings or {}).items() if k == "protocol"}
+    print(metrics_table({**(metrics or {}), **protocol}, subjects, intervals))
+    print(f"Report: {path}")
+
+
+def curves_of(history: str | Path | None) -> dict[str, list[Any]] | None:
+    """Lists of the metrics over epochs, from the records that `History` wrote, where it did.
+
+    Raises:
+        InputError: where the file holds anything else.
+    """
+    if history is None or not Path(history).is_file():
+        return None
+    try:
+        records = [dict(record) for record in json.loads(Path(history).read_text())]
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{history}: must be a training's history, {error}") from error
+    names = sorted({name for record in records for name in record})
+    return {name: [record.get(name) for record in records] for name in names}
+
+
+def scan_subject(
+    image: str | Path,
+    saved: Mapping[str, str | Path],
+    *,
+    score: Any,
+    threshold: float,
+    label: str | Path | None = None,
+) -> dict[str, Any]:
+    """A scan as `write_report` takes it.
+
+    Args:
+        image: the scan's file or folder.
+        saved: files of its results, by their postfix "anomaly", "mask" and "component".
+        score: of the whole image.
+        threshold: of the mask.
+        label: file of the label, where there is one.
+    """
+    subject = {
+        "name": _stem(str(image)),
+        "image": str(image),
+        "anomaly": saved["anomaly"],
+        "mask": saved["mask"],
+        "components": saved["component"],
+        "score": score,
+        "threshold": threshold,
+    }
+    return subject if label is None else {**subject, "label": str(label)}
 
 
 class ReportWriter:
@@ -60,18 +141,13 @@ class ReportWriter:
 
     def _collect(self, engine: Engine) -> None:
         for item in engine.state.output:
-            source = str(item["image"].meta["filename_or_obj"])
-            subject = {
-                "name": _stem(source),
-                "image": source,
-                "anomaly": item["pred_anomaly"].meta["saved_to"],
-                "mask": item["pred_mask"].meta["saved_to"],
-                "components": item["pred_component"].meta["saved_to"],
-                "score": item["score"],
-                "threshold": float(self.detector.threshold(self.false_positive_rate)),
-            }
-            if getattr(item.get("label"), "meta", None):
-                subject["label"] = item["label"].meta["filename_or_obj"]
+            subject = scan_subject(
+                item["image"].meta["filename_or_obj"],
+                {name: item[f"pred_{name}"].meta["saved_to"] for name in SAVED},
+                score=item["score"],
+                threshold=float(self.detector.threshold(self.false_positive_rate)),
+                label=(getattr(item.get("label"), "meta", None) or {}).get("filename_or_obj"),
+            )
             self.subjects.append(subject)
 
     def __call__(self, engine: Engine) -> None:
@@ -85,34 +161,16 @@ class ReportWriter:
             subject["metrics"] = _shown(detail, self.false_positive_rate)
         subjects = interleaved(self.subjects)
         if subjects and is_main_process():
-            try:
-                self._write(engine, subjects)
-            except OSError as error:
-                reason = error.strerror or str(error)
-                raise OSError(f"{self.folder}: could not be written, {reason}") from error
-
-    def _write(self, engine: Engine, subjects: list[dict[str, Any]]) -> None:
-        numbers = {k: v for k, v in engine.state.metrics.items() if isinstance(v, float)}
-        intervals = {} if self.metrics is None else self.metrics.intervals
-        protocol = {} if self.metrics is None else {"protocol": self.metrics.protocol}
-        path = write_report(
-            self.folder,
-            subjects=subjects,
-            history=self._history(),
-            metrics=numbers or None,
-            intervals=intervals,
-            settings={"false_positive_rate": self.false_positive_rate} | protocol,
-        )
-        print(metrics_table({**numbers, **protocol}, subjects, intervals))
-        print(f"Report: {path}")
-
-    def _history(self) -> dict[str, list[Any]] | None:
-        """Lists of the metrics over epochs, from the records of `History`."""
-        if self.history is None or not self.history.is_file():
-            return None
-        records = json.loads(self.history.read_text())
-        names = sorted({name for record in records for name in record})
-        return {name: [record.get(name) for record in records] for name in names}
+            numbers = {k: v for k, v in engine.state.metrics.items() if isinstance(v, float)}
+            protocol = {} if self.metrics is None else {"protocol": self.metrics.protocol}
+            publish_report(
+                self.folder,
+                subjects,
+                metrics=numbers or None,
+                intervals={} if self.metrics is None else self.metrics.intervals,
+                settings={"false_positive_rate": self.false_positive_rate} | protocol,
+                history=curves_of(self.history),
+            )
 
 
 def _shown(detail: dict[str, Any], rate: float) -> dict[str, Any]:

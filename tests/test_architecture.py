@@ -59,7 +59,8 @@ ORDER = [
     *("embeddings", "trials", "comparison", "significance", "tables", "paper_tables"),
     *("paper_style", "score_figures", "prototype_colors", "cases", "galleries", "scenes"),
     *("atlas", "publication"),
-    *("saved_maps", "scoring", "reporting", "model_card", "bundle_folder", "cli", "__main__"),
+    *("saved_maps", "scoring", "reporting", "saved_results", "model_card", "bundle_folder"),
+    *("cli", "__main__"),
 ]
 CORE = ORDER[: ORDER.index("weights") + 1]
 LOADED = """

@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-from monai_dpmm.errors import expected_error
+from monai_dpmm.errors import INTERRUPTED, USAGE, UsageError, expected_error, report_line
 from monai_dpmm.geometry import stack_slices
 from monai_dpmm.loading import InputError
 
@@ -79,3 +79,10 @@ def test_names_of_files_command_no_terminal():
     code = "from monai_dpmm.scans import find_images; find_images('/none/\\x1b]0;owned\\x07')"
     result = _run(code)
     assert result.stderr.startswith("error: /none/?]0;owned?: must be a folder")
+
+
+def test_wrong_usage_is_a_value_error_with_a_code_of_its_own(capsys):
+    assert issubclass(UsageError, ValueError)
+    assert (USAGE, INTERRUPTED) == (2, 130)
+    report_line(UsageError("got \x1b]0;owned\x07"))
+    assert capsys.readouterr().err == "error: got ?]0;owned?\n"
