@@ -33,47 +33,33 @@ from __future__ import annotations
 
 import argparse
 import copy
-import ctypes
 import json
 import math
-import os
 import statistics
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from monai_dpmm import timing
+from monai_dpmm.benchmark import StepSize, clustered, fresh_step_memory, products, started
 from monai_dpmm.mixture import DPMM
-from monai_dpmm.precision import full_float32
+from monai_dpmm.timing import STATM, median_ratio, peak, resident, wait
 
-STATM = Path("/proc/self/statm")
 COVARIANCES = ["diagonal", "full", "spherical", "von_mises_fisher"]
-CALLS = {"cpu": 1, "cuda": 10}  # timed at once: kernels of one call are queued during another
 
-
-def clustered(patches: int, features: int, clusters: int = 150, seed: int = 0) -> Tensor:
-    """Unit-norm patches around `clusters` unit prototypes: (N, D)."""
-    generator = torch.Generator().manual_seed(seed)
-    centres = F.normalize(torch.randn(clusters, features, generator=generator), dim=1)
-    label = torch.randint(clusters, (patches,), generator=generator)
-    noise = torch.randn(patches, features, generator=generator)
-    return F.normalize(centres[label] + 0.5 * noise / features**0.5, dim=1)
+# what other benchmarks take from here
+__all__ = ["COVARIANCES", "STATM", "clustered", "device", "environment", "flop", "grid"]
+__all__ += ["in_turn", "mixture", "options", "peak", "products", "ratio", "resident"]
+__all__ += ["shown", "table", "wait"]
+ratio = median_ratio
 
 
 def mixture(x: Tensor, args: argparse.Namespace, steps: int) -> DPMM:
     """A mixture started from x and fitted for a few steps, on the device of x."""
-    model = DPMM(args.features, args.components, covariance=args.covariance).to(x.device)
-    model.initialize(x)
-    for _ in range(steps):
-        model.step(x)
-    return model
+    return started(x, args.components, args.covariance, steps)
 
 
 def reduced(model: DPMM, x: Tensor, surviving: int) -> DPMM:
@@ -118,23 +104,6 @@ def difference(one: DPMM, other: DPMM, x: Tensor) -> float:
     return max(float((a[k] - b[k]).abs().max() / b[k].abs().max().clamp_min(1e-300)) for k in a)
 
 
-def products(x: Tensor, components: int) -> Callable[[], None]:
-    """The four matrix products of a step, to call."""
-    generator = torch.Generator().manual_seed(1)
-    slope = torch.randn(x.shape[1], components, generator=generator).to(x.device)
-    r = torch.softmax(torch.randn(len(x), components, generator=generator), dim=1).to(x.device)
-    joint = x.new_empty(len(x), components)
-    moment = x.new_empty(components, x.shape[1])
-
-    def run() -> None:
-        with full_float32():
-            for _ in range(2):
-                torch.mm(x, slope, out=joint)
-                torch.mm(r.T, x, out=moment)
-
-    return run
-
-
 def flop(covariance: str, patches: int, features: int, components: int) -> float:
     """Floating-point operations that a step cannot do without."""
     product = 2.0 * patches * features * components
@@ -143,34 +112,9 @@ def flop(covariance: str, patches: int, features: int, components: int) -> float
     return needed[covariance] * product
 
 
-def wait(device: torch.device) -> None:
-    """Wait until the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Wall time of one call; on CUDA the mean of several that follow each other."""
-    calls = CALLS[device.type]
-    wait(device)
-    start = time.perf_counter()
-    for _ in range(calls):
-        run()
-    wait(device)
-    return (time.perf_counter() - start) / calls
-
-
 def in_turn(runs: Mapping[str, Callable[[], object]], args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of each call, a list over the repeats, all timed in turn after one to warm up."""
-    for run in runs.values():
-        run()
-    turns = [{k: seconds(run, args.device) for k, run in runs.items()} for _ in range(args.repeats)]
-    return {name: [turn[name] for turn in turns] for name in runs}
-
-
-def ratio(times: Mapping[str, list[float]], name: str, to: str) -> float:
-    """Median over the turns of the ratio of two times."""
-    return statistics.median(a / b for a, b in zip(times[name], times[to], strict=True))
+    return timing.in_turn(runs, args.device, args.repeats)
 
 
 def timings(args: argparse.Namespace) -> dict[str, float]:
@@ -203,54 +147,6 @@ def rates(times: Mapping[str, list[float]], args: argparse.Namespace) -> dict[st
     result |= {f"{name}_tflops": speed[name] for name in times}
     result["matmul_fraction"] = speed["step"] / speed["products"]
     return result
-
-
-def resident() -> int:
-    """Bytes of this process in memory."""
-    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def peak(run: Callable[[], object], measured: Callable[[], int] = resident) -> float:
-    """Highest memory during a call above the memory before it, MB, sampled every millisecond."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-    before, highest, done = measured(), 0, threading.Event()
-
-    def sample() -> None:
-        nonlocal highest
-        while not done.wait(1e-3):
-            highest = max(highest, measured())
-
-    sampler = threading.Thread(target=sample)
-    sampler.start()
-    try:
-        run()
-    finally:
-        done.set()
-        sampler.join()
-    return (max(highest, measured()) - before) / 1e6
-
-
-def peak_memory(args: argparse.Namespace) -> float:
-    """Highest memory during steps above that before them, MB; for a fresh process."""
-    x = clustered(args.patches, args.features).to(args.device)
-    model = mixture(x, args, steps=0)
-    model.step(x[:64])
-    if args.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(args.device)
-        before = torch.cuda.memory_allocated(args.device)
-        model.step(x)
-        return (torch.cuda.max_memory_allocated(args.device) - before) / 1e6
-    return peak(lambda: [model.step(x) for _ in range(3)])
-
-
-def memory_of_fresh_process(args: argparse.Namespace) -> float | None:
-    """Peak memory of a step in MB, or None where the system does not tell."""
-    if args.device.type == "cpu" and not STATM.exists():
-        return None
-    command = [sys.executable, __file__, *sys.argv[1:], "--memory-only"]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def shown(value: object) -> str:
@@ -311,7 +207,6 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--surviving", type=int, help="M, also time a step with but M components left"
     )
-    parser.add_argument("--memory-only", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.surviving is not None and not 2 <= args.surviving <= args.components:
         parser.error(f"surviving must be from 2 to {args.components}, got {args.surviving}")
@@ -322,15 +217,13 @@ def main() -> None:
     """Measure, print the table, write the JSON."""
     args = parsed()
     torch.set_num_threads(args.threads)
-    if args.memory_only:
-        print(peak_memory(args))
-        return
     names = ("patches", "features", "components", "covariance", "surviving", "repeats")
     result: dict[str, object] = {name: getattr(args, name) for name in names}
     if args.surviving is None:
         del result["surviving"]
     result |= timings(args)
-    result["peak_memory_mb"] = memory_of_fresh_process(args)
+    size = StepSize(args.patches, args.features, args.components, args.covariance)
+    result["peak_memory_mb"] = fresh_step_memory(size, args.device, args.threads)
     result["input_mb"] = args.patches * args.features * 4 / 1e6
     result |= environment(args)
     print(table(result))

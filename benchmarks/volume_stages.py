@@ -16,8 +16,6 @@ import argparse
 import json
 import resource
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,36 +26,12 @@ from monai.bundle import ConfigParser
 from nilearn.datasets import load_mni152_template
 from nilearn.image import resample_img
 
-from monai_dpmm import create_backbone, load_backbone
+from monai_dpmm import load_backbone
 from monai_dpmm.backbones import EMBEDDED
+from monai_dpmm.benchmark import stand_in_detector, volume_clock
 from monai_dpmm.cli import configs_dir
-from monai_dpmm.detector import AnomalyDetector
 
-COMPONENTS, SURVIVING = 500, 140
-
-
-class Clock:
-    """Seconds and peak memory of named stages; a stage within another is taken out of it."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.peak: dict[str, int] = {}
-        self._inner = [0.0]
-
-    def __call__(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, whose calls are counted under the name."""
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            self._inner.append(0.0)
-            start = time.perf_counter()
-            result = function(*args, **kwargs)
-            elapsed = time.perf_counter() - start
-            self.seconds[name] = self.seconds.get(name, 0.0) + elapsed - self._inner.pop()
-            self._inner[-1] += elapsed
-            self.peak[name] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            return result
-
-        return timed
+COMPONENTS = 500
 
 
 def write_volume(path: Path, shape: tuple[int, ...]) -> None:
@@ -72,23 +46,16 @@ def write_volume(path: Path, shape: tuple[int, ...]) -> None:
 
 
 def weights_of(architecture: str) -> dict[str, torch.Tensor]:
-    """A state dict for the backbone: its own, or random."""
+    """A state dict of the network: the embedded backbone's own weights, or random ones."""
+    detector = stand_in_detector(architecture, COMPONENTS, image_size=448)
     if architecture == EMBEDDED:
-        return load_backbone(architecture).state_dict()
-    torch.manual_seed(0)
-    state = create_backbone(architecture).state_dict()
-    return {key: 0.02 * torch.randn_like(value) for key, value in state.items()}
+        detector.backbone.load_state_dict(load_backbone(architecture).state_dict())
+    return detector.state_dict()
 
 
-def prepare(detector: AnomalyDetector) -> None:
-    """Weights, a mixture with 140 of 500 components left, and thresholds."""
-    torch.manual_seed(0)
-    mixture = detector.mixture
-    patches = torch.nn.functional.normalize(torch.randn(4 * COMPONENTS, mixture.features), dim=1)
-    mixture.initialize(patches)
-    mixture.log_weights[:SURVIVING] = -float(np.log(SURVIVING))
-    mixture.log_weights[SURVIVING:] = -torch.inf
-    detector.calibrate(detector.patch_scores(patches))
+def highest_resident() -> int:
+    """Highest resident memory of this process so far, bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def measured(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -107,33 +74,18 @@ def measured(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
     for key, value in values.items():
         parser[key] = value
-    model = parser.get_parsed_content("detector")
-    model.backbone.load_state_dict(weights_of(args.backbone))
-    prepare(model)
     (folder / "models").mkdir()
-    torch.save(model.state_dict(), folder / "models" / "model.pt")
-    clock, network = Clock(), parser.get_parsed_content("network")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    item: Any = {"image": str(scan)}
-    for transform in parser.get_parsed_content("preprocessing").transforms:
-        item = clock(type(transform).__name__, transform)(item)
-    network.backbone.forward = clock("backbone", network.backbone.forward)
-    network.embed = clock("resizing and normalisation", network.embed)
-    network.patch_scores = clock("mixture", network.patch_scores)
-    network.patch_components = clock("mixture", network.patch_components)
-    inferer = parser.get_parsed_content("inferer")
-    with torch.no_grad():
-        infer = clock("upsampling and stacking", inferer)
-        item["pred"] = infer(item["image"][None], network)[0]
-    for transform in parser.get_parsed_content("postprocessing").transforms:
-        item = clock(type(transform).__name__, transform)(item)
+    torch.save(weights_of(args.backbone), folder / "models" / "model.pt")
+    parser.get_parsed_content("network")
+    before = highest_resident()
+    clock = volume_clock(parser, str(scan), torch.device("cpu"), highest_resident)
     return {
         "shape": args.shape,
         "backbone": args.backbone,
         "image_size": args.image_size,
         "threads": torch.get_num_threads(),
         "seconds": clock.seconds,
-        "peak_bytes": clock.peak,
+        "peak_bytes": clock.memory,
         "libraries_bytes": before,
     }
 
