@@ -60,7 +60,8 @@ ORDER = [
     *("paper_style", "score_figures", "prototype_colors", "cases", "galleries", "scenes"),
     *("atlas", "publication"),
     *("saved_maps", "scoring", "reporting", "saved_results", "model_card", "bundle_folder"),
-    *("timing", "benchmark", "cli", "__main__"),
+    *("timing", "benchmark", "workflows", "costs", "completion"),
+    *("cli_options", "cli_commands", "cli_parser", "cli", "__main__"),
 ]
 CORE = ORDER[: ORDER.index("weights") + 1]
 LOADED = """

@@ -1,10 +1,38 @@
+"""Exit codes and lines of the commands, as their users meet them."""
+
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 from monai.bundle import ConfigParser
+from workflows import SMALL
 
-from monai_dpmm import __version__
+from monai_dpmm import __version__, cli
 from monai_dpmm.cli import configs_dir, main
+
+INTERRUPTED = """\
+import os, sys
+from monai_dpmm import cli, cli_commands
+
+def interrupted(names, **overrides):
+    raise KeyboardInterrupt
+
+cli_commands.run_workflow = interrupted
+cli.main(sys.argv[1:])
+"""
+
+
+def _run(*arguments, code=("-m", "monai_dpmm")):
+    command = [sys.executable, *code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, check=False)
+
+
+def _last_lines(text):
+    """Lines without what libraries log."""
+    return [line for line in text.splitlines() if " - INFO - " not in line and line][-1:]
 
 
 def test_help_names_the_commands(capsys):
@@ -12,13 +40,15 @@ def test_help_names_the_commands(capsys):
         main(["--help"])
     assert exit_.value.code == 0
     text = capsys.readouterr().out
-    for command in ("demo", "train", "calibrate", "evaluate", "infer", "score", "check"):
+    for command in ("demo", "train", "calibrate", "evaluate", "infer", "score", "check", "report"):
         assert command in text
 
 
-def test_version(capsys):
-    with pytest.raises(SystemExit):
-        main(["--version"])
+@pytest.mark.parametrize("option", ["-V", "--version"])
+def test_version(option, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main([option])
+    assert exit_.value.code == 0
     assert __version__ in capsys.readouterr().out
 
 
@@ -26,7 +56,7 @@ def test_version(capsys):
     ("arguments", "message"),
     [
         ([], "COMMAND"),
-        (["train"], "dataset"),
+        (["train"], "DATASET"),
         (["train", "x", "-s", "epochs"], "must be KEY=VALUE, got 'epochs'"),
         (["guess"], "invalid choice"),
     ],
@@ -38,9 +68,92 @@ def test_wrong_arguments_exit_with_2(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "command", ["train", "calibrate", "evaluate", "infer", "compare", "figures"]
+)
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("-s", "imag_size=9", "got 'imag_size' (nearest: image_size"),
+        ("-c", "stedy", "got 'stedy'"),
+    ],
+)
+def test_what_does_not_exist_is_one_line_and_runs_nothing(
+    command, option, value, message, tmp_path, capsys
+):
+    with pytest.raises(SystemExit) as exit_:
+        main([command, str(tmp_path / "none"), "-f", str(tmp_path), option, value])
+    assert exit_.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {option} must ")
+    assert message in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_problem_of_the_data_is_one_line_and_exits_with_1(tmp_path):
+    (tmp_path / "scan.nii.gz").touch()
+    result = _run("infer", tmp_path / "scan.nii.gz", "-f", tmp_path)
+    assert result.returncode == 1
+    (line,) = _last_lines(result.stderr)
+    assert line.startswith("error: ")
+    assert "must exist, there is no such file (train a model first)" in line
+    assert "Traceback" not in result.stderr
+
+
+def test_a_missing_device_is_wrong_usage():
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "monai_dpmm", "benchmark", "--device", "cuda"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: device must be there, got cuda")
+
+
+def test_a_refused_scan_does_not_stop_the_others_and_exits_with_1(trained, cohort, tmp_path):
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    (scans / "a.nii.gz").write_bytes((cohort / "test/images/test_000.nii.gz").read_bytes())
+    (scans / "b.nii.gz").write_text("no scan")
+    result = _run("infer", scans, "-f", trained, "-s", f"output_dir={tmp_path / 'out'}")
+    assert result.returncode == 1
+    assert "error: 1 of 2 scans were left out:\n" in result.stderr
+    assert (tmp_path / "out/a/a_findings.json").is_file()
+
+
+def test_an_interruption_exits_with_130_and_no_traceback(tmp_path):
+    result = _run("train", tmp_path, code=("-c", INTERRUPTED))
+    assert result.returncode == 130
+    assert result.stderr.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is no signal there")
+def test_ctrl_c_during_a_training_exits_with_130(cohort, tmp_path):
+    settings = {**SMALL, "max_epochs": 100_000}
+    options = [part for key, value in settings.items() for part in ("-s", f"{key}={value}")]
+    command = [sys.executable, "-m", "monai_dpmm", "train", cohort, "-f", tmp_path, *options]
+    process = subprocess.Popen(
+        [*map(str, command)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, encoding="utf-8"
+    )
+    seen = ""
+    while "EM [2/" not in seen:  # the progress bar of the second epoch
+        part = process.stderr.read(20)
+        assert part, seen
+        seen += part
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert rest.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in rest
+
+
 def test_the_configs_are_found():
     names = {path.name for path in configs_dir().glob("*.json")}
     assert {"train.json", "evaluate.json", "inference.json", "metadata.json"} <= names
+
+
+def test_what_others_import_is_there():
+    assert {"configs_dir", "main", "run_workflow"} == set(cli.__all__)
+    assert cli._override("a=1") == ("a", 1)
 
 
 def _printed_config(capsys):

@@ -1,0 +1,25 @@
+import argparse
+
+import pytest
+
+from monai_dpmm.cli_options import override
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("max_epochs=10", ("max_epochs", 10)),
+        ("slice_axis=[0,1,2]", ("slice_axis", [0, 1, 2])),
+        ("window=null", ("window", None)),
+        ("device=$torch.device('cpu')", ("device", "$torch.device('cpu')")),
+        ("a#b=c=d", ("a#b", "c=d")),
+    ],
+)
+def test_values_are_json_where_they_can_be(text, expected):
+    assert override(text) == expected
+
+
+@pytest.mark.parametrize("text", ["epochs", "=3", ""])
+def test_a_setting_needs_key_and_value(text):
+    with pytest.raises(argparse.ArgumentTypeError, match=f"must be KEY=VALUE, got '{text}'"):
+        override(text)
