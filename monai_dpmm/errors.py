@@ -24,7 +24,9 @@ def expected_error(error: BaseException) -> BaseException | None:
     """
     refusals = (ValueError, TypeError, OSError, ImportError)
     ours = [e for e in _chain(error) if isinstance(e, refusals) and _raised_here(e)]
-    return ours[-1] if ours else None
+    # "No module named ..." is what an error that says what to install was raised from
+    telling = [e for e in ours if not isinstance(e, ModuleNotFoundError)]
+    return (telling or ours or [None])[-1]
 
 
 def one_line_errors() -> None:

@@ -32,6 +32,15 @@ def test_the_innermost_refusal_of_a_chain_is_found():
     assert "slices must be" in str(found)
 
 
+def test_what_to_install_is_told_and_not_only_what_is_missing(monkeypatch, tmp_path):
+    from monai_dpmm.cohort import make_demo_cohort
+
+    monkeypatch.setitem(sys.modules, "nilearn", None)
+    error = _caught(lambda: make_demo_cohort(tmp_path / "cohort"))
+    assert isinstance(error.__cause__, ModuleNotFoundError)
+    assert "pip install monai-dpmm[demo]" in str(expected_error(error))
+
+
 def test_errors_of_others_are_not_shortened():
     assert expected_error(_caught(lambda: int("x"))) is None
     assert expected_error(_caught(lambda: {}["x"])) is None
