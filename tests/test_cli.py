@@ -24,6 +24,14 @@ cli_commands.run_workflow = interrupted
 cli.main(sys.argv[1:])
 """
 
+# a process in the background may have been told to ignore Ctrl-C
+AT_A_TERMINAL = """\
+import signal
+from monai_dpmm.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
+
 
 def _run(*arguments, code=("-m", "monai_dpmm")):
     command = [sys.executable, *code, *map(str, arguments)]
@@ -130,7 +138,7 @@ def test_an_interruption_exits_with_130_and_no_traceback(tmp_path):
 def test_ctrl_c_during_a_training_exits_with_130(cohort, tmp_path):
     settings = {**SMALL, "max_epochs": 100_000}
     options = [part for key, value in settings.items() for part in ("-s", f"{key}={value}")]
-    command = [sys.executable, "-m", "monai_dpmm", "train", cohort, "-f", tmp_path, *options]
+    command = [sys.executable, "-c", AT_A_TERMINAL, "train", cohort, "-f", tmp_path, *options]
     process = subprocess.Popen(
         [*map(str, command)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, encoding="utf-8"
     )
