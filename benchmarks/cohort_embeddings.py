@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from monai.bundle import ConfigParser
 
-from monai_dpmm.cli import _override as override
+from monai_dpmm.cli_options import override
 from monai_dpmm.cli import configs_dir
 from monai_dpmm.embeddings import embedded_dataset
 

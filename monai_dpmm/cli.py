@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import ArgumentParser
 from collections.abc import Sequence
 
 from monai_dpmm.bundle_folder import configs_dir
-from monai_dpmm.cli_options import override
 from monai_dpmm.cli_parser import command_parser
 from monai_dpmm.errors import INTERRUPTED, USAGE, UsageError, one_line_errors, report_line
 from monai_dpmm.workflows import run_workflow
-
-_override = override  # of the benchmarks' --set
 
 __all__ = ["configs_dir", "main", "run_workflow"]
 
@@ -32,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             interrupted, the process ends with code 130.
     """
     one_line_errors()
-    args = _parser().parse_args(argv)
+    args = command_parser().parse_args(argv)
     try:
         args.run(args)
     except UsageError as error:
@@ -42,8 +38,3 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("\ninterrupted", file=sys.stderr)
         sys.stdout.flush()
         os._exit(INTERRUPTED)  # threads of libraries that still compute abort an orderly exit
-
-
-def _parser() -> ArgumentParser:
-    """The parser of all commands; the documentation's page of commands is made of it."""
-    return command_parser()

@@ -161,7 +161,6 @@ def test_the_configs_are_found():
 
 def test_what_others_import_is_there():
     assert {"configs_dir", "main", "run_workflow"} == set(cli.__all__)
-    assert cli._override("a=1") == ("a", 1)
 
 
 def _printed_config(capsys):
