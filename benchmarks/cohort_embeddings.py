@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from monai.bundle import ConfigParser
 
-from monai_dpmm.cli_options import override
 from monai_dpmm.cli import configs_dir
+from monai_dpmm.cli_options import override
 from monai_dpmm.embeddings import embedded_dataset
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from monai_dpmm.cli import _parser, configs_dir
+from monai_dpmm.bundle_folder import configs_dir
+from monai_dpmm.cli_parser import command_parser
 
 PAGE = Path(__file__).parents[1] / "docs" / "clinic.md"
 BLOCKS = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.DOTALL)
@@ -25,7 +26,7 @@ def test_the_page_has_commands():
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 def test_the_program_takes_every_command(command):
-    args = _parser().parse_args(command)
+    args = command_parser().parse_args(command)
     config = (configs_dir() / "train.json").read_text()
     inference = (configs_dir() / "inference.json").read_text()
     for key, _ in getattr(args, "set", None) or []:

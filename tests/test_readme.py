@@ -1,9 +1,12 @@
 """The examples of the README and of the documentation run as they stand."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+
+from monai_dpmm.cli_parser import command_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
@@ -49,6 +52,14 @@ def test_the_parts_of_ones_own_pipeline_find_a_hole():
     assert hole.flatten()[scores.argmax()]
     assert scores[hole].mean() > 1.5 * scores[~hole].mean()
     assert run(network)["maps"].shape == (8, 1, 64, 64)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_program_takes_every_command_of_a_page(page):
+    blocks = re.findall(r"```bash\n(.*?)```", PAGES[page], re.DOTALL)
+    shell = "\n".join(blocks).replace("\\\n", " ")
+    for line in re.findall(r"python -m monai_dpmm ([^\n#]*)", shell):
+        command_parser().parse_args(shlex.split(line))
 
 
 @pytest.mark.parametrize("page", PAGES)
