@@ -107,7 +107,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install monai-dpmm[demo]") from error
+        raise ImportError("figures need matplotlib: pip install matplotlib") from error
 
 
 def heat_scale(

@@ -21,7 +21,7 @@ _SCORES = {
     "euclidean": "distance to the nearest prototype, 0 or more",
     "likelihood": "negative log-likelihood under the likeliest component, in nats",
     "mahalanobis": "Mahalanobis distance to the nearest component, 0 or more",
-    "mixture": "negative log-likelihood under the likeliest weighted component, in nats",
+    "mixture": "negative log-likelihood under the whole mixture, in nats",
 }
 _WEIGHTS = {
     "dinov2": "The backbone's architecture is DINOv2, whose weights are under the same licence.",

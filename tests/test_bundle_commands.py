@@ -62,6 +62,22 @@ def called(command, place, **kwargs):
     return getattr(monai.bundle, command)(**common, **kwargs)
 
 
+def exported(command, place, file, slices, **kwargs):
+    """The file that a command exports the traced network to, at so many slices of 64 x 64."""
+    called(
+        command,
+        place,
+        net_id="network_def",
+        filepath=str(file),
+        ckpt_file=str(place["model"]),
+        key_in_ckpt="",
+        use_trace=True,
+        input_shape=[slices, 1, 64, 64],
+        **kwargs,
+    )
+    return file
+
+
 def test_the_metadata_is_valid(place, tmp_path):
     schema = tmp_path / "schema.json"  # MONAI downloads it only where it is not there
     schema.write_text((Path(__file__).parent / "metadata_schema.json").read_text())
@@ -73,34 +89,16 @@ def test_the_network_takes_and_gives_what_the_metadata_says(place):
 
 
 def test_a_torchscript_export_gives_the_modules_maps_at_any_size(place, tmp_path):
-    called(
-        "ckpt_export",
-        place,
-        net_id="network_def",
-        filepath=str(tmp_path / "model.ts"),
-        ckpt_file=str(place["model"]),
-        key_in_ckpt="",
-        use_trace=True,
-        input_shape=[1, 1, 64, 64],
-    )
-    exported, detector = torch.jit.load(tmp_path / "model.ts"), detector_of(place)
+    network = torch.jit.load(exported("ckpt_export", place, tmp_path / "model.ts", 1))
+    detector = detector_of(place)
     for shape in ((2, 1, 64, 64), (3, 1, 48, 90)):
         slices = torch.rand(shape)
-        torch.testing.assert_close(exported(slices), detector(slices), rtol=0, atol=1e-4)
+        torch.testing.assert_close(network(slices), detector(slices), rtol=0, atol=1e-4)
 
 
 def test_an_onnx_export_gives_the_modules_maps(place, tmp_path):
-    called(
-        "onnx_export",
-        place,
-        net_id="network_def",
-        filepath=str(tmp_path / "model.onnx"),
-        ckpt_file=str(place["model"]),
-        key_in_ckpt="",
-        input_shape=[2, 1, 64, 64],
-        use_trace=True,
-    )
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    file = exported("onnx_export", place, tmp_path / "model.onnx", 2)
+    session = onnxruntime.InferenceSession(file)
     slices = torch.rand(2, 1, 64, 64)
     (maps,) = session.run(None, {session.get_inputs()[0].name: slices.numpy()})
     np.testing.assert_allclose(maps, detector_of(place)(slices).numpy(), rtol=0, atol=1e-4)
@@ -110,20 +108,10 @@ def test_an_onnx_export_gives_the_modules_maps(place, tmp_path):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="TensorRT needs a CUDA device")
 @pytest.mark.skipif(find_spec("torch_tensorrt") is None, reason="torch_tensorrt is not installed")
 def test_a_tensorrt_export_gives_the_modules_maps(place, tmp_path):
-    called(
-        "trt_export",
-        place,
-        net_id="network_def",
-        filepath=str(tmp_path / "model.ts"),
-        ckpt_file=str(place["model"]),
-        key_in_ckpt="",
-        precision="fp32",
-        input_shape=[2, 1, 64, 64],
-        use_trace=True,
-    )
+    file = exported("trt_export", place, tmp_path / "model.ts", 2, precision="fp32")
     slices, detector = torch.rand(2, 1, 64, 64).cuda(), detector_of(place).cuda()
-    exported = torch.jit.load(tmp_path / "model.ts")
-    torch.testing.assert_close(exported(slices), detector(slices), rtol=0, atol=1e-3)
+    network = torch.jit.load(file)
+    torch.testing.assert_close(network(slices), detector(slices), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(("config", "kind"), [("train", "train"), ("inference", "infer")])
