@@ -126,6 +126,8 @@ class _EfficientNetLite0(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features: (B, 3, H, W) -> (B, 152, H / 8, W / 8)."""
+        if images.device.type == "cpu":  # the same sums in two thirds of the time there
+            images = images.contiguous(memory_format=torch.channels_last)
         fine = self.stride8(self.stem(images * self.scale + self.shift))
         coarse = self.stride16(fine)
         fine, coarse = (F.normalize(_smoothed(x), dim=1) for x in (fine, coarse))

@@ -28,8 +28,10 @@ __all__ = ["EMTrainer", "LikelihoodEvaluator"]
 class EMTrainer(Trainer):
     """Fit a mixture by batched EM (paper, Eq. 5-10): one step for each batch of patches.
 
-    `state.output` of an iteration holds the patches ("image"), None ("label") and the batch's mean
-    negative log-likelihood before the update, in nats ("loss"). At the end of an epoch, before any
+    `state.output` of an iteration is a list of one dictionary, as MONAI's trainers leave decollated
+    batches, so `from_engine(["loss"], first=True)` serves here, too. It holds the patches
+    ("image"), None ("label") and the batch's mean negative log-likelihood before the update, in
+    nats ("loss"). At the end of an epoch, before any
     other handler, vanished components are pruned, and `state.metrics` gets "train_log_likelihood"
     (mean over the epoch's patches, in nats), "concentration" (α) and "components" (how many
     survive).
@@ -72,17 +74,18 @@ class EMTrainer(Trainer):
         if train_handlers is not None:
             self._register_handlers(train_handlers)
 
-    def _iteration(self, engine: EMTrainer, batchdata: dict[str, Tensor]) -> dict[str, Any]:
+    def _iteration(self, engine: EMTrainer, batchdata: dict[str, Tensor]) -> list[dict[str, Any]]:
         patches = _patches(batchdata, engine)
         if not self.mixture.fitted:
             self.mixture.initialize(gathered(patches))
-        engine.state.output = {Keys.IMAGE: patches, Keys.LABEL: None}
+        output = {Keys.IMAGE: patches, Keys.LABEL: None}
+        engine.state.output = [output]
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         moments = all_reduced(self.mixture.e_step(patches))
         self.mixture.m_step(moments)
         engine.state.totals += torch.stack([moments.log_likelihood, moments.count])
         loss = -moments.log_likelihood / moments.count
-        engine.state.output[Keys.LOSS] = loss.to(self.mixture.offsets.dtype)
+        output[Keys.LOSS] = loss.to(self.mixture.offsets.dtype)
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output

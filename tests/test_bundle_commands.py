@@ -1,6 +1,5 @@
 """Every command of MONAI for bundles, on the checkout's configs and on a built bundle folder."""
 
-import json
 import sqlite3
 import subprocess
 import sys
@@ -161,35 +160,27 @@ def test_a_bundle_folder_infers_from_another_directory(bundle, cohort, tmp_path)
     assert anomaly.get_fdata().max() > 0
 
 
-def test_a_training_is_tracked_by_mlflow(bundle, cohort, tmp_path):
-    tracking = json.dumps(
-        {
-            "handlers_id": {"trainer": {"id": "train#trainer", "handlers": "train#handlers"}},
-            "configs": {
-                "tracking_uri": f"sqlite:///{tmp_path}/runs.db",
-                "experiment_name": "dpmm",
-                "trainer": {
-                    "_target_": "MLFlowHandler",
-                    "tracking_uri": "@tracking_uri",
-                    "experiment_name": "@experiment_name",
-                    "iteration_log": False,
-                    "close_on_complete": True,
-                },
-            },
-        }
-    )
-    (tmp_path / "tracking.json").write_text(tracking)
-    run_bundle(
-        "training",
-        [str(bundle / "configs/train.json")],
-        bundle_root=bundle,
-        dataset_dir=cohort,
-        ckpt_dir=tmp_path / "models",
-        output_dir=tmp_path / "out",
-        max_epochs=1,
-        tracking=tmp_path / "tracking.json",
-    )
-    assert (tmp_path / "models/model.pt").is_file()
-    with sqlite3.connect(tmp_path / "runs.db") as runs:
-        logged = {key for (key,) in runs.execute("SELECT key FROM metrics")}
-    assert "train_log_likelihood" in logged
+def test_every_workflow_is_tracked_by_mlflow(bundle, cohort, tmp_path):
+    scan = cohort / "test/images/test_000.nii.gz"
+    workflows = {
+        "train": ("training", ["train"], cohort, "FINISHED"),
+        "evaluate": ("run", ["train", "evaluate"], cohort, "RUNNING"),  # MONAI's settings keep it
+        "infer": ("run", ["inference"], scan, "FINISHED"),
+    }
+    metrics = {}
+    for name, (run_id, configs, data, status) in workflows.items():
+        run_bundle(
+            run_id,
+            [str(bundle / f"configs/{config}.json") for config in configs],
+            bundle_root=bundle,
+            ckpt_dir=tmp_path / "models",
+            output_dir=tmp_path / name,
+            dataset_dir=data,
+            max_epochs=2,
+            tracking="mlflow",
+        )
+        with sqlite3.connect(tmp_path / name / "mlruns.db") as database:
+            assert database.execute("SELECT status FROM runs").fetchall() == [(status,)]
+            metrics[name] = set(database.execute("SELECT key, step FROM metrics"))
+    assert {("train_loss", 1), ("train_loss", 2), ("val_log_likelihood", 2)} <= metrics["train"]
+    assert ("pixel_auroc", 1) in metrics["evaluate"]
