@@ -25,8 +25,9 @@ cost a dense step counts) over the time, matmul_fraction that rate over the rate
 Memory is the highest resident set of a fresh process during the step, sampled every millisecond,
 less the resident set just before it, when input and mixture are there, a tiny step has loaded the
 libraries and freed memory has been given back to the system (where its C library can), so that the
-step cannot hide in it. It is read from /proc and left out on systems without it. On CUDA it is what
-PyTorch's allocator held at most during a step, less what it held before.
+step cannot hide in it; freed blocks of 64 KiB and more are given back at once (with glibc), since
+what it keeps of them varies from run to run. It is read from /proc and left out on systems without
+it. On CUDA it is what PyTorch's allocator held at most during a step, less what it held before.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from monai_dpmm.detector import AnomalyDetector
 from monai_dpmm.geometry import prepare_slices, upsample_scores
 from monai_dpmm.mixture import DPMM, CovarianceKind
 from monai_dpmm.precision import full_float32
-from monai_dpmm.timing import STATM, Clock, in_turn, median_ratio, peak
+from monai_dpmm.timing import STATM, Clock, in_turn, median_ratio, peak, return_freed_blocks
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
@@ -119,7 +119,8 @@ def fresh_step_memory(size: StepSize, device: torch.device, threads: int) -> flo
     """Highest memory during a step above that before it, MB, in a process of its own.
 
     Input and mixture are there before, and a tiny step has loaded the libraries. On the CPU it is
-    the resident set (None where the system does not tell), on CUDA what PyTorch's allocator held.
+    the resident set (None where the system does not tell), with freed blocks given back at once
+    (where the C library can, see `return_freed_blocks`), on CUDA what PyTorch's allocator held.
     """
     if device.type == "cpu" and not STATM.exists():
         return None
@@ -129,6 +130,7 @@ def fresh_step_memory(size: StepSize, device: torch.device, threads: int) -> flo
 
 
 def _step_memory(size: StepSize, device: str, threads: int) -> float:
+    return_freed_blocks()
     torch.set_num_threads(threads)
     x = clustered(size.patches, size.features).to(device)
     model = started(x, size.components, size.covariance)

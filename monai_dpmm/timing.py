@@ -16,11 +16,12 @@ import torch
 from monai_dpmm.errors import UsageError
 
 STATM = Path("/proc/self/statm")
+_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of glibc's malloc.h
 _CALLS = {"cpu": 1, "cuda": 10}  # timed at once: kernels of one call are queued during another
 
 __all__ = [
     *("STATM", "Clock", "available_device", "in_turn", "median_ratio", "peak", "resident"),
-    *("seconds", "wait"),
+    *("return_freed_blocks", "seconds", "wait"),
 ]
 
 
@@ -71,6 +72,17 @@ def median_ratio(times: Mapping[str, list[float]], name: str, to: str) -> float:
 def resident() -> int:
     """Bytes of this process in memory, where /proc tells."""
     return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def return_freed_blocks() -> None:
+    """Have freed blocks of 64 KiB and more given back to the system at once, from here on.
+
+    Otherwise what the C library keeps of them varies from process to process, by more than a step
+    needs. Libraries other than glibc keep their ways.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, 65536)
 
 
 def peak(run: Callable[[], object], measured: Callable[[], int] = resident) -> float:

@@ -1,4 +1,7 @@
 import math
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -82,3 +85,25 @@ def test_the_device_is_waited_for_at_both_ends(monkeypatch):
     device = torch.device("cuda")
     assert math.isfinite(timing.seconds(lambda: waited.append("run"), device))
     assert waited == [device, *["run"] * 10, device]
+
+
+@pytest.mark.skipif(not STATM.exists(), reason="memory is read from /proc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's")
+def test_freed_blocks_are_given_back_although_a_later_one_stays():
+    """Of 100 blocks of 100 kB all but the last are freed; in a process of its own."""
+    code = """
+import sys
+from monai_dpmm.timing import resident, return_freed_blocks
+if sys.argv[1] == "returned":
+    return_freed_blocks()
+before = resident()
+blocks = [bytearray(100_000) for _ in range(100)]
+del blocks[:-1]
+print((resident() - before) / 1e6)
+"""
+    kept, returned = (
+        float(subprocess.check_output([sys.executable, "-c", code, how]))
+        for how in ("kept", "returned")
+    )
+    assert kept > 8
+    assert returned < 2
