@@ -1,10 +1,20 @@
 import json
+import logging
 
 import pytest
 import torch
 from ignite.engine import Events
+from monai.apps.utils import get_logger
 from monai.data import Dataset
-from monai.handlers import ValidationHandler, from_engine
+from monai.handlers import (
+    CheckpointLoader,
+    CheckpointSaver,
+    EarlyStopHandler,
+    MetricsSaver,
+    StatsHandler,
+    ValidationHandler,
+    from_engine,
+)
 from torch import nn
 
 from monai_dpmm.data import SliceDataLoader
@@ -161,3 +171,51 @@ def test_patches_that_are_not_finite_end_training_before_anything_is_saved(value
     with pytest.raises(ValueError, match="patches must be finite, the log-likelihood of epoch 1"):
         trainer.run()
     assert not ended
+
+
+def test_monais_own_handlers_serve_both_engines(tmp_path, caplog):
+    train, val = _embeddings(4, 0), _embeddings(2, 1)
+    detector = AnomalyDetector(nn.Identity(), DPMM(D, K, seed=3))
+    keep = {"mixture": detector.mixture}
+    logger = get_logger("handlers")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(caplog.handler)
+    evaluator = LikelihoodEvaluator(
+        device="cpu",
+        val_data_loader=SliceDataLoader(val, batch_size=4),
+        detector=detector,
+        val_handlers=[
+            StatsHandler(iteration_log=False, name="handlers"),
+            CheckpointSaver(str(tmp_path), keep, save_key_metric=True, key_metric_n_saved=1),
+            MetricsSaver(str(tmp_path), metrics="*"),
+        ],
+    )
+    stop = EarlyStopHandler(
+        patience=2,
+        score_function=lambda engine: -engine.state.epoch,  # falls, so the third epoch is the last
+        epoch_level=True,
+    )
+    trainer = EMTrainer(
+        device="cpu",
+        max_epochs=6,
+        train_data_loader=SliceDataLoader(train, batch_size=3, shuffle=True, seed=5),
+        mixture=detector.mixture,
+        train_handlers=[
+            ValidationHandler(1, evaluator),
+            StatsHandler(name="handlers", output_transform=from_engine(["loss"], first=True)),
+            CheckpointSaver(str(tmp_path), keep, save_final=True, final_filename="final.pt"),
+            stop,
+        ],
+    )
+    stop.set_trainer(trainer)
+    trainer.run()
+    assert trainer.state.epoch == 3
+    assert "Loss: " in caplog.text
+    assert "val_log_likelihood: " in caplog.text
+    metrics = (tmp_path / "metrics.csv").read_text()
+    assert "val_log_likelihood" in metrics
+    assert len(list(tmp_path.glob("*key_metric*.pt"))) == 1
+    restored = DPMM(D, K)
+    loader = CheckpointLoader(str(tmp_path / "final.pt"), {"mixture": restored})
+    loader(trainer)
+    assert _equal(restored.state_dict(), detector.mixture.state_dict())
