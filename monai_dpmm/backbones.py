@@ -7,7 +7,6 @@ a pip package and need no download.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from monai_dpmm.checkpoints import (
     load_folder,
 )
 from monai_dpmm.geometry import IMAGENET_MEAN, IMAGENET_STD
+from monai_dpmm.json_files import json_object
 from monai_dpmm.tensor_files import load_tensors
 
 ARCHITECTURES: tuple[str, ...] = (*TRANSFORMERS, EMBEDDED)
@@ -202,7 +202,7 @@ def _of_model(path: Path) -> Backbone:
     """The backbone in a trained model's state dict, of the architecture that its JSON names."""
     settings = path.with_suffix(".json")
     try:
-        backbone = create_backbone(json.loads(settings.read_text())["backbone_architecture"])
+        backbone = create_backbone(json_object(settings)["backbone_architecture"])
         state = load_tensors(path)
         own = {key[len(_PREFIX) :]: state[key] for key in state if key.startswith(_PREFIX)}
         backbone.load_state_dict(own)

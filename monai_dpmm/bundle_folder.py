@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from monai_dpmm.json_files import json_object
+
 __all__ = ["checked_settings", "configs_dir", "write_bundle"]
 
 _OWN_BACKBONE = {
@@ -51,9 +53,9 @@ def checked_settings(file: Path) -> dict[str, Any]:
         ValueError: where it does, or is broken.
     """
     try:
-        settings = dict(json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file}: must be JSON with settings by name, {error}") from None
+        settings = json_object(file)
+    except ValueError as error:
+        raise ValueError(f"{file}: must be JSON with settings by name, {error}") from error
     of_training = json.loads((configs_dir() / "train.json").read_text())["settings"]
     if unknown := sorted(settings.keys() - of_training.keys() - _CALIBRATED.keys()):
         raise ValueError(

@@ -5,7 +5,6 @@ Models come from `transformers`, imported when the first is made.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_dpmm.dinov2 import HEAD_DIM, Dinov2, Dinov3, read_checkpoint
+from monai_dpmm.json_files import json_object
 
 EMBEDDED = "efficientnet_lite0"
 HUB_TIMEOUT_S = 5.0
@@ -97,11 +97,11 @@ def load_folder(folder: Path) -> nn.Module:
         )
     file = folder / "config.json"
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json_object(file)
         family = config["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError) as error:
         raise ValueError(f"{file} must be JSON and name a model_type: {error!r}") from error
-    if family not in _FAMILIES:
+    if not isinstance(family, str) or family not in _FAMILIES:
         raise ValueError(f"{file} must have model_type {', '.join(_FAMILIES)}, got {family!r}")
     return _filled(folder, family, config, lambda: _state(folder))
 
@@ -129,8 +129,10 @@ def _state(folder: Path) -> dict[str, Tensor]:
     whole = folder / "model.safetensors"
     if whole.is_file():
         return load_file(whole)
-    index = json.loads(whole.with_suffix(".safetensors.index.json").read_text(encoding="utf-8"))
+    index = json_object(whole.with_suffix(".safetensors.index.json"))
     shards = sorted(set(index["weight_map"].values()))
+    if elsewhere := [shard for shard in shards if Path(shard).name != shard]:
+        raise ValueError(f"weights must lie in the folder, got {elsewhere[0]!r}")
     return {key: value for shard in shards for key, value in load_file(folder / shard).items()}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_dpmm.bundle_folder import write_bundle
+from monai_dpmm.errors import printable
 from monai_dpmm.workflows import (
     PLANS,
     applicable,
@@ -91,7 +92,7 @@ def check(args: Namespace) -> None:
     from monai_dpmm.dataset_check import check_dataset
 
     found = check_dataset(args.dataset)
-    print(found)
+    print(printable(str(found)))
     if found.problems:
         raise SystemExit(1)
 
@@ -108,8 +109,8 @@ def benchmark(args: Namespace) -> None:
 
     from monai_dpmm.benchmark import StepSize
     from monai_dpmm.costs import costs, costs_table
-    from monai_dpmm.output_formats import whole_file
     from monai_dpmm.timing import available_device
+    from monai_dpmm.whole_files import whole_file
 
     device = available_device(args.device)
     torch.set_num_threads(args.threads or torch.get_num_threads())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
@@ -22,8 +21,10 @@ from monai_dpmm.baselines import (
 )
 from monai_dpmm.embeddings import EmbeddedDataset, embedded_dataset
 from monai_dpmm.environment import environment
+from monai_dpmm.json_files import json_object
 from monai_dpmm.loading import InputError
 from monai_dpmm.trials import cost, quality
+from monai_dpmm.whole_files import whole_file
 
 __all__ = ["METHODS", "Method", "Setup", "compare"]
 
@@ -230,15 +231,14 @@ class _Comparison:
         done = {"method": name, "seed": seed, "settings": settings, "data": self.key}
         path = self.folder / f"{name}-{seed}.json"
         if path.is_file():
-            record = json.loads(path.read_text())
+            record = json_object(path)
             if all(record.get(key) == value for key, value in done.items()):
-                return record
+                return record | {"label": method.label}  # the file's may be a stranger's
         self._load(unit_norm=method.unit_norm)
         record = {**done, "label": method.label, **self._trial(method, seed, count)}
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(record, indent=1))
-        os.replace(partial, path)
+        with whole_file(path) as partial:
+            partial.write_text(json.dumps(record, indent=1))
         return record
 
     def _settings(self, name: str, count: int) -> dict[str, Any]:

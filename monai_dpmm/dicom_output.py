@@ -12,7 +12,8 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 
 from monai_dpmm.loading import InputError
-from monai_dpmm.output_formats import saved_beside, whole_file
+from monai_dpmm.output_formats import saved_beside
+from monai_dpmm.whole_files import whole_file
 
 __all__ = [
     "SaveDicomD",

@@ -14,6 +14,10 @@ _TAGS = [
     *("SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient"),
     *("Rows", "Columns", "PixelSpacing"),
 ]
+_LENGTHS = {
+    **{"ImagePositionPatient": 3, "ImageOrientationPatient": 6},
+    **{"Rows": 1, "Columns": 1, "PixelSpacing": 2},
+}
 _SAME = 0.01  # of the slice distance: rounding in the files
 _TO_RAS = np.array([-1.0, -1.0, 1.0])  # from Left, Posterior, Superior
 
@@ -63,8 +67,18 @@ def check_series(folder: Path) -> np.ndarray:
     if len(series) > 1:
         sizes = ", ".join(str(count) for count in sorted(series.values(), reverse=True))
         raise ValueError(f"{len(series)} series lie in the folder, of {sizes} files")
+    _check_lengths(headers)
     pixels = _pixel_size(headers)
     return _TO_RAS * _positions(headers, pixels) if len(headers) > 1 else np.zeros((0, 3))
+
+
+def _check_lengths(headers: list[Any]) -> None:
+    """Refuse values of another number than DICOM has of them."""
+    for name, length in _LENGTHS.items():
+        for value in (header[name].value for header in headers if name in header):
+            parts = [value] if isinstance(value, int | float | str) else list(value or [])
+            if len(parts) != length:
+                raise ValueError(f"{name} must have {length} values, got {len(parts)}")
 
 
 def _pixel_size(headers: list[Any]) -> float:

@@ -116,8 +116,9 @@ def read_checkpoint(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]
     try:
         family, settings = _settings(state)
         return family, settings, _hub_layout(state)
-    except ValueError as error:
-        raise ValueError(f"{path} is not an official DINOv2 checkpoint: {error}") from error
+    except (ValueError, IndexError, RuntimeError) as error:  # of shapes that none has
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"{path} is not an official DINOv2 checkpoint: {reason}") from error
 
 
 _NAMES = {
@@ -147,7 +148,9 @@ def _settings(state: Any) -> tuple[str, dict[str, Any]]:
     Raises:
         ValueError: where it is no DINOv2 checkpoint, saying why.
     """
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
         raise ValueError("it is not a dictionary of tensors")
     required = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight")
     if missing := [key for key in required if key not in state]:

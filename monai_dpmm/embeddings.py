@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from monai_dpmm.dictionary import EmbedPatchesd
 from monai_dpmm.label_loading import LoadLabeld
 from monai_dpmm.labels import IgnoreLabelledPatchesd
 from monai_dpmm.scans import datalist
+from monai_dpmm.whole_files import whole_file
 
 __all__ = ["EmbeddedDataset", "LabelledScan", "embedded_dataset"]
 
@@ -163,9 +163,8 @@ def _embed(item: Mapping[str, str], pipeline: Compose, path: Path, key: str) -> 
     if "label" in data:
         label = convert_to_tensor(data["label"], track_meta=False)
         tensors["masks"] = (label[:, 0] > 0).contiguous()
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"key": key, "seconds": str(seconds)})
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        save_file(tensors, partial, metadata={"key": key, "seconds": str(seconds)})
 
 
 def _settings(parser: ConfigParser) -> dict[str, Any]:

@@ -9,7 +9,10 @@ from types import TracebackType
 
 INTERRUPTED, USAGE = 130, 2  # exit codes; a refusal's is 1, as Python has it for any error
 
-__all__ = ["INTERRUPTED", "USAGE", "UsageError", "expected_error", "one_line_errors", "report_line"]
+__all__ = [
+    *("INTERRUPTED", "USAGE", "UsageError", "expected_error", "one_line_errors"),
+    *("printable", "report_line"),
+]
 
 
 class UsageError(ValueError):
@@ -17,16 +20,15 @@ class UsageError(ValueError):
 
 
 def expected_error(error: BaseException) -> BaseException | None:
-    """Innermost error of a chain by which this package refuses an input, None if there is none.
+    """Outermost error of a chain by which this package refuses an input, None if there is none.
 
     Workflows wrap errors ("applying transform ...", "failed to instantiate ..."); what helps a
-    user is the ValueError, TypeError, OSError or ImportError that one of our functions raised.
+    user is the ValueError, TypeError, OSError or ImportError that one of our functions raised. Of
+    several the last one raised says most: which file it was, or what to install.
     """
     refusals = (ValueError, TypeError, OSError, ImportError)
-    ours = [e for e in _chain(error) if isinstance(e, refusals) and _raised_here(e)]
-    # "No module named ..." is what an error that says what to install was raised from
-    telling = [e for e in ours if not isinstance(e, ModuleNotFoundError)]
-    return (telling or ours or [None])[-1]
+    ours = (e for e in _chain(error) if isinstance(e, refusals) and _raised_here(e))
+    return next(ours, None)
 
 
 def one_line_errors() -> None:
@@ -40,9 +42,13 @@ def one_line_errors() -> None:
 
 
 def report_line(error: BaseException) -> None:
-    """Print an error for a user; a file's name in it may hold what commands a terminal."""
-    text = "".join(c if c.isprintable() or c == "\n" else "?" for c in str(error))
-    print(f"error: {text}", file=sys.stderr)
+    """Print an error for a user."""
+    print(f"error: {printable(str(error))}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: a file's name in it may hold what commands one."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -12,8 +12,9 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 from torch import Tensor
 
-from monai_dpmm.output_formats import saved_beside, whole_file
+from monai_dpmm.output_formats import saved_beside
 from monai_dpmm.regions import connected_regions
+from monai_dpmm.whole_files import whole_file
 
 if TYPE_CHECKING:
     from monai_dpmm.detector import AnomalyDetector

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from monai.utils import CommonKeys as Keys
 
 from monai_dpmm.distributed import gathered, is_main_process
 from monai_dpmm.tensor_files import load_tensors
+from monai_dpmm.whole_files import whole_file
 
 if TYPE_CHECKING:
     from monai.engines import Evaluator
@@ -140,10 +140,13 @@ class TrainingCheckpoint:
             )
         state = load_tensors(self.path)
         epochs = engine.state.max_epochs
-        self.mixture.load_state_dict(state["mixture"])
-        engine.load_state_dict({**state["trainer"], "max_epochs": epochs})
-        for key in _BEST:
-            setattr(self.validator.state, key, state["validator"][key])
+        try:
+            self.mixture.load_state_dict(state["mixture"])
+            engine.load_state_dict({**state["trainer"], "max_epochs": epochs})
+            for key in _BEST:
+                setattr(self.validator.state, key, state["validator"][key])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{self.path}: must be a training's checkpoint, {error!r}") from error
         engine.logger.info(f"Resumed after epoch {engine.state.epoch}: {self.path}")
 
 
@@ -188,6 +191,5 @@ def _save(state: dict[str, Any], path: Path) -> None:
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a file beside its place and move it there: a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    write(partial)
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        write(partial)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import logging
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,14 +17,16 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage, Transform
 
 from monai_dpmm.dicom_series import check_series
+from monai_dpmm.text_headers import check_header
 
 __all__ = ["InputError", "LoadVolume"]
 
 _BLOCK = 1 << 20
-_PATIENT_SPACES = ("right-anterior-superior", "left-anterior-superior", "left-posterior-superior")
-_OTHER_SPACES = ("scanner-xyz", "3d-right-handed", "3d-left-handed")
-# of the NRRD format; each may end in -time, and those of a patient may be abbreviated
-_NRRD_SPACES = {*_PATIENT_SPACES, *_OTHER_SPACES, "ras", "las", "lps"}
+# what the pipeline reads of an image; others may be a stranger's, and tell MONAI where to write
+_META = {
+    *("affine", "original_affine", "spatial_shape", "space"),
+    *("original_channel_dim", "filename_or_obj"),
+}
 _NIFTI2 = (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")  # its header has 540 bytes
 
 
@@ -38,7 +39,8 @@ class LoadVolume(Transform):
 
     Reads what MONAI's readers read (NIfTI, FreeSurfer .mgz, NRRD, MetaImage, a folder with one
     DICOM series, PNG, JPEG, TIFF) and refuses what is not one scalar image. A picture whose colour
-    channels are equal is grey, and one channel of it is taken.
+    channels are equal is grey, and one channel of it is taken. Of what else a header says, nothing
+    is kept: `meta` holds the grid and the file's name.
 
     Args:
         dtype: type of the result; that of the file if None.
@@ -47,8 +49,8 @@ class LoadVolume(Transform):
     Raises:
         InputError: for a missing, damaged or unreadable file, a folder that is not one DICOM series
             with all its slices readable, several channels (4D series, RGB), NaN or infinite voxels,
-            a constant image, a grid without volume (a spacing of zero), or an NRRD file of a space
-            that does not exist; the message names file, rule and value.
+            a constant image, a grid without volume (a spacing of zero), or a header that is
+            refused (see `check_header`); the message names file, rule and value.
     """
 
     def __init__(
@@ -67,7 +69,10 @@ class LoadVolume(Transform):
         file = Path(path).expanduser()
         if not file.exists():
             raise InputError(f"{file}: must exist, there is no such file or folder")
-        _check_space(file)
+        try:
+            check_header(file)
+        except ValueError as error:
+            raise InputError(f"{file}: {error}") from error
         positions = _series_positions(file) if file.is_dir() else None
         loader = self._readers.get(file.suffix.lower(), self._loader)
         try:
@@ -77,6 +82,7 @@ class LoadVolume(Transform):
             raise InputError(
                 f"{file}: must be a scalar image that MONAI reads, got {_reason(error)}"
             ) from error
+        image.meta = {key: image.meta[key] for key in _META & image.meta.keys()}
         if positions is not None and len(positions):
             _place_slices(image, positions, file)
         _check_image(image, file, allow_constant=self.allow_constant)
@@ -135,18 +141,6 @@ def _written_affine(file: Path) -> torch.Tensor | None:
         kind = nib.Nifti2Header if start in _NIFTI2 else nib.Nifti1Header
         header = kind.from_fileobj(stream, check=False)
         return torch.from_numpy(header.get_best_affine())
-
-
-def _check_space(file: Path) -> None:
-    """Refuse an NRRD file of a space that does not exist, which some readers take for none."""
-    if file.suffix.lower() not in (".nrrd", ".nhdr"):
-        return
-    with file.open("rb") as stream:
-        header = re.split(rb"\r?\n\r?\n", stream.read(_BLOCK), maxsplit=1)[0]
-    field = re.search(rb"^space:\s*(.*?)\s*$", header, re.MULTILINE)
-    space = "" if field is None else field[1].decode(errors="replace")
-    if space and re.sub("-?(time|t)$", "", space.lower()) not in _NRRD_SPACES:
-        raise InputError(f"{file}: space must be one that NRRD defines, got {space!r}")
 
 
 def _check_affine(affine: torch.Tensor, file: Path) -> None:

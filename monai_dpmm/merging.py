@@ -19,7 +19,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import os
 from collections.abc import Iterable, Sequence
 from functools import reduce
 from pathlib import Path
@@ -30,6 +29,7 @@ from torch import Tensor
 from monai_dpmm.em import Moments, accumulated
 from monai_dpmm.mixture import DPMM
 from monai_dpmm.tensor_files import load_tensors
+from monai_dpmm.whole_files import whole_file
 
 _AVERAGES = {"average_weight", "average_first", "covariance.second"}
 _BY_COMPONENT = _AVERAGES | {
@@ -60,10 +60,9 @@ def save_moments(moments: Moments, path: str | Path, mixture: DPMM) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     tensors = {name: part.cpu() for name, part in moments._asdict().items()}
-    torch.save(tensors | {"parameters": _identity(mixture)}, partial)
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        torch.save(tensors | {"parameters": _identity(mixture)}, partial)
 
 
 def load_moments(path: str | Path, mixture: DPMM) -> Moments:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from html import escape
@@ -10,11 +11,15 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from torch import Tensor
+
 from monai_dpmm import __version__
+from monai_dpmm.json_files import json_object
 from monai_dpmm.tensor_files import load_tensors
 
 __all__ = ["model_card", "read_metrics"]
 
+_NEEDED = ("mixture.offsets", "thresholds", "false_positive_rates")
 _FOUND = ("scan_reference", "volume_thresholds")  # long, and found by `calibrate`
 _SCORES = {
     "cosine": "cosine distance to the nearest prototype, from 0 to 2",
@@ -23,6 +28,7 @@ _SCORES = {
     "mahalanobis": "Mahalanobis distance to the nearest component, 0 or more",
     "mixture": "negative log-likelihood under the whole mixture, in nats",
 }
+_METRIC = re.compile(r"\w[\w.-]*", re.ASCII)  # no markup of Markdown, nothing that MONAI runs
 _WEIGHTS = {
     "dinov2": "The backbone's architecture is DINOv2, whose weights are under the same licence.",
     "dinov3": "The backbone's architecture is DINOv3, whose weights have another licence.",
@@ -56,10 +62,10 @@ def model_card(
     """
     file = Path(model)
     state = load_tensors(file)
-    missing = [key for key in ("mixture.offsets", "thresholds") if key not in state]
+    missing = [key for key in _NEEDED if not isinstance(state.get(key), Tensor)]
     if missing:
         raise ValueError(f"{file}: must be a trained model, it has no {missing[0]}")
-    settings = json.loads(file.with_suffix(".json").read_text())
+    settings = json_object(file.with_suffix(".json"))
     components, features = state["mixture.offsets"].shape
     told = defaultdict(lambda: "not told", {key: _shown(value) for key, value in settings.items()})
     backbone = told["backbone_architecture"]
@@ -94,11 +100,12 @@ def read_metrics(path: str | Path) -> dict[str, float]:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: must exist, there is no such file (evaluate first)")
     try:
-        content = json.loads(file.read_text())
-        found = content["metrics"].items()
-    except (ValueError, KeyError, TypeError, AttributeError):
+        found = json_object(file)["metrics"].items()
+        numbers = {name: float(value) for name, value in found if isinstance(value, int | float)}
+    except (ValueError, KeyError, AttributeError, OverflowError):
         raise ValueError(f"{file}: must be the metrics.json of an evaluation") from None
-    numbers = {name: float(value) for name, value in found if isinstance(value, int | float)}
+    if odd := [name for name in numbers if not _METRIC.fullmatch(name)]:
+        raise ValueError(f"{file}: names of metrics must be plain words, got {odd[0]!r}")
     if not numbers:
         raise ValueError(f"{file}: must hold metrics, got none (were there labels?)")
     return numbers

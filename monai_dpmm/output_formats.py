@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +11,15 @@ from monai.data.folder_layout import default_name_formatter
 from monai.transforms import SaveImaged
 from torch import Tensor
 
+from monai_dpmm.whole_files import whole_file
+
 __all__ = [
     "SaveVolumeD",
     "SaveVolumeDict",
     "SaveVolumed",
     "saved_beside",
     "volume_writer",
-    "whole_file",
 ]
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Path beside another to write to; the file gets its own name when it is complete.
-
-    Whatever fails leaves nothing there, and a file that was there before as it was.
-
-    Raises:
-        OSError: in one line, where the file cannot be written, as on a full disk.
-    """
-    partial = path.with_name(f".partial.{path.name}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OSError(f"{path}: could not be written, {reason}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class _WholeFiles(ImageWriter):
@@ -122,8 +101,14 @@ SaveVolumeD = SaveVolumeDict = SaveVolumed
 
 
 def _source_name(meta: Mapping[str, Any] | None, saver: Any) -> dict[str, Any]:
-    """MONAI's name of a scan, which it takes what follows the last dot from, unless a folder's."""
+    """MONAI's name of a scan, which it takes what follows the last dot from, unless a folder's.
+
+    Raises:
+        ValueError: for an index that is text, as a header may have it: it becomes part of the path.
+    """
     name = default_name_formatter(meta, saver)
+    if isinstance(name["idx"], str):
+        raise ValueError(f"patch_index must be a number, got {name['idx']!r}")
     folder = meta is not None and Path(str(meta.get("filename_or_obj", ""))).is_dir()
     return {**name, "subject": f"{name['subject']}.dcm"} if folder else name
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai_dpmm.figures import require_matplotlib
 from monai_dpmm.panels import FONT
+from monai_dpmm.whole_files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -134,10 +134,12 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
     Path(folder).mkdir(parents=True, exist_ok=True)
     for suffix, metadata in _FORMATS.items():
         path = Path(folder) / f"{name}.{suffix}"
-        partial = path.with_suffix(".partial")
-        with warnings.catch_warnings(), rc_context({"pdf.fonttype": 42}):
+        with (
+            whole_file(path) as partial,
+            warnings.catch_warnings(),
+            rc_context({"pdf.fonttype": 42}),
+        ):
             warnings.filterwarnings("ignore", "Glyph .* missing from font")
             figure.savefig(partial, format=suffix, metadata=metadata)
-        os.replace(partial, path)
         paths.append(path)
     return paths

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from monai_dpmm.display import Scan
 from monai_dpmm.figures import require_matplotlib
 from monai_dpmm.galleries import case_figure, component_figure
 from monai_dpmm.image_metrics import dice_score
+from monai_dpmm.json_files import json_object
 from monai_dpmm.loading import InputError
 from monai_dpmm.paper_style import save_figure
 from monai_dpmm.prototype_colors import prototype_colors
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _PROTOTYPES, _EXAMPLES, _ATLAS_SCANS, _ATLAS_SLICES = 12, 8, 8, 24
 _ROWS, _CASES = 4, 6
+_TRADED = ("milliseconds", "megabytes", "auroc", "aupr")  # of a trial, for Fig. 3
 
 __all__ = ["write_figures"]
 
@@ -76,9 +77,27 @@ def write_figures(
         "prototypes": lambda: atlas_figure(atlas, weights, colors),
     }
     if comparison is not None and Path(comparison).is_file():
-        trials = json.loads(Path(comparison).read_text())["trials"]
+        trials = _trials(Path(comparison))
         figures["tradeoff"] = lambda: tradeoff_figure(trials)
     return [p for name, draw in figures.items() for p in save_figure(draw(), folder, name)]
+
+
+def _trials(comparison: Path) -> list[dict[str, Any]]:
+    """Records of the trials in a comparison's file, which may come from a stranger.
+
+    Raises:
+        InputError: where they are not what `compare` writes.
+    """
+    try:
+        trials = list(json_object(comparison)["trials"])
+        for trial in trials:
+            first = next(iter(trial["scores"].values()))
+            numbers = [trial["prototypes"], *(first[key] for key in _TRADED)]
+            if not all(isinstance(number, int | float) for number in numbers):
+                raise TypeError(f"numbers are needed, got {numbers}")
+    except (ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
+        raise InputError(f"{comparison}: must be the file of a comparison, {error!r}") from error
+    return trials
 
 
 class _Gathered:

@@ -19,9 +19,9 @@ from monai_dpmm.display import checked_array, heat_range, peak_voxel
 from monai_dpmm.environment import environment
 from monai_dpmm.figures import require_matplotlib, subject_figure
 from monai_dpmm.page import formatted, formatted_interval, metric_names, report_page
-from monai_dpmm.replacement import replacement
 from monai_dpmm.subjects import subject_volume, subject_volumes
 from monai_dpmm.viewer import can_view, has_nilearn, require_nilearn, viewer_page
+from monai_dpmm.whole_files import replacement
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ignite.engine import Engine, Events
 
 from monai_dpmm.distributed import interleaved, is_main_process
+from monai_dpmm.json_files import json_value
 from monai_dpmm.loading import InputError
 from monai_dpmm.report import metrics_table, write_report
 
@@ -65,8 +65,10 @@ def curves_of(history: str | Path | None) -> dict[str, list[Any]] | None:
     if history is None or not Path(history).is_file():
         return None
     try:
-        records = [dict(record) for record in json.loads(Path(history).read_text())]
-    except (ValueError, TypeError) as error:
+        records = [dict(record) for record in json_value(history)]
+        for value in (value for record in records for value in record.values()):
+            float("nan" if value is None else value)
+    except (ValueError, TypeError, OverflowError) as error:
         raise InputError(f"{history}: must be a training's history, {error}") from error
     names = sorted({name for record in records for name in record})
     return {name: [record.get(name) for record in records] for name in names}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from monai.data.utils import create_file_basename
 
+from monai_dpmm.errors import printable
+from monai_dpmm.json_files import json_object
 from monai_dpmm.loading import InputError
 from monai_dpmm.page import formatted
 from monai_dpmm.report import METRICS
@@ -88,7 +89,8 @@ def rewrite_report(
     publish_report(folder or results / "report", subjects, axis=axis, slices=slices, **options)
     if missing:
         names = [str(path) for path in missing[:_SHOWN]] + ["..."] * (len(missing) > _SHOWN)
-        print(f"Left out, {len(missing)} of {len(items)} scans have no: {', '.join(names)}")
+        left = f"Left out, {len(missing)} of {len(items)} scans have no: {', '.join(names)}"
+        print(printable(left))
 
 
 def _saved_files(image: str, results: Path, root: str) -> dict[str, Path]:
@@ -108,9 +110,9 @@ def _saved_files(image: str, results: Path, root: str) -> dict[str, Path]:
 def _findings(file: Path) -> dict[str, Any]:
     """What `SaveFindingsd` wrote of a scan."""
     try:
-        found = dict(json.loads(file.read_text(encoding="utf-8")))
+        found = json_object(file)
         numbers = {key: _number(found[key]) for key in ("score", "threshold", *_OPERATING_POINT)}
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise InputError(f"{file}: must be the findings of a scan, {error!r}") from error
     return numbers
 
@@ -120,7 +122,7 @@ def _earlier(file: Path) -> _Earlier | None:
     if not file.is_file():
         return None
     try:
-        report = dict(json.loads(file.read_text(encoding="utf-8")))
+        report = json_object(file)
         subjects = {
             _key(subject): {formatted(k): v for k, v in subject["metrics"].items()}
             for subject in report["subjects"]
@@ -132,7 +134,7 @@ def _earlier(file: Path) -> _Earlier | None:
             "history": report["history"] and {k: list(v) for k, v in report["history"].items()},
             "measured_with": dict(report["environment"]),
         }
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise InputError(f"{file}: must be the metrics.json of a report, {error!r}") from error
     return _Earlier(subjects, options)
 
@@ -141,6 +143,8 @@ def _number(value: Any) -> float | None:
     """A number of JSON, or None for what is not defined; no text, which a page would show."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise TypeError(f"a number is needed, got {value!r}")
+    if value is not None:
+        float(value)  # an integer can be too large
     return value
 
 

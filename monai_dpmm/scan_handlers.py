@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +12,11 @@ from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys as Keys
 from torch import Tensor
 
+from monai_dpmm.errors import printable
 from monai_dpmm.geometry import slice_axes
 from monai_dpmm.scan_check import MIN_SCANS, prototype_usage, scan_reference
 from monai_dpmm.volume_calibration import FalsePositiveVolumes, voxel_ml
+from monai_dpmm.whole_files import whole_file
 
 if TYPE_CHECKING:
     from monai_dpmm.detector import AnomalyDetector
@@ -84,9 +85,8 @@ class ScanCalibration:
             "scan_reference": scan_reference(self._usages) if enough else None,
         }
         settings = json.loads(self.path.read_text()) | found
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_text(json.dumps(settings, indent=4))
-        os.replace(partial, self.path)
+        with whole_file(self.path) as partial:
+            partial.write_text(json.dumps(settings, indent=4))
         print(_volume_table(found["volume_thresholds"]))
         print(_check_line(found["scan_reference"], len(self._usages)))
         print(f"Written to {self.path}")
@@ -111,7 +111,8 @@ class SuspiciousScans:
         for item in engine.state.output:
             if item[self.key] is not None and item[self.key]["suspicious"]:
                 name = item["image"].meta["filename_or_obj"]
-                print(f"{name}: not like the training data: {item[self.key]['reason']}")
+                reason = item[self.key]["reason"]
+                print(printable(f"{name}: not like the training data: {reason}"))
 
 
 def _volume_table(thresholds: Sequence[Mapping[str, Any]]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from monai.data import load_decathlon_datalist
 
+from monai_dpmm.json_files import json_object
 from monai_dpmm.layouts import (
     IMAGE_SUFFIXES,
     Group,
@@ -155,8 +155,8 @@ def _section_items(
 def _decathlon_items(file: Path, section: Section) -> list[dict[str, str]]:
     key = {"train": "training", "val": "validation", "test": "test"}[section]
     try:
-        lists = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        lists = json_object(file)
+    except ValueError as error:
         raise InputError(f"{file}: must be JSON with lists by name, {error}") from error
     if not lists.get(key):
         found = ", ".join(name for name, value in lists.items() if isinstance(value, list))
@@ -164,6 +164,8 @@ def _decathlon_items(file: Path, section: Section) -> list[dict[str, str]]:
     try:
         items = load_decathlon_datalist(str(file), data_list_key=key, base_dir=str(file.parent))
         paths = [os.fspath(item["image"]) for item in items]
+        # what else an item says is not a scan's to say: the pipeline reads settings by such names
+        items = [{k: item[k] for k in ("image", "label") if k in item} for item in items]
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{file}: {key} must be a list of paths by name, {error!r}") from error
     if section == "test":

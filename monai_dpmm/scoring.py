@@ -20,9 +20,10 @@ from monai_dpmm.label_loading import LabelRule, lesions
 from monai_dpmm.loading import InputError, LoadVolume
 from monai_dpmm.metrics import AnomalyMetrics
 from monai_dpmm.protocols import Protocol
-from monai_dpmm.replacement import replacement
 from monai_dpmm.saved_maps import find_maps, laid_over, load_map, matched_maps
 from monai_dpmm.scans import data_root, datalist
+from monai_dpmm.tables import csv_cell
+from monai_dpmm.whole_files import replacement
 
 __all__ = ["healthy_thresholds", "measured_maps", "write_scores"]
 
@@ -127,7 +128,7 @@ def write_scores(folder: str | Path, metrics: AnomalyMetrics) -> Path:
 
 def _cell(value: Any) -> Any:
     """A value in a CSV: empty for NaN."""
-    return "" if isinstance(value, float) and math.isnan(value) else value
+    return "" if isinstance(value, float) and math.isnan(value) else csv_cell(value)
 
 
 def _plain(value: Any) -> Any:

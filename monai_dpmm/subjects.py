@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,8 +64,6 @@ def _loaded(key: str, path: Path, picture: bool) -> tuple[np.ndarray, np.ndarray
     Of a picture, the array (X, Y) as it is, and no affine.
     """
     import nibabel as nib
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
 
     try:
         known = path.name.lower().endswith(_READ_BY_NIBABEL)
@@ -77,7 +74,7 @@ def _loaded(key: str, path: Path, picture: bool) -> tuple[np.ndarray, np.ndarray
             raise ValueError(f"{key} must be a volume (X, Y, Z), got shape {image.shape} in {path}")
         image = image if picture else nib.as_closest_canonical(image)
         array = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError) as error:
+    except Exception as error:  # nibabel raises whatever a damaged header makes NumPy raise
         raise ValueError(f"{key} must be a readable volume, got {path}: {error}") from None
     array = array.astype(np.float32) if array.dtype.kind == "f" else array
     return (array[..., 0], None) if picture else (array, image.affine)

@@ -6,12 +6,20 @@ import csv
 import io
 import json
 import math
-import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Table", "as_csv", "as_latex", "as_markdown", "as_text", "spread", "write_tables"]
+from monai_dpmm.whole_files import whole_file
+
+__all__ = [
+    *("Table", "as_csv", "as_latex", "as_markdown", "as_text", "csv_cell", "spread"),
+    "write_tables",
+]
+
+
+_NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?|-")
 
 
 class Table(NamedTuple):
@@ -58,8 +66,18 @@ def as_latex(table: Table) -> str:
 def as_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Comma-separated values, quoted where they must be, a line a row."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    lines = ([csv_cell(value) for value in row] for row in [columns, *rows])
+    csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue()
+
+
+def csv_cell(value: Any) -> Any:
+    """A value as a spreadsheet may have it: text that it would run as a formula gets an apostrophe.
+
+    Names of files may be a stranger's.
+    """
+    runs = isinstance(value, str) and value.startswith(tuple("=+-@\t\r"))
+    return f"'{value}" if runs and not _NUMBER.fullmatch(value) else value
 
 
 def spread(values: Sequence[float], digits: int = 2, scale: float = 1.0) -> str:
@@ -99,9 +117,8 @@ def write_tables(
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        partial = folder / f"{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, folder / name)
+        with whole_file(folder / name) as partial:
+            partial.write_text(text, encoding="utf-8")
 
 
 def _tabulated(table: Table, style: str) -> str:

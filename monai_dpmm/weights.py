@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
 
 from monai_dpmm.backbones import Backbone, create_backbone, load_backbone
+from monai_dpmm.json_files import json_object
 from monai_dpmm.tensor_files import load_tensors
 
 __all__ = ["bundled_backbone", "load_weights", "model_setting"]
@@ -61,8 +61,9 @@ def model_setting(model: str | Path, name: str) -> Any:
 
     Raises:
         FileNotFoundError: where there are no settings.
+        ValueError: where they are broken.
     """
-    return json.loads(Path(model).expanduser().with_suffix(".json").read_text()).get(name)
+    return json_object(Path(model).expanduser().with_suffix(".json")).get(name)
 
 
 def _reason(error: Exception) -> str:

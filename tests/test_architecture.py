@@ -16,7 +16,16 @@ PACKAGE = ROOT / "monai_dpmm"
 
 # Each module may import the modules above it, as the README's architecture section draws them.
 ORDER = [
-    *("tensor_files", "geometry", "intensity", "calibration", "covariance", "von_mises_fisher"),
+    *(
+        "tensor_files",
+        "json_files",
+        "whole_files",
+        "geometry",
+        "intensity",
+        "calibration",
+        "covariance",
+        "von_mises_fisher",
+    ),
     *(
         "em",
         "initialization",
@@ -38,6 +47,7 @@ ORDER = [
     *(
         "errors",
         "dicom_series",
+        "text_headers",
         "loading",
         "label_loading",
         "layouts",
@@ -55,7 +65,7 @@ ORDER = [
     *("warm_start", "baselines"),
     *("lesions", "phantom", "cohort"),
     *("display", "subjects", "environment", "panels", "figures", "curves"),
-    *("viewer", "page", "replacement", "report"),
+    *("viewer", "page", "report"),
     *("embeddings", "trials", "comparison", "significance", "tables", "paper_tables"),
     *("paper_style", "score_figures", "prototype_colors", "cases", "galleries", "scenes"),
     *("atlas", "publication"),

@@ -136,13 +136,10 @@ def test_a_template_of_other_places_is_refused(trained, template, message):
 
 
 def test_text_of_others_stays_text_in_the_card(trained, tmp_path):
-    metrics = tmp_path / "m.json"
-    metrics.write_text(json.dumps({"metrics": {"a|b\nc": 1.0}}))
-    bundle = write_bundle(tmp_path / "<i>$name", trained, data="Heads\n## <b>", metrics=metrics)
+    bundle = write_bundle(tmp_path / "<i>$name", trained, data="Heads\n## <b>")
     card = (bundle / "docs/README.md").read_text().splitlines()
     assert card[0] == "# &lt;i&gt;$name"
     assert "Heads ## &lt;b&gt;" in card
-    assert r"| a\|b c | 1.0000 |" in card
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,10 @@
 import subprocess
 import sys
 
+import torch
+
+from monai_dpmm.backbones import load_backbone
+from monai_dpmm.bundle_folder import checked_settings
 from monai_dpmm.errors import INTERRUPTED, USAGE, UsageError, expected_error, report_line
 from monai_dpmm.geometry import stack_slices
 from monai_dpmm.loading import InputError
@@ -15,12 +19,10 @@ def _caught(function):
 
 
 def _refused():
-    import torch
-
     stack_slices(torch.zeros(2, 2))
 
 
-def test_the_innermost_refusal_of_a_chain_is_found():
+def test_the_refusal_in_a_chain_is_found():
     def wrapped():
         try:
             _refused()
@@ -30,6 +32,16 @@ def test_the_innermost_refusal_of_a_chain_is_found():
     found = expected_error(_caught(wrapped))
     assert isinstance(found, ValueError)
     assert "slices must be" in str(found)
+
+
+def test_of_several_refusals_the_one_that_names_the_file_is_told(tmp_path):
+    file = tmp_path / "model.json"
+    file.write_text("[]")
+    error = _caught(lambda: checked_settings(file))
+    assert str(expected_error(error)).startswith(f"{file}: must be JSON with settings by name")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "dinov2.pth")
+    error = _caught(lambda: load_backbone(tmp_path / "dinov2.pth"))
+    assert str(tmp_path / "dinov2.pth") in str(expected_error(error))
 
 
 def test_what_to_install_is_told_and_not_only_what_is_missing(monkeypatch, tmp_path):

@@ -151,9 +151,15 @@ def test_without_results_it_is_an_error(cohort, tmp_path):
     [
         ("report/metrics.json", "{", r"metrics\.json: must be the metrics\.json of a report"),
         ("report/metrics.json", "{}", "KeyError"),
-        ("report/metrics.json", "[1]", "TypeError"),
+        ("report/metrics.json", "[1]", "values by name are needed, got list"),
+        ("report/metrics.json", "[" * 100_000, "it is nested too deeply"),
         ("test/images/test_000/test_000_findings.json", '{"score": 1}', "must be the findings"),
         ("test/images/test_000/test_000_findings.json", '{"score": "<b>"}', "must be the findings"),
+        (
+            "report/metrics.json",
+            f'{{"subjects": [], "metrics": {{"a": {10**400}}}}}',
+            "metrics.json of a report",
+        ),
     ],
 )
 def test_broken_files_are_refused(name, text, message, results, cohort):
@@ -162,9 +168,10 @@ def test_broken_files_are_refused(name, text, message, results, cohort):
         rewrite_report(cohort, results)
 
 
-def test_a_broken_history_is_refused(results, cohort):
+@pytest.mark.parametrize("text", ['{"epoch": 1}', '[{"epoch": "<b>"}]', f'[{{"a": {10**400}}}]'])
+def test_a_broken_history_is_refused(text, results, cohort):
     shutil.rmtree(results / "report")
-    (results / "history.json").write_text('{"epoch": 1}')
+    (results / "history.json").write_text(text)
     with pytest.raises(InputError, match=r"history\.json: must be a training's history"):
         rewrite_report(cohort, results)
 

@@ -1,16 +1,38 @@
-"""A folder's own files replaced by new ones only when all of these are complete."""
+"""Files that appear when they are complete: one by one, or all of a folder's together."""
 
 from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["replacement"]
+__all__ = ["replacement", "whole_file"]
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Path beside another to write to; the file gets its own name when it is complete.
+
+    Whatever fails leaves nothing there, and a file that was there before as it was. Nobody can
+    guess the name beside it, so no link that lies in wait there is written through.
+
+    Raises:
+        OSError: in one line, where the file cannot be written, as on a full disk.
+    """
+    partial = path.with_name(f".{secrets.token_hex(8)}.{path.name}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(f"{path}: could not be written, {reason}") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -27,6 +49,9 @@ def replacement(
             replaced. One that would be empty is not left behind.
         files: in the folder itself, in the order they are put in place; the last one goes first,
             so that it is only there when all the others are.
+
+    Raises:
+        OSError: where a subfolder is a link, behind which files of others may lie.
     """
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,6 +73,8 @@ def replacement(
 
 def _replace(source: Path, target: Path, ours: re.Pattern[str]) -> None:
     """Our own files of a subfolder replaced by those of another."""
+    if target.is_symlink():
+        raise OSError(f"{target}: must be a folder, whose files are replaced, got a link")
     target.mkdir(exist_ok=True)
     for old in target.iterdir():
         if ours.fullmatch(old.name):

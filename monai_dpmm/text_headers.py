@@ -1,0 +1,66 @@
+"""Headers of NRRD and MetaImage files, which are text, checked before a reader follows them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+__all__ = ["check_header"]
+
+_LONGEST = 1 << 20
+_PATIENT_SPACES = ("right-anterior-superior", "left-anterior-superior", "left-posterior-superior")
+_OTHER_SPACES = ("scanner-xyz", "3d-right-handed", "3d-left-handed")
+# of the NRRD format; each may end in -time, and those of a patient may be abbreviated
+_NRRD_SPACES = {*_PATIENT_SPACES, *_OTHER_SPACES, "ras", "las", "lps"}
+# the field that names the files of the voxels; where it is a list, the lines after it do
+_DATA_FIELDS = {
+    **dict.fromkeys((".nrrd", ".nhdr"), r"^data ?file:(.*)$"),
+    **dict.fromkeys((".mha", ".mhd"), r"^\s*ElementDataFile\s*[=:](.*)$"),
+}
+
+
+def check_header(file: Path) -> None:
+    """Refuse an NRRD or MetaImage file that readers would misread, or read other files for.
+
+    Files of other suffixes pass.
+
+    Raises:
+        ValueError: for an NRRD file of a space that does not exist, which some readers take for
+            none, a file whose voxels lie outside its folder, so that a scan could show any file of
+            this computer, and a header of more than 1 MB.
+    """
+    suffix = file.suffix.lower()
+    if suffix not in _DATA_FIELDS:
+        return
+    header = _header(file, ends_with_blank=suffix in (".nrrd", ".nhdr"))
+    if suffix in (".nrrd", ".nhdr"):
+        _check_space(header)
+    field = re.search(_DATA_FIELDS[suffix], header, re.MULTILINE | re.IGNORECASE)
+    if field is not None:
+        for name in [field[1], *header[field.end() :].splitlines()]:
+            _check_inside(name.strip())
+
+
+def _header(file: Path, *, ends_with_blank: bool) -> str:
+    """The header's lines; voxels that may follow are cut off."""
+    with file.open("rb") as stream:
+        read = stream.read(_LONGEST)
+    text = re.sub(r"\r\n?", "\n", read.decode("latin-1"))
+    header, end, _ = text.partition("\n\n" if ends_with_blank else "LOCAL\n")
+    if not end and len(read) == _LONGEST:
+        raise ValueError("the header must end within 1 MB")
+    return header
+
+
+def _check_space(header: str) -> None:
+    field = re.search(r"^space:(.*)$", header, re.MULTILINE)
+    space = "" if field is None else field[1].strip()
+    if space and re.sub("-?(time|t)$", "", space.lower()) not in _NRRD_SPACES:
+        raise ValueError(f"space must be one that NRRD defines, got {space!r}")
+
+
+def _check_inside(name: str) -> None:
+    """Refuse a path that leads out of the folder, by the rules of any system."""
+    for path in (PurePosixPath(name), PureWindowsPath(name)):
+        if path.is_absolute() or path.drive or ".." in path.parts:
+            raise ValueError(f"its voxels must lie in its folder, got {name!r}")
