@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 SHELLS = ("bash", "zsh", "fish")
+_PYTHON = {"True": True, "False": False, "None": None}
 _LABELLED = "data set with test/images and test/labels"
 _HEALTHY = "folder of healthy scans, or data set with train and val"
 
@@ -20,10 +21,12 @@ __all__ = [
 
 
 def override(text: str) -> tuple[str, Any]:
-    """Key and value of KEY=VALUE; the value is JSON where it can be read as such."""
+    """Key and value of KEY=VALUE; the value is JSON, or as Python writes it, or else text."""
     key, separator, value = text.partition("=")
     if not key or not separator:
         raise argparse.ArgumentTypeError(f"must be KEY=VALUE, got {text!r}")
+    if value in _PYTHON:
+        return key, _PYTHON[value]
     try:
         return key, json.loads(value)
     except json.JSONDecodeError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from monai_dpmm.bundle_folder import checked_settings, configs_dir
 from monai_dpmm.errors import UsageError
+from monai_dpmm.json_files import json_object
+from monai_dpmm.settings import check_settings, check_values
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
@@ -72,8 +73,10 @@ def applicable(
 
     Raises:
         UsageError: naming the nearest keys, for a key that none of the workflows has, which MONAI
-            would add in silence; and for a config that there is none of.
+            would add in silence; for a config that there is none of; and for a setting of the
+            command line or of a config's file that no run could use.
     """
+    check_values(overrides, "-s")
     parsers = [merged_config(names, {}) for names in workflows]
     for key in overrides.keys() - _WORKFLOW_ARGUMENTS:
         if not any(key in parser for parser in parsers):
@@ -119,13 +122,14 @@ def _config_file(name: str) -> str:
             raise UsageError(f"-c must be one of {known}, or a JSON file, got {name!r}")
         return str(configs_dir() / f"{name}.json")
     try:
-        json.loads(Path(name).read_text(encoding="utf-8"))
+        config = json_object(name)
     except OSError as error:
         raise UsageError(
             f"-c must be a config's name or file, got {name}: {error.strerror}"
         ) from None
     except ValueError as error:
         raise UsageError(f"-c must be a config in JSON, got {name}: {error}") from None
+    check_settings(config, name)
     return name
 
 

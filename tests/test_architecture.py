@@ -70,7 +70,7 @@ ORDER = [
     *("paper_style", "score_figures", "prototype_colors", "cases", "galleries", "scenes"),
     *("atlas", "publication"),
     *("saved_maps", "scoring", "reporting", "saved_results", "model_card", "bundle_folder"),
-    *("timing", "benchmark", "workflows", "costs", "completion"),
+    *("timing", "benchmark", "settings", "workflows", "costs", "completion"),
     *("cli_options", "cli_commands", "cli_parser", "cli", "__main__"),
 ]
 CORE = ORDER[: ORDER.index("weights") + 1]
