@@ -41,7 +41,10 @@ _EXPORTS = {
         *(f"{name}{suffix}" for name in _FINDINGS for suffix in _SUFFIXES),
         "anomaly_findings",
     ),
-    "handlers": ("BestModelSaver", "History", "ThresholdCalibration", "TrainingCheckpoint"),
+    "handlers": (
+        *("BestModelSaver", "History", "ThresholdCalibration", "TrainingCheckpoint"),
+        "Validation",
+    ),
     "inferer": ("AnomalyInferer",),
     "labels": tuple(f"IgnoreLabelledPatches{suffix}" for suffix in _SUFFIXES),
     "memory_bank": ("MemoryBank",),

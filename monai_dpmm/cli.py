@@ -31,9 +31,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = command_parser().parse_args(argv)
     try:
         args.run(args)
+        sys.stdout.flush()
     except UsageError as error:
         report_line(error)
         raise SystemExit(USAGE) from None
+    except BrokenPipeError:  # the reader of the output, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.stdout.flush()

@@ -29,7 +29,7 @@ def workflows(args: Namespace) -> None:
     plans = PLANS[args.command]
     checked = applicable([planned(plan, overlays, None) for plan in plans], overrides)
     for plan, values in zip(plans, checked, strict=True):
-        names = planned(plan, overlays, overrides["bundle_root"])
+        names = planned(plan, overlays, _models(overrides))
         if args.dry_run:
             print(json.dumps(merged_config(names, values).config, indent=4))
         else:
@@ -151,4 +151,9 @@ def _config(args: Namespace) -> Any:
     overlays, overrides = list(args.config or []), _overrides(args)
     (plan,) = PLANS[args.command]
     (values,) = applicable([planned(plan, overlays, None)], overrides)
-    return merged_config(planned(plan, overlays, overrides["bundle_root"]), values)
+    return merged_config(planned(plan, overlays, _models(overrides)), values)
+
+
+def _models(overrides: dict[str, Any]) -> Path:
+    """Folder of the trained model."""
+    return Path(overrides.get("ckpt_dir", Path(overrides["bundle_root"]) / "models"))

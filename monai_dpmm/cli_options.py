@@ -207,7 +207,9 @@ def _add_workflow(
     if data is not None:
         command.add_argument("dataset", type=Path, metavar=metavar, help=data)
     _add_settings(command, folder).add_argument(
-        "--dry-run", action="store_true", help="print the config as JSON, and run nothing"
+        "--dry-run",
+        action="store_true",
+        help="print the config as JSON (of demo: two), and run nothing",
     )
 
 

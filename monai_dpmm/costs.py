@@ -76,7 +76,7 @@ def costs(
                 "output_dir": results,
                 "device": f"$torch.device('{device.type}')",
             }
-            parser = merged_config(planned(PLANS["infer"][0], [], folder), values)
+            parser = merged_config(planned(PLANS["infer"][0], [], Path(folder) / "models"), values)
             found["volume"] = volume_cost(parser, str(scan), device)
     return found
 

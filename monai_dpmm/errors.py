@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from types import TracebackType
 
 INTERRUPTED, USAGE = 130, 2  # exit codes; a refusal's is 1, as Python has it for any error
+
+_ENGINES = ("EMTrainer", "LikelihoodEvaluator", "ScanEvaluator", "SupervisedEvaluator")
 
 __all__ = [
     *("INTERRUPTED", "USAGE", "UsageError", "expected_error", "one_line_errors"),
@@ -34,11 +38,18 @@ def expected_error(error: BaseException) -> BaseException | None:
 def one_line_errors() -> None:
     """Report refused input as one line on standard error, no traceback, for this process.
 
-    Any other error keeps its traceback, and so does everything where the environment variable
-    MONAI_DPMM_TRACEBACK is set. The exit code stays non-zero. The bundle's configs call this first.
+    Engines, which log what ends them as well, leave it to that line. Any other error keeps its
+    traceback, and so does everything where the environment variable MONAI_DPMM_TRACEBACK is set.
+    The exit code stays non-zero. The bundle's configs call this first.
     """
     if not os.environ.get("MONAI_DPMM_TRACEBACK"):
         sys.excepthook = _excepthook
+        for name in _ENGINES:
+            logging.getLogger(f"ignite.engine.engine.{name}").addFilter(_is_no_refusal)
+        if "monai" in sys.modules:  # which makes this logger, and must be the first to do so
+            from monai.apps.utils import get_logger
+
+            get_logger("monai.handlers.StatsHandler").addFilter(_is_no_refusal)
 
 
 def report_line(error: BaseException) -> None:
@@ -59,12 +70,23 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _raised_here(error: BaseException) -> bool:
-    """Whether the frame that raised the error belongs to this package."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    module = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
-    return module.partition(".")[0] == __name__.partition(".")[0]
+    """Whether the frame that raised the error belongs to this package.
+
+    Of an error with a file, such as one that cannot be made, the standard library's are left out.
+    """
+    packages = [
+        frame.f_globals.get("__name__", "").partition(".")[0]
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    ]
+    if isinstance(error, OSError) and error.filename is not None:
+        packages = [package for package in packages if package not in sys.stdlib_module_names]
+    return packages[-1:] == [__name__.partition(".")[0]]
+
+
+def _is_no_refusal(record: logging.LogRecord) -> bool:
+    """Whether an engine's record tells anything that the line for the user does not."""
+    error = sys.exc_info()[1]
+    return record.levelno < logging.ERROR or error is None or expected_error(error) is None
 
 
 def _excepthook(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from ignite.engine import Engine, Events
+from monai.handlers import ValidationHandler
 from monai.utils import CommonKeys as Keys
 
 from monai_dpmm.distributed import gathered, is_main_process
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from monai_dpmm.detector import AnomalyDetector
     from monai_dpmm.mixture import DPMM
 
-__all__ = ["BestModelSaver", "History", "ThresholdCalibration", "TrainingCheckpoint"]
+__all__ = ["BestModelSaver", "History", "ThresholdCalibration", "TrainingCheckpoint", "Validation"]
 
 
 class ThresholdCalibration:
@@ -94,6 +95,28 @@ class BestModelSaver:
             engine.logger.info(f"Saved the model of epoch {engine.state.epoch}: {self.path}")
 
 
+class Validation(ValidationHandler):
+    """MONAI's ValidationHandler, which also validates after the last epoch.
+
+    So there is always a model: `BestModelSaver` saves what was validated.
+
+    Args:
+        interval: epochs from one validation to the next.
+        validator: what is run.
+    """
+
+    def __init__(self, interval: int, validator: Evaluator) -> None:
+        super().__init__(interval, validator)
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer."""
+
+        def due(trainer: Engine, epoch: int) -> bool:
+            return epoch % self.interval == 0 or epoch == trainer.state.max_epochs
+
+        engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=due), self)
+
+
 class TrainingCheckpoint:
     """Save all that an interrupted training needs after each epoch, and resume from it.
 
@@ -105,13 +128,21 @@ class TrainingCheckpoint:
         path: the file, replaced atomically at the end of each epoch.
         mixture: what is trained.
         validator: whose best metric is kept.
-        resume: start from the file if it exists; otherwise from scratch.
+        resume: start from the file, which must exist; otherwise from scratch.
+        settings: plain values of the training, which must be the same when it is resumed.
     """
 
     def __init__(
-        self, path: str | Path, mixture: DPMM, validator: Evaluator, *, resume: bool = False
+        self,
+        path: str | Path,
+        mixture: DPMM,
+        validator: Evaluator,
+        *,
+        resume: bool = False,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = Path(path)
+        self.settings = json.loads(json.dumps(dict(settings or {})))  # lists, as a file has them
         self.mixture = mixture
         self.validator = validator
         self.resume = resume
@@ -130,6 +161,7 @@ class TrainingCheckpoint:
             "mixture": self.mixture.state_dict(),
             "trainer": dict(engine.state_dict()),
             "validator": {key: getattr(self.validator.state, key) for key in _BEST},
+            "settings": self.settings,
         }
         _save(state, self.path)
 
@@ -141,6 +173,9 @@ class TrainingCheckpoint:
         state = load_tensors(self.path)
         epochs = engine.state.max_epochs
         try:
+            changed = _changed(state["settings"], self.settings)
+            if changed:
+                raise ValueError(f"{self.path}: must be resumed with its own settings, {changed}")
             self.mixture.load_state_dict(state["mixture"])
             engine.load_state_dict({**state["trainer"], "max_epochs": epochs})
             for key in _BEST:
@@ -148,6 +183,12 @@ class TrainingCheckpoint:
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{self.path}: must be a training's checkpoint, {error!r}") from error
         engine.logger.info(f"Resumed after epoch {engine.state.epoch}: {self.path}")
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The settings that differ, in words; empty where none does."""
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return ", ".join(f"{n} was {before.get(n)!r} and is {now.get(n)!r}" for n in names)
 
 
 _BEST = ("best_metric", "best_metric_epoch")

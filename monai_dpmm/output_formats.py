@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -104,9 +105,13 @@ def _source_name(meta: Mapping[str, Any] | None, saver: Any) -> dict[str, Any]:
     """MONAI's name of a scan, which it takes what follows the last dot from, unless a folder's.
 
     Raises:
-        ValueError: for an index that is text, as a header may have it: it becomes part of the path.
+        ValueError: where the results would lie outside their folder: for a scan outside of what the
+            paths are relative to, or an index that is text, as a header may have it.
     """
     name = default_name_formatter(meta, saver)
+    root = saver.folder_layout.data_root_dir
+    if root and os.path.relpath(name["subject"], root).startswith(os.pardir):
+        raise ValueError(f"a scan must lie below data_root_dir {root}, got {name['subject']}")
     if isinstance(name["idx"], str):
         raise ValueError(f"patch_index must be a number, got {name['idx']!r}")
     folder = meta is not None and Path(str(meta.get("filename_or_obj", ""))).is_dir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from ignite.engine import Engine, Events
 
 from monai_dpmm.distributed import interleaved, is_main_process
-from monai_dpmm.json_files import json_value
+from monai_dpmm.json_files import json_object, json_value
 from monai_dpmm.loading import InputError
-from monai_dpmm.report import metrics_table, write_report
+from monai_dpmm.report import METRICS, metrics_table, write_report
 
 if TYPE_CHECKING:
     from monai_dpmm.detector import AnomalyDetector
@@ -34,6 +35,8 @@ def publish_report(
 ) -> None:
     """Write a report, print its table and where it is.
 
+    One with metrics is not replaced by one without: it is moved beside it, and that is told.
+
     Args:
         folder: of the report.
         subjects: see `monai_dpmm.report.write_report`.
@@ -46,6 +49,7 @@ def publish_report(
         OSError: in one line, where the report cannot be written, as on a full disk.
     """
     shared = {"metrics": metrics, "intervals": intervals, "settings": settings}
+    moved = None if metrics else _moved(Path(folder))
     try:
         path = write_report(folder, subjects=subjects, **shared, **options)
     except OSError as error:
@@ -53,7 +57,23 @@ def publish_report(
         raise OSError(f"{folder}: could not be written, {reason}") from error
     protocol = {k: v for k, v in (settings or {}).items() if k == "protocol"}
     print(metrics_table({**(metrics or {}), **protocol}, subjects, intervals))
+    if moved is not None:
+        print(f"The report with metrics that was there: {moved}")
     print(f"Report: {path}")
+
+
+def _moved(folder: Path) -> Path | None:
+    """New place of a report with metrics; None where there is none."""
+    try:
+        metrics = json_object(folder / METRICS).get("metrics")
+    except (OSError, ValueError):
+        return None
+    if not metrics:
+        return None
+    places = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(1))
+    place = next(place for place in places if not place.exists())
+    folder.rename(place)
+    return place
 
 
 def curves_of(history: str | Path | None) -> dict[str, list[Any]] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ _NOT_HEALTHY = {"test", "testing", "ungood", "ground_truth", "label", "labels", 
 def find_images(folder: str | Path) -> list[Path]:
     """Image files below a folder, sorted; a folder with a DICOM series counts as one image.
 
+    What this package has written there of scans, results and reports, is left out.
+
     Raises:
         InputError: where the folder is missing, is no folder, or holds no image.
     """
@@ -37,6 +40,7 @@ def find_images(folder: str | Path) -> list[Path]:
     if not root.is_dir():
         raise InputError(f"{root}: must be a folder of images, there is no such folder")
     files = [p for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    files = _without_results(files)
     images = {p for p in files if p.name.lower().endswith(IMAGE_SUFFIXES)}
     images |= {p.parent for p in files if p.suffix.lower() == ".dcm"}
     if not images:
@@ -45,6 +49,20 @@ def find_images(folder: str | Path) -> list[Path]:
             f"{root}: must hold images ({known} or DICOM series), got {len(files)} other files"
         )
     return sorted(images)
+
+
+def _without_results(files: list[Path]) -> list[Path]:
+    """The files but those that inference and evaluation have written, and their reports."""
+    end, pages = "_findings.json", {"report.html", "metrics.json"}
+    ours = {(p.parent, p.name.removesuffix(end)) for p in files if p.name.endswith(end)}
+    folders = Counter(p.parent for p in files if p.name in pages)
+    reports = {folder for folder, count in folders.items() if count == len(pages)}
+    return [
+        p
+        for p in files
+        if not any(p.parent == folder and p.name.startswith(f"{name}_") for folder, name in ours)
+        and not reports.intersection(p.parents)
+    ]
 
 
 def datalist(
@@ -117,9 +135,10 @@ def _check_names(items: list[dict[str, Any]]) -> None:
 
 
 def data_root(dataset_dir: str | Path) -> str:
-    """Folder that results keep their relative paths from: the data set's, or a single file's."""
+    """Folder that results keep their relative paths from: the data set's, or a single scan's."""
     root = Path(dataset_dir).expanduser()
-    return str(root.parent if root.is_file() else root)
+    is_scan = root.is_file() or any(p.suffix.lower() == ".dcm" for p in root.glob("*"))
+    return str(root.absolute().parent if is_scan else root)
 
 
 def existing_file(path: str | Path) -> str:
@@ -139,7 +158,8 @@ def _section_items(
     if section == "test" and root.is_file():
         return [{"image": str(root)}]
     if not root.is_dir():
-        raise InputError(f"{root}: must be a data set's folder, there is no such folder")
+        missing = "a file is none" if root.exists() else "there is no such file or folder"
+        raise InputError(f"{root}: must be a data set's folder, {missing}")
     if (root / "dataset.json").is_file():
         return _decathlon_items(root / "dataset.json", section)
     if groups := slice_groups(root):

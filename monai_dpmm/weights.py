@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,15 +16,20 @@ from monai_dpmm.tensor_files import load_tensors
 
 __all__ = ["bundled_backbone", "load_weights", "model_setting"]
 
+_LOGGER = logging.getLogger(__name__)
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def load_weights(network: Network, path: str | Path) -> Network:
+def load_weights(
+    network: Network, path: str | Path, settings: Mapping[str, Any] | None = None
+) -> Network:
     """The network, with the state dict in a file; pickled code is never run.
 
     Args:
         network: an `AnomalyDetector`, or any module.
         path: file of `BestModelSaver`, models/model.pt.
+        settings: what the model is used with, by name. Where its training's, in models/model.json,
+            are others, a warning is logged: scores and thresholds may be wrong.
 
     Raises:
         FileNotFoundError: where there is no such file.
@@ -35,7 +43,19 @@ def load_weights(network: Network, path: str | Path) -> Network:
         network.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"{file}: must fit the network, {_reason(error)}") from error
+    trained = file.with_suffix(".json")
+    if settings is not None and trained.is_file():
+        _compare(json_object(trained), settings, trained)
     return network
+
+
+def _compare(trained: Mapping[str, Any], used: Mapping[str, Any], file: Path) -> None:
+    """Warn of settings that are not the training's."""
+    now = json.loads(json.dumps(dict(used)))  # lists, as a file has them
+    odd = [name for name in now if name in trained and trained[name] != now[name]]
+    if odd:
+        told = ", ".join(f"{name} {trained[name]!r} and not {now[name]!r}" for name in odd)
+        _LOGGER.warning("the model was trained with %s: lay %s over the config", told, file)
 
 
 def bundled_backbone(architecture: str, model: str | Path) -> Backbone:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,19 +38,19 @@ def config_names() -> list[str]:
     return sorted(path.stem for path in configs_dir().glob("*.json") if path.stem != "metadata")
 
 
-def planned(plan: Sequence[str], overlays: Sequence[str], root: str | Path | None) -> list[str]:
+def planned(plan: Sequence[str], overlays: Sequence[str], models: Path | None) -> list[str]:
     """Names of a plan's configs, the base first.
 
     Args:
         plan: one of `PLANS`.
         overlays: configs of the command line, by name or path.
-        root: folder of the trained model, whose settings take their place where there is one;
-            None to leave them out.
+        models: folder of the trained model (ckpt_dir), whose settings take their place where there
+            is one; None to leave them out.
 
     Raises:
         ValueError: where the model's settings are not those of a training.
     """
-    parts = {OVERLAYS: list(overlays), MODEL: [] if root is None else _model_settings(Path(root))}
+    parts = {OVERLAYS: list(overlays), MODEL: [] if models is None else _model_settings(models)}
     return [name for part in plan for name in parts.get(part, [part])]
 
 
@@ -108,10 +110,26 @@ def run_workflow(names: Sequence[str], **overrides: Any) -> None:
 
     files = [_config_file(name) for name in names]
     kind = "infer" if names[0] == "inference" else "train"
-    workflow = ConfigWorkflow(config_file=files, workflow_type=kind, **overrides)
+    with _quiet_about_folders():
+        workflow = ConfigWorkflow(config_file=files, workflow_type=kind, **overrides)
     workflow.initialize()
     workflow.run()
     workflow.finalize()
+
+
+@contextmanager
+def _quiet_about_folders() -> Iterator[None]:
+    """No warning that a model's settings lie elsewhere than the configs, as they always do."""
+    logger = logging.getLogger("monai.bundle.workflows")
+
+    def tells(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Not all config files are in")
+
+    logger.addFilter(tells)
+    try:
+        yield
+    finally:
+        logger.removeFilter(tells)
 
 
 def _config_file(name: str) -> str:
@@ -133,9 +151,9 @@ def _config_file(name: str) -> str:
     return name
 
 
-def _model_settings(root: Path) -> list[str]:
+def _model_settings(models: Path) -> list[str]:
     """The trained model's own settings, where there is one; they may come from a stranger."""
-    settings = root / "models" / "model.json"
+    settings = models / "model.json"
     if not settings.is_file():
         return []
     checked_settings(settings)

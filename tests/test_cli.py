@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from dicom_files import write_series
 from monai.bundle import ConfigParser
 from workflows import SMALL
 
@@ -26,6 +29,7 @@ cli.main(sys.argv[1:])
 
 # a process in the background may have been told to ignore Ctrl-C
 AT_A_TERMINAL = """\
+import shutil
 import signal
 from monai_dpmm.cli import main
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -194,3 +198,44 @@ def test_a_dry_run_merges_overlays_in_the_order_of_a_run(tmp_path, capsys):
     for name, value in demo.items():
         expected = {"rate": 0.5, "dataset_dir": "healthy"}.get(name, value)
         assert config[name] == expected
+
+
+def test_a_model_is_found_where_ckpt_dir_says(trained, cohort, tmp_path, capsys):
+    """With its settings: without them the size of the mixture would be another."""
+    shutil.copytree(trained / "models", tmp_path / "elsewhere")
+    scan = cohort / "test/images/test_000.nii.gz"
+    command = ["infer", str(scan), "-f", str(tmp_path), "-s", f"ckpt_dir={tmp_path / 'elsewhere'}"]
+    main(command)
+    assert (tmp_path / "output/test_000/test_000_findings.json").is_file()
+    assert "Not all config files" not in capsys.readouterr().out
+
+
+def test_the_results_of_a_series_lie_beside_it_and_not_in_it(trained, tmp_path):
+    study = tmp_path / "study"
+    write_series(study / "CT1", np.random.default_rng(0).integers(1, 1000, (24, 20, 8)))
+    before = sorted(study.rglob("*"))
+    options = ["-s", "dicom_output=True", "-s", f"output_dir={tmp_path / 'out'}"]
+    main(["infer", str(study / "CT1"), "-f", str(trained), *options])
+    assert sorted(study.rglob("*")) == before
+    names = {path.name for path in (tmp_path / "out/CT1").iterdir()}
+    assert {"CT1_anomaly.nii.gz", "CT1_findings.json", "CT1_mask.dcm"} <= names
+
+
+def test_metrics_of_an_evaluation_outlive_an_inference(trained, cohort, tmp_path, capsys):
+    options = ["-f", str(trained), "-s", f"output_dir={tmp_path}", "-s", "bootstrap=0"]
+    main(["evaluate", str(cohort), *options])
+    metrics = (tmp_path / "report/metrics.json").read_text()
+    main(["infer", str(cohort / "test/images/test_000.nii.gz"), *options[:4]])
+    assert (tmp_path / "report-1/metrics.json").read_text() == metrics
+    assert not json.loads((tmp_path / "report/metrics.json").read_text())["metrics"]
+    assert f"The report with metrics that was there: {tmp_path / 'report-1'}" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such pipe there")
+def test_a_reader_that_has_had_enough_gets_no_error():
+    command = f"{sys.executable} -m monai_dpmm train none --dry-run | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, encoding="utf-8")
+    assert done.stdout == "{\n"
+    assert done.stderr == ""

@@ -20,7 +20,13 @@ from torch import nn
 from monai_dpmm.data import SliceDataLoader
 from monai_dpmm.detector import AnomalyDetector
 from monai_dpmm.engines import EMTrainer, LikelihoodEvaluator
-from monai_dpmm.handlers import BestModelSaver, History, ThresholdCalibration, TrainingCheckpoint
+from monai_dpmm.handlers import (
+    BestModelSaver,
+    History,
+    ThresholdCalibration,
+    TrainingCheckpoint,
+    Validation,
+)
 from monai_dpmm.mixture import DPMM
 
 D, K = 8, 12
@@ -219,3 +225,32 @@ def test_monais_own_handlers_serve_both_engines(tmp_path, caplog):
     loader = CheckpointLoader(str(tmp_path / "final.pt"), {"mixture": restored})
     loader(trainer)
     assert _equal(restored.state_dict(), detector.mixture.state_dict())
+
+
+@pytest.mark.parametrize(("interval", "epochs"), [(1, [1, 2, 3]), (2, [2, 3]), (100, [3])])
+def test_the_last_epoch_is_always_validated(interval, epochs, tmp_path):
+    trainer, evaluator, detector = _workflow(tmp_path, 3)
+    seen = []
+    evaluator.add_event_handler(Events.COMPLETED, lambda _: seen.append(trainer.state.epoch))
+    trainer = EMTrainer(
+        "cpu", 3, trainer.data_loader, detector.mixture, [Validation(interval, evaluator)]
+    )
+    trainer.run()
+    assert seen == epochs
+    assert (tmp_path / "model.pt").is_file()
+
+
+def test_a_training_is_resumed_with_its_own_settings_only(tmp_path):
+    trainer, evaluator, detector = _workflow(tmp_path, 1)
+    parts = (tmp_path / "checkpoint.pt", detector.mixture, evaluator)
+    TrainingCheckpoint(*parts, settings={"window": (0, 80), "image_size": 96}).attach(trainer)
+    trainer.run()
+    same = TrainingCheckpoint(*parts, settings={"window": [0, 80], "image_size": 96})
+    same._load(trainer)
+    other = TrainingCheckpoint(*parts, settings={"window": None, "image_size": 96})
+    told = r"resumed with its own settings, window was \[0, 80\] and is None"
+    with pytest.raises(ValueError, match=told):
+        other._load(trainer)
+    torch.save({}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="must be a training's checkpoint, KeyError"):
+        same._load(trainer)

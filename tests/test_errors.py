@@ -8,6 +8,7 @@ from monai_dpmm.bundle_folder import checked_settings
 from monai_dpmm.errors import INTERRUPTED, USAGE, UsageError, expected_error, report_line
 from monai_dpmm.geometry import stack_slices
 from monai_dpmm.loading import InputError
+from monai_dpmm.paper_style import save_figure
 
 
 def _caught(function):
@@ -107,3 +108,29 @@ def test_wrong_usage_is_a_value_error_with_a_code_of_its_own(capsys):
     assert (USAGE, INTERRUPTED) == (2, 130)
     report_line(UsageError("got \x1b]0;owned\x07"))
     assert capsys.readouterr().err == "error: got ?]0;owned?\n"
+
+
+def test_a_file_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    error = _caught(lambda: save_figure(None, tmp_path / "file", "x"))
+    assert isinstance(error, FileExistsError)
+    assert expected_error(error) is error
+    assert expected_error(_caught(lambda: (tmp_path / "file").mkdir())) is None  # not ours
+
+
+def test_an_engine_leaves_a_refusal_to_its_line():
+    code = """
+from monai.handlers import StatsHandler
+one_line_errors()  # as the configs do, when MONAI is there
+from monai_dpmm.engines import EMTrainer
+from monai_dpmm.mixture import DPMM
+import logging, torch
+logging.basicConfig(level=logging.INFO)
+patches = [{"image": torch.full((40, 4), torch.nan)}]
+EMTrainer("cpu", 1, patches, DPMM(4, 12), [StatsHandler()]).run()
+"""
+    result = _run(code.strip())
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr + result.stdout
+    assert "must" in result.stderr.splitlines()[-1]
+    assert result.stderr.splitlines()[-1].startswith("error: ")

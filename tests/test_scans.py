@@ -151,3 +151,30 @@ def test_a_datalist_of_other_things_is_refused(tmp_path, item):
     (tmp_path / "dataset.json").write_text(json.dumps({"training": [item]}))
     with pytest.raises(InputError, match=r"dataset.json: training must be a list of paths by name"):
         datalist(tmp_path, "train")
+
+
+def test_a_series_folder_is_one_scan_whose_results_keep_its_name(tmp_path):
+    (tmp_path / "CT1").mkdir()
+    (tmp_path / "CT1/0.dcm").touch()
+    assert data_root(tmp_path / "CT1") == str(tmp_path)
+    assert data_root(tmp_path) == str(tmp_path)
+    assert [item["image"] for item in datalist(tmp_path / "CT1", "test")] == [str(tmp_path / "CT1")]
+
+
+def test_results_and_reports_are_no_scans(tmp_path):
+    """Also not where they lie among the scans; a scan whose name is like a result's stays one."""
+    results = ["a/a_anomaly.nii.gz", "a/a_mask.nii.gz", "a/a_findings.json", "report/report.html"]
+    results += ["report/metrics.json", "report/figures/001-a.png"]
+    scans = ["a.nii.gz", "b_mask.nii.gz", "a/ab.nii.gz", "other/report.png"]
+    for name in results + scans:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert {p.relative_to(tmp_path).as_posix() for p in find_images(tmp_path)} == set(scans)
+
+
+def test_what_is_no_folder_is_told(tmp_path):
+    (tmp_path / "a.nii.gz").touch()
+    with pytest.raises(InputError, match="must be a data set's folder, a file is none"):
+        datalist(tmp_path / "a.nii.gz", "train")
+    with pytest.raises(InputError, match="there is no such file or folder"):
+        datalist(tmp_path / "none", "test")

@@ -7,6 +7,7 @@ import pytest
 
 from monai_dpmm import initialization, mixture, protocols, scores
 from monai_dpmm.bundle_folder import configs_dir
+from monai_dpmm.calibration import DEFAULT_RATES
 from monai_dpmm.cli import main
 from monai_dpmm.errors import UsageError
 from monai_dpmm.intensity import WINDOWS
@@ -71,6 +72,13 @@ def test_the_choices_are_those_of_the_code(name, choices):
     assert all(RULES[name].holds(choice) and choice in RULES[name].told for choice in choices)
     told = RULES[name].told.replace("one of", "").replace("[low, high] or", "").split(" or null")[0]
     assert {word.strip() for word in told.replace(" or ", ",").split(",")} == set(choices)
+
+
+def test_the_rates_are_those_that_thresholds_are_kept_for():
+    check = RULES["false_positive_rate"]
+    assert all(check.holds(rate) and f"{rate:g}" in check.told for rate in DEFAULT_RATES)
+    assert not check.holds(0.02)
+    assert not check.holds("x")
 
 
 def test_the_formats_are_those_of_the_code():

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -49,3 +51,18 @@ def test_elsewhere_it_waits_for_the_models_weights(tmp_path):
         waiting(torch.rand(1, 3, 64, 64))
     waiting.load_state_dict(load_backbone("efficientnet_lite0").state_dict())
     assert waiting(torch.rand(1, 3, 64, 64)).isfinite().all()
+
+
+def test_settings_that_are_not_the_trainings_are_told(tmp_path, caplog):
+    network = torch.nn.Linear(2, 2)
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    load_weights(network, tmp_path / "model.pt", {"window": None})
+    assert not caplog.records  # no model.json: nothing to compare with
+    trained = {"window": [0, 80], "score": "cosine", "scan_reference": 3}
+    (tmp_path / "model.json").write_text(json.dumps(trained))
+    load_weights(network, tmp_path / "model.pt", {"window": (0, 80), "score": "cosine", "new": 1})
+    assert not caplog.records
+    load_weights(network, tmp_path / "model.pt", {"window": None, "score": "cosine"})
+    (record,) = caplog.records
+    told = f"trained with window [0, 80] and not None: lay {tmp_path / 'model.json'} over"
+    assert told in record.getMessage()

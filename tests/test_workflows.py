@@ -7,6 +7,7 @@ import pytest
 from monai_dpmm.bundle_folder import configs_dir
 from monai_dpmm.errors import UsageError
 from monai_dpmm.workflows import (
+    MODEL,
     PLANS,
     applicable,
     config_names,
@@ -26,11 +27,12 @@ def test_every_config_of_a_plan_exists_and_overlays_come_after_the_models_settin
     settings = tmp_path / "models/model.json"
     settings.write_text('{"components": 7}')
     for plan in PLANS[command]:
-        names = planned(plan, ["steady"], tmp_path)
+        names = planned(plan, ["steady"], settings.parent)
         assert set(names) - {str(settings)} <= set(config_names())
         base = "inference" if command == "infer" else "train"
         assert names[0] == base
-        if str(settings) in names:
+        assert (str(settings) in names) == (MODEL in plan)
+        if MODEL in plan:
             assert names.index(str(settings)) < names.index("steady")
             assert names.count("steady") == 1
 
@@ -107,8 +109,7 @@ def test_a_file_that_is_no_config_is_refused(tmp_path, text, message):
 
 
 def test_settings_of_a_model_are_checked(tmp_path):
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models/model.json").write_text(json.dumps({"image_size": "$print(1)"}))
+    (tmp_path / "model.json").write_text(json.dumps({"image_size": "$print(1)"}))
     with pytest.raises(ValueError, match="image_size must be a plain value"):
         planned(PLANS["infer"][0], [], tmp_path)
 
