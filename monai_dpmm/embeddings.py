@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from monai.bundle import ConfigParser
-from monai.transforms import Compose, LoadImaged
+from monai.transforms import Compose
 from monai.utils import convert_to_tensor
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -18,13 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from monai_dpmm.dictionary import EmbedPatchesd
+from monai_dpmm.dictionary import EmbedPatchesd, LoadVolumed
 from monai_dpmm.label_loading import LoadLabeld
 from monai_dpmm.labels import IgnoreLabelledPatchesd
 from monai_dpmm.scans import datalist
 from monai_dpmm.whole_files import whole_file
 
-__all__ = ["EmbeddedDataset", "LabelledScan", "embedded_dataset"]
+__all__ = ["EmbeddedDataset", "LabelledScan", "embedded_dataset", "with_label"]
 
 # What changes no embedding. All else in a config does, as far as can be known.
 _IRRELEVANT = {
@@ -152,7 +152,16 @@ def _unnormalised(transforms: Sequence[Any]) -> Compose:
 def _with_lesions(transforms: Sequence[Any], label: LoadLabeld) -> Compose:
     """The same of a test scan, and slices of its lesions, which are none where it is healthy."""
     kept = [t for t in transforms if not isinstance(t, IgnoreLabelledPatchesd)]
-    return Compose([label if isinstance(t, LoadImaged) else t for t in kept])
+    return Compose(with_label(kept, label))
+
+
+def with_label(transforms: Sequence[Any], label: LoadLabeld) -> list[Any]:
+    """The transforms with another loader of labels in the place of the training's."""
+
+    def loads_label(transform: Any) -> bool:
+        return isinstance(transform, LoadVolumed) and "label" in transform.keys
+
+    return [label if loads_label(transform) else transform for transform in transforms]
 
 
 def _embed(item: Mapping[str, str], pipeline: Compose, path: Path, key: str) -> None:

@@ -20,7 +20,7 @@ __all__ = [
 
 
 class UsageError(ValueError):
-    """What was asked for on the command line does not exist; nothing has been run."""
+    """What was asked for on the command line does not exist or cannot be; nothing has been run."""
 
 
 def expected_error(error: BaseException) -> BaseException | None:

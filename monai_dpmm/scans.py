@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +54,17 @@ def find_images(folder: str | Path) -> list[Path]:
 def _without_results(files: list[Path]) -> list[Path]:
     """The files but those that inference and evaluation have written, and their reports."""
     end, pages = "_findings.json", {"report.html", "metrics.json"}
-    ours = {(p.parent, p.name.removesuffix(end)) for p in files if p.name.endswith(end)}
-    folders = Counter(p.parent for p in files if p.name in pages)
+    results: defaultdict[Path, list[str]] = defaultdict(list)  # how they begin, by folder
+    for path in files:
+        if path.name.endswith(end):
+            results[path.parent].append(f"{path.name.removesuffix(end)}_")
+    folders = Counter(path.parent for path in files if path.name in pages)
     reports = {folder for folder, count in folders.items() if count == len(pages)}
     return [
-        p
-        for p in files
-        if not any(p.parent == folder and p.name.startswith(f"{name}_") for folder, name in ours)
-        and not reports.intersection(p.parents)
+        path
+        for path in files
+        if not path.name.startswith(tuple(results.get(path.parent, ())))
+        and not reports.intersection(path.parents)
     ]
 
 

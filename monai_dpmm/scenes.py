@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
-from monai.transforms import Compose, LoadImaged
+from monai.transforms import Compose
 from monai.utils import convert_to_tensor
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import aff2axcodes, apply_orientation, axcodes2ornt, ornt_transform
@@ -19,6 +19,7 @@ from torch import Tensor
 from monai_dpmm.detector import AnomalyDetector
 from monai_dpmm.dictionary import ExtractSlicesd
 from monai_dpmm.display import Scan, displayed_slice
+from monai_dpmm.embeddings import with_label
 from monai_dpmm.geometry import extract_slices
 from monai_dpmm.inferer import AnomalyInferer
 from monai_dpmm.label_loading import LoadLabeld
@@ -96,7 +97,7 @@ class Scenes:
         loading = list(takewhile(lambda t: not isinstance(t, ExtractSlicesd), transforms))
         label = LoadLabeld(rule=parser.get_parsed_content("label_rule"))
         self.loading = Compose(loading)
-        self._labelled = Compose([label if isinstance(t, LoadImaged) else t for t in loading])
+        self._labelled = Compose(with_label(loading, label))
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> Iterator[Scene]:
         """Scenes of items of `monai_dpmm.datalist`, one in memory at a time.
