@@ -8,6 +8,8 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
+from monai_dpmm.settings import TEXTS
+
 SHELLS = ("bash", "zsh", "fish")
 _PYTHON = {"True": True, "False": False, "None": None}
 _LABELLED = "data set with test/images and test/labels"
@@ -21,16 +23,18 @@ __all__ = [
 
 
 def override(text: str) -> tuple[str, Any]:
-    """Key and value of KEY=VALUE; the value is JSON, or as Python writes it, or else text."""
+    """Key and value of KEY=VALUE; the value is JSON, or as Python writes it, or else text.
+
+    That of a setting which is text, such as a folder's name, is text: 2024 is no number there.
+    """
     key, separator, value = text.partition("=")
     if not key or not separator:
         raise argparse.ArgumentTypeError(f"must be KEY=VALUE, got {text!r}")
-    if value in _PYTHON:
-        return key, _PYTHON[value]
     try:
-        return key, json.loads(value)
+        read = _PYTHON[value] if value in _PYTHON else json.loads(value)
     except json.JSONDecodeError:
         return key, value
+    return key, value if key in TEXTS and not isinstance(read, str) else read
 
 
 def _positive(text: str) -> int:

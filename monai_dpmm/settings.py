@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from monai_dpmm.errors import UsageError
 
-__all__ = ["RULES", "Rule", "check_settings", "check_values"]
+__all__ = ["RULES", "TEXTS", "Rule", "check_settings", "check_values"]
 
 
 class Rule(NamedTuple):
@@ -50,8 +50,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    number = _is_whole(value) or isinstance(value, float)
-    return number and math.isfinite(value)
+    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _is_orientation(value: Any) -> bool:
@@ -126,6 +125,9 @@ RULES: Mapping[str, Rule] = {
     "protocol": Rule("native, 224 or 448", lambda v: str(v) in ("native", "224", "448")),
     "label_rule": Rule("positive or 255", lambda v: str(v) in ("positive", "255")),
 }
+
+
+TEXTS = {name for name, rule in RULES.items() if rule is _TEXT}  # whatever they look like
 
 
 def check_values(values: Mapping[str, Any], source: str) -> None:

@@ -13,6 +13,11 @@ from monai_dpmm.cli_options import override
         ("window=null", ("window", None)),
         ("device=$torch.device('cpu')", ("device", "$torch.device('cpu')")),
         ("a#b=c=d", ("a#b", "c=d")),
+        ("resume=True", ("resume", True)),
+        ("warm_start=None", ("warm_start", None)),
+        ("output_dir=2024", ("output_dir", "2024")),
+        ("dataset_dir=null", ("dataset_dir", "null")),
+        ('backbone_weights="a b"', ("backbone_weights", "a b")),
     ],
 )
 def test_values_are_json_where_they_can_be(text, expected):
