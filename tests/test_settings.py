@@ -95,6 +95,7 @@ def test_the_formats_are_those_of_the_code():
         ("components", [1, 500, "@k", "%a.json#b"], [0, -1, 2.5, True, "foo", None]),
         ("seed", [0, 7], [-1, 1.5, "abc"]),
         ("concentration", [0.5, 2], [0, -1.0, float("nan"), float("inf"), "x"]),
+        ("rate", [0.2, 1], [0, 1.5, "x"]),
         ("smallest_lesion", [0, 0.5], [-1, "a"]),
         ("val_fraction", [0.2], [0, 1, "abc"]),
         ("warm_start", ["a.pt", None], [True, ""]),
