@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Iterator
 from types import TracebackType
 
@@ -28,11 +27,13 @@ def expected_error(error: BaseException) -> BaseException | None:
 
     Workflows wrap errors ("applying transform ...", "failed to instantiate ..."); what helps a
     user is the ValueError, TypeError, OSError or ImportError that one of our functions raised. Of
-    several the last one raised says most: which file it was, or what to install.
+    several the last one raised says most: which file it was, or what to install. Where there is
+    none of ours, a file that the system refuses to open or to make is told, whoever asked for it.
     """
     refusals = (ValueError, TypeError, OSError, ImportError)
-    ours = (e for e in _chain(error) if isinstance(e, refusals) and _raised_here(e))
-    return next(ours, None)
+    ours = [e for e in _chain(error) if isinstance(e, refusals) and _raised_here(e)]
+    files = [e for e in _chain(error) if isinstance(e, OSError) and e.filename is not None]
+    return next(iter(ours + files), None)
 
 
 def one_line_errors() -> None:
@@ -70,17 +71,12 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _raised_here(error: BaseException) -> bool:
-    """Whether the frame that raised the error belongs to this package.
-
-    Of an error with a file, such as one that cannot be made, the standard library's are left out.
-    """
-    packages = [
-        frame.f_globals.get("__name__", "").partition(".")[0]
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-    ]
-    if isinstance(error, OSError) and error.filename is not None:
-        packages = [package for package in packages if package not in sys.stdlib_module_names]
-    return packages[-1:] == [__name__.partition(".")[0]]
+    """Whether the frame that raised the error belongs to this package."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
+    return module.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _is_no_refusal(record: logging.LogRecord) -> bool:
