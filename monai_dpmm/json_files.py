@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["json_object", "json_value"]
+__all__ = ["json_number", "json_object", "json_value"]
 
 
 def json_value(path: str | Path) -> Any:
@@ -32,4 +32,18 @@ def json_object(path: str | Path) -> dict[str, Any]:
     value = json_value(path)
     if not isinstance(value, dict):
         raise ValueError(f"values by name are needed, got {type(value).__name__}")
+    return value
+
+
+def json_number(value: Any) -> float | None:
+    """A number of a JSON file, None for what is not defined; no text, which a page would show.
+
+    Raises:
+        TypeError: for anything else.
+        OverflowError: for a whole number that no float holds.
+    """
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise TypeError(f"a number is needed, got {value!r}")
+    if value is not None:
+        float(value)
     return value

@@ -110,7 +110,7 @@ def _source_name(meta: Mapping[str, Any] | None, saver: Any) -> dict[str, Any]:
     """
     name = default_name_formatter(meta, saver)
     root = saver.folder_layout.data_root_dir
-    if root and os.path.relpath(name["subject"], root).startswith(os.pardir):
+    if root and os.pardir in Path(os.path.relpath(name["subject"], root)).parts:
         raise ValueError(f"a scan must lie below data_root_dir {root}, got {name['subject']}")
     if isinstance(name["idx"], str):
         raise ValueError(f"patch_index must be a number, got {name['idx']!r}")

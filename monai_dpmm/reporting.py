@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ignite.engine import Engine, Events
 
 from monai_dpmm.distributed import interleaved, is_main_process
-from monai_dpmm.json_files import json_object, json_value
+from monai_dpmm.json_files import json_number, json_object, json_value
 from monai_dpmm.loading import InputError
 from monai_dpmm.report import METRICS, metrics_table, write_report
 
@@ -49,9 +50,9 @@ def publish_report(
         OSError: in one line, where the report cannot be written, as on a full disk.
     """
     shared = {"metrics": metrics, "intervals": intervals, "settings": settings}
-    moved = None if metrics else _moved(Path(folder))
     try:
-        path = write_report(folder, subjects=subjects, **shared, **options)
+        with nullcontext() if metrics else _aside(Path(folder)) as moved:
+            path = write_report(folder, subjects=subjects, **shared, **options)
     except OSError as error:
         reason = error.strerror or str(error)
         raise OSError(f"{folder}: could not be written, {reason}") from error
@@ -62,18 +63,33 @@ def publish_report(
     print(f"Report: {path}")
 
 
-def _moved(folder: Path) -> Path | None:
-    """New place of a report with metrics; None where there is none."""
+@contextmanager
+def _aside(folder: Path) -> Iterator[Path | None]:
+    """Place that a report with metrics is moved to, None where there is none.
+
+    What fails moves it back.
+    """
+    place = _place_beside(folder) if _has_metrics(folder) else None
+    if place is not None:
+        folder.rename(place)
     try:
-        metrics = json_object(folder / METRICS).get("metrics")
+        yield place
+    except BaseException:
+        if place is not None:
+            place.rename(folder)
+        raise
+
+
+def _has_metrics(folder: Path) -> bool:
+    try:
+        return bool(json_object(folder / METRICS).get("metrics"))
     except (OSError, ValueError):
-        return None
-    if not metrics:
-        return None
+        return False
+
+
+def _place_beside(folder: Path) -> Path:
     places = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(1))
-    place = next(place for place in places if not place.exists())
-    folder.rename(place)
-    return place
+    return next(place for place in places if not place.exists())
 
 
 def curves_of(history: str | Path | None) -> dict[str, list[Any]] | None:
@@ -85,10 +101,8 @@ def curves_of(history: str | Path | None) -> dict[str, list[Any]] | None:
     if history is None or not Path(history).is_file():
         return None
     try:
-        records = [dict(record) for record in json_value(history)]
-        for value in (value for record in records for value in record.values()):
-            float("nan" if value is None else value)
-    except (ValueError, TypeError, OverflowError) as error:
+        records = [{k: json_number(v) for k, v in r.items()} for r in json_value(history)]
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(f"{history}: must be a training's history, {error}") from error
     names = sorted({name for record in records for name in record})
     return {name: [record.get(name) for record in records] for name in names}

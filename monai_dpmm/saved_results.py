@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from monai.data.utils import create_file_basename
 
 from monai_dpmm.errors import printable
-from monai_dpmm.json_files import json_object
+from monai_dpmm.json_files import json_number, json_object
 from monai_dpmm.loading import InputError
 from monai_dpmm.page import formatted
 from monai_dpmm.report import METRICS
@@ -111,7 +111,9 @@ def _findings(file: Path) -> dict[str, Any]:
     """What `SaveFindingsd` wrote of a scan."""
     try:
         found = json_object(file)
-        numbers = {key: _number(found[key]) for key in ("score", "threshold", *_OPERATING_POINT)}
+        numbers = {
+            key: json_number(found[key]) for key in ("score", "threshold", *_OPERATING_POINT)
+        }
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise InputError(f"{file}: must be the findings of a scan, {error!r}") from error
     return numbers
@@ -128,8 +130,8 @@ def _earlier(file: Path) -> _Earlier | None:
             for subject in report["subjects"]
         }
         options = {
-            "metrics": {formatted(k): _number(v) for k, v in report["metrics"].items()},
-            "intervals": {k: [_number(v) for v in of] for k, of in report["intervals"].items()},
+            "metrics": {formatted(k): json_number(v) for k, v in report["metrics"].items()},
+            "intervals": {k: [json_number(v) for v in of] for k, of in report["intervals"].items()},
             "settings": dict(report["settings"]),
             "history": report["history"] and {k: list(v) for k, v in report["history"].items()},
             "measured_with": dict(report["environment"]),
@@ -137,15 +139,6 @@ def _earlier(file: Path) -> _Earlier | None:
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise InputError(f"{file}: must be the metrics.json of a report, {error!r}") from error
     return _Earlier(subjects, options)
-
-
-def _number(value: Any) -> float | None:
-    """A number of JSON, or None for what is not defined; no text, which a page would show."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise TypeError(f"a number is needed, got {value!r}")
-    if value is not None:
-        float(value)  # an integer can be too large
-    return value
 
 
 def _key(subject: Mapping[str, Any]) -> tuple[Any, ...]:

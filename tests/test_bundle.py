@@ -209,8 +209,9 @@ def test_overlays_only_set_what_their_base_has(overlay, base):
 
 def test_a_models_settings_are_settings_of_inference():
     train = ConfigParser.load_config_file(ROOT / "configs/train.json")
-    known = ConfigParser.load_config_file(ROOT / "configs/inference.json").keys()
-    assert train["settings"].keys() <= known
+    inference = ConfigParser.load_config_file(ROOT / "configs/inference.json")
+    assert train["settings"].keys() <= inference.keys()
+    assert train["settings"] == inference["settings"]  # which a model's are compared with
 
 
 @pytest.mark.parametrize(("config", "kind"), [("train", "train"), ("inference", "infer")])

@@ -76,6 +76,18 @@ def test_an_index_that_is_text_is_not_part_of_a_path(tmp_path):
     assert not list(tmp_path.rglob("away*"))
 
 
+def test_results_of_a_scan_outside_the_root_are_refused(tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    for file in (tmp_path / "a.nii.gz", root / "..b.nii.gz"):
+        nib.save(nib.Nifti1Image(np.random.default_rng(0).random(SHAPE), np.eye(4)), file)
+    save = SaveVolumed("image", output_dir=tmp_path / "out", data_root_dir=root, print_log=False)
+    outside = {"image": LoadVolume()(tmp_path / "a.nii.gz")}
+    assert f"a scan must lie below data_root_dir {root}" in refusal(save, outside)
+    save({"image": LoadVolume()(root / "..b.nii.gz")})
+    assert [path.name for path in (tmp_path / "out").rglob("*.nii.gz")] == ["..b_trans.nii.gz"]
+
+
 @pytest.mark.parametrize("name", ["/etc/passwd", "../secret.raw", "a/../../x", "C:\\x", "\\\\h\\x"])
 @pytest.mark.parametrize("suffix", [".nrrd", ".nhdr", ".mha", ".mhd"])
 @pytest.mark.parametrize("listed", [False, True])

@@ -1,3 +1,5 @@
+import errno
+
 import pytest
 from ignite.engine import Engine
 
@@ -28,3 +30,27 @@ def test_the_table_counts_lesions_at_the_rate_of_the_mask_only():
         *("auroc", "lesions", "dice_at_fpr_0.01", "dice_at_fpr_0.1"),
         *("found_at_fpr_0.1", "false_positives_at_fpr_0.1"),
     ]
+
+
+def test_a_report_with_metrics_is_moved_aside_and_back_where_the_new_one_fails(
+    tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "report"
+    folder.mkdir()
+    (folder / "metrics.json").write_text('{"metrics": {"pixel_auroc": 0.9}}')
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(reporting, "write_report", full)
+    with pytest.raises(OSError, match="report: could not be written, No space left"):
+        reporting.publish_report(folder, [])
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+    assert "0.9" in (folder / "metrics.json").read_text()
+
+    monkeypatch.setattr(reporting, "write_report", lambda *args, **kwargs: folder / "report.html")
+    reporting.publish_report(folder, [])
+    assert [path.name for path in tmp_path.iterdir()] == ["report-1"]
+    assert f"The report with metrics that was there: {tmp_path / 'report-1'}" in (
+        capsys.readouterr().out
+    )

@@ -168,7 +168,10 @@ def test_broken_files_are_refused(name, text, message, results, cohort):
         rewrite_report(cohort, results)
 
 
-@pytest.mark.parametrize("text", ['{"epoch": 1}', '[{"epoch": "<b>"}]', f'[{{"a": {10**400}}}]'])
+@pytest.mark.parametrize(
+    "text",
+    ['{"epoch": 1}', '[{"epoch": "<b>"}]', '[{"epoch": "1.5"}]', "[1]", f'[{{"a": {10**400}}}]'],
+)
 def test_a_broken_history_is_refused(text, results, cohort):
     shutil.rmtree(results / "report")
     (results / "history.json").write_text(text)
