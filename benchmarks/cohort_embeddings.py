@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from monai.bundle import ConfigParser
 
-from monai_dpmm.cli import configs_dir
-from monai_dpmm.cli_options import override
-from monai_dpmm.embeddings import embedded_dataset
+from monai_dpmm.app.cli import configs_dir
+from monai_dpmm.app.cli_options import override
+from monai_dpmm.engines.embedding_store import embedded_dataset
 
 
 def parser_of(args: argparse.Namespace) -> ConfigParser:

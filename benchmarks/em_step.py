@@ -44,10 +44,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_dpmm import timing
-from monai_dpmm.benchmark import StepSize, clustered, fresh_step_memory, products, started
-from monai_dpmm.mixture import DPMM
-from monai_dpmm.timing import STATM, median_ratio, peak, resident, wait
+from monai_dpmm.app import timing
+from monai_dpmm.app.benchmark import StepSize, clustered, fresh_step_memory, products, started
+from monai_dpmm.app.timing import STATM, median_ratio, peak, resident, wait
+from monai_dpmm.mixture.dpmm import DPMM
 
 COVARIANCES = ["diagonal", "full", "spherical", "von_mises_fisher"]
 

@@ -29,7 +29,7 @@ from em_step import COVARIANCES, device, environment, flop, grid, options, wait
 from torch import Tensor
 from torch.nn import functional as F
 
-from monai_dpmm.mixture import DPMM
+from monai_dpmm.mixture.dpmm import DPMM
 
 CLUSTERS_AN_IMAGE = 32
 NOISE = 0.5  # norm of a patch's distance from its prototype, before it is scaled

@@ -26,11 +26,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from monai_dpmm import datalist
-from monai_dpmm.cli import configs_dir
-from monai_dpmm.detector import AnomalyDetector
-from monai_dpmm.geometry import extract_slices, stack_slices, upsample_scores
-from monai_dpmm.mixture import DPMM
-from monai_dpmm.streaming import ScoreHistogram
+from monai_dpmm.app.cli import configs_dir
+from monai_dpmm.metrics.score_histogram import ScoreHistogram
+from monai_dpmm.mixture.dpmm import DPMM
+from monai_dpmm.network.detector import AnomalyDetector
+from monai_dpmm.network.geometry import extract_slices, stack_slices, upsample_scores
 
 AXES = (0, 1, 2)
 SLICES = 12  # a batch, as in the paper

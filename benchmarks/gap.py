@@ -22,10 +22,10 @@ import torch
 from seeds import fitted, foreground, spread
 from torch import Tensor
 
-from monai_dpmm.geometry import upsample_scores
-from monai_dpmm.memory_bank import MemoryBank
-from monai_dpmm.scores import ScoreKind
-from monai_dpmm.streaming import ScoreHistogram
+from monai_dpmm.metrics.score_histogram import ScoreHistogram
+from monai_dpmm.mixture.scores import ScoreKind
+from monai_dpmm.network.geometry import upsample_scores
+from monai_dpmm.study.models.bank import MemoryBank
 
 STEADY = {"initialization": "k-means++", "initial_weights": "uniform", "rate": 0.05}
 COLUMNS = ("auroc", "aupr", "best_dice")

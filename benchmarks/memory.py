@@ -46,8 +46,8 @@ import torch
 from em_step import STATM, clustered, grid, options, peak
 from torch import Tensor
 
-from monai_dpmm.em import Moments
-from monai_dpmm.mixture import DPMM
+from monai_dpmm.mixture.dpmm import DPMM
+from monai_dpmm.mixture.em import Moments
 
 BATCH = 12_288  # patches that are written, and whose moments are added, at once
 SLICES = 12  # of a scan, and of a batch
@@ -115,8 +115,8 @@ def scans(images: int, args: argparse.Namespace) -> list[dict[str, Tensor]]:
 
 def epoch(data: list[dict[str, Tensor]], args: argparse.Namespace) -> None:
     """One epoch of training."""
-    from monai_dpmm.data import SliceDataLoader
-    from monai_dpmm.engines import EMTrainer
+    from monai_dpmm.engines.engines import EMTrainer
+    from monai_dpmm.engines.slices import SliceDataLoader
 
     loader = SliceDataLoader(data, SLICES, shuffle=True)
     EMTrainer("cpu", 1, loader, DPMM(args.features, args.components)).run()

@@ -38,10 +38,10 @@ from em_step import COVARIANCES, device, environment, grid, options, shown
 from torch import Tensor
 from torch.nn import functional as F
 
-from monai_dpmm.covariance import LinearDensity
-from monai_dpmm.mixture import DPMM
-from monai_dpmm.precision import full_float32
-from monai_dpmm.von_mises_fisher import log_bessel
+from monai_dpmm.mixture.dpmm import DPMM
+from monai_dpmm.mixture.gaussian import LinearDensity
+from monai_dpmm.mixture.precision import full_float32
+from monai_dpmm.mixture.von_mises_fisher import log_bessel
 
 MODELS = [*COVARIANCES, "cosine"]
 LOG_2PI = math.log(2 * math.pi)

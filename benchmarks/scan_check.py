@@ -27,8 +27,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from monai_dpmm import LoadVolume, datalist, make_demo_cohort
-from monai_dpmm.bundle_folder import configs_dir
-from monai_dpmm.scan_check import ScanCheck, prototype_usage, scan_reference, usage_distance
+from monai_dpmm.app.release import configs_dir
+from monai_dpmm.transforms.scan_check import (
+    ScanCheck,
+    prototype_usage,
+    scan_reference,
+    usage_distance,
+)
 
 DRAWS = 500
 

@@ -11,7 +11,7 @@ import json
 
 import torch
 
-from monai_dpmm.benchmark import scoring_cost, stand_in_detector
+from monai_dpmm.app.benchmark import scoring_cost, stand_in_detector
 
 
 def main() -> None:

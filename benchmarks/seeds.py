@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_dpmm.geometry import upsample_scores
-from monai_dpmm.mixture import DPMM
+from monai_dpmm.mixture.dpmm import DPMM
+from monai_dpmm.network.geometry import upsample_scores
 
 BINS = 65_536
 SLICES = 12  # a batch, as in the paper

@@ -27,9 +27,9 @@ import torch
 from em_step import STATM, peak, table
 from torch import Tensor
 
-from monai_dpmm.bootstrap import ImageHistograms, drawn_counts, interval, pixel_statistics
-from monai_dpmm.metrics import pixel_metrics
-from monai_dpmm.streaming import MAX_BINS, ScoreHistogram
+from monai_dpmm.metrics.anomaly_metrics import pixel_metrics
+from monai_dpmm.metrics.bootstrap import ImageHistograms, drawn_counts, interval, pixel_statistics
+from monai_dpmm.metrics.score_histogram import MAX_BINS, ScoreHistogram
 
 
 def images(pixels: int, args: argparse.Namespace) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

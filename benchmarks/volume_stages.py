@@ -27,9 +27,9 @@ from nilearn.datasets import load_mni152_template
 from nilearn.image import resample_img
 
 from monai_dpmm import load_backbone
-from monai_dpmm.backbones import EMBEDDED
-from monai_dpmm.benchmark import stand_in_detector, volume_clock
-from monai_dpmm.cli import configs_dir
+from monai_dpmm.app.benchmark import stand_in_detector, volume_clock
+from monai_dpmm.app.cli import configs_dir
+from monai_dpmm.network.backbones.registry import EMBEDDED
 
 COMPONENTS = 500
 

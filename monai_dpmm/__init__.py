@@ -20,70 +20,81 @@ _OTHERS = ("CorrectBiasField", "LoadVolume", "MaskForeground")
 _SUFFIXES = ("d", "D", "Dict")  # of MONAI's dictionary transforms
 _FINDINGS = ("AnomalyFindings", "SaveFindings")
 _EXPORTS = {
-    "adaptation": ("revive",),
-    "backbones": ("create_backbone", "load_backbone"),
-    "baselines": ("BankModel", "KMeansModel", "MixtureModel", "NormalityModel", "PaDiMModel"),
-    "bundle_folder": ("write_bundle",),
-    "calibration": ("image_score", "thresholds_at"),
-    "cohort": ("make_demo_cohort",),
-    "dataset_check": ("check_dataset",),
-    "data": ("SliceDataLoader", "SliceDataset", "collate_patches"),
-    "detector": ("AnomalyDetector", "embed_patches"),
-    "dicom_output": (*(f"SaveDicom{suffix}" for suffix in _SUFFIXES), "dicom_sources"),
-    "distributed": (
+    "mixture.adaptation": ("revive",),
+    "network.backbones.registry": ("create_backbone", "load_backbone"),
+    "study.models.baselines": (
+        "BankModel",
+        "KMeansModel",
+        "MixtureModel",
+        "NormalityModel",
+        "PaDiMModel",
+    ),
+    "app.release": ("write_bundle",),
+    "network.thresholds": ("image_score", "thresholds_at"),
+    "study.cohort.cohort": ("make_demo_cohort",),
+    "io.dataset_check": ("check_dataset",),
+    "engines.slices": ("SliceDataLoader", "SliceDataset", "collate_patches"),
+    "network.detector": ("AnomalyDetector", "embed_patches"),
+    "io.dicom_output": (*(f"SaveDicom{suffix}" for suffix in _SUFFIXES), "dicom_sources"),
+    "engines.distributed": (
         *("close_process_group", "is_main_process", "local_device"),
         *("open_process_group", "own_items"),
     ),
-    "engines": ("EMTrainer", "LikelihoodEvaluator"),
-    "errors": ("one_line_errors",),
-    "estimator": ("DirichletProcessMixture",),
-    "findings": (
+    "engines.engines": ("EMTrainer", "LikelihoodEvaluator"),
+    "errors": ("InputError", "one_line_errors"),
+    "mixture.estimator": ("DirichletProcessMixture",),
+    "transforms.findings": (
         *(f"{name}{suffix}" for name in _FINDINGS for suffix in _SUFFIXES),
         "anomaly_findings",
     ),
-    "handlers": (
+    "engines.handlers": (
         *("BestModelSaver", "History", "ThresholdCalibration", "TrainingCheckpoint"),
         "Validation",
     ),
-    "inferer": ("AnomalyInferer",),
-    "labels": tuple(f"IgnoreLabelledPatches{suffix}" for suffix in _SUFFIXES),
-    "memory_bank": ("MemoryBank",),
-    "padim": ("PaDiM",),
-    "lesion_metrics": ("froc", "lesion_counts", "scan_events"),
-    "label_loading": ("LoadLabelD", "LoadLabelDict", "LoadLabeld"),
-    "loading": ("InputError", "LoadVolume"),
-    "image_metrics": ("Thresholds", "dice_score"),
-    "metrics": ("AnomalyMetrics", "pixel_metrics"),
-    "em": ("Moments",),
-    "merging": ("load_moments", "merged", "pooled_moments", "save_moments"),
-    "mixture": ("DPMM",),
-    "output_formats": ("SaveVolumeD", "SaveVolumeDict", "SaveVolumed", "volume_writer"),
-    "publication": ("write_figures",),
-    "regions": ("connected_regions",),
-    "refusals": ("ScanDataset", "ScanEvaluator", "collate_scans"),
-    "scans": ("data_root", "datalist", "existing_file"),
-    "report": ("write_report",),
-    "reporting": ("ReportWriter",),
-    "scan_check": (
+    "engines.inferer": ("AnomalyInferer",),
+    "transforms.labels": tuple(f"IgnoreLabelledPatches{suffix}" for suffix in _SUFFIXES),
+    "study.models.bank": ("MemoryBank",),
+    "study.models.padim": ("PaDiM",),
+    "metrics.froc": ("froc", "lesion_counts", "scan_events"),
+    "io.label_loading": ("LoadLabelD", "LoadLabelDict", "LoadLabeld"),
+    "io.loading": ("LoadVolume",),
+    "metrics.image_metrics": ("Thresholds", "dice_score"),
+    "metrics.anomaly_metrics": ("AnomalyMetrics", "pixel_metrics"),
+    "mixture.em": ("Moments",),
+    "mixture.federation": ("load_moments", "merged", "pooled_moments", "save_moments"),
+    "mixture.dpmm": ("DPMM",),
+    "io.formats": ("SaveVolumeD", "SaveVolumeDict", "SaveVolumed", "volume_writer"),
+    "study.figures.publication": ("write_figures",),
+    "transforms.regions": ("connected_regions",),
+    "engines.skipping": ("ScanDataset", "ScanEvaluator", "collate_scans"),
+    "io.datalist": ("data_root", "datalist", "existing_file"),
+    "report.report": ("write_report",),
+    "report.handler": ("ReportWriter",),
+    "transforms.scan_check": (
         *("ScanCheck", *(f"CheckScan{suffix}" for suffix in _SUFFIXES)),
         *("prototype_usage", "scan_reference", "usage_distance"),
     ),
-    "scan_handlers": ("ScanCalibration", "SuspiciousScans"),
-    "saved_maps": ("find_maps", "load_map", "matched_maps"),
-    "scoring": ("healthy_thresholds", "measured_maps", "write_scores"),
-    "serving": (
+    "engines.scan_handlers": ("ScanCalibration", "SuspiciousScans"),
+    "study.external_maps": ("find_maps", "load_map", "matched_maps"),
+    "study.scoring": ("healthy_thresholds", "measured_maps", "write_scores"),
+    "transforms.monai_label": (
         *(f"{name}{suffix}" for name in ("ReadRequest", "AnswerRequest") for suffix in _SUFFIXES),
         "rate_choices",
     ),
-    "streaming": ("ScoreHistogram",),
-    "volume_calibration": ("FalsePositiveVolumes", "OperatingPoint", "mean_interval", "voxel_ml"),
-    "viewer": ("viewer_page",),
-    "warm_start": ("WarmStart",),
-    "weights": ("bundled_backbone", "load_weights", "model_setting"),
-    "transforms": _TRANSFORMS,
-    "bias_field": ("CorrectBiasField",),
-    "foreground": ("MaskForeground",),
-    "dictionary": tuple(
+    "metrics.score_histogram": ("ScoreHistogram",),
+    "transforms.operating_point": (
+        "FalsePositiveVolumes",
+        "OperatingPoint",
+        "mean_interval",
+        "voxel_ml",
+    ),
+    "report.viewer": ("viewer_page",),
+    "engines.warm_start": ("WarmStart",),
+    "network.weights": ("bundled_backbone", "load_weights", "model_setting"),
+    "transforms.array": _TRANSFORMS,
+    "transforms.bias_field": ("CorrectBiasField",),
+    "transforms.foreground": ("MaskForeground",),
+    "transforms.dictionary": tuple(
         f"{name}{suffix}" for name in (*_TRANSFORMS, *_OTHERS) for suffix in _SUFFIXES
     ),
 }
@@ -102,5 +113,5 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     # MONAI's configs get every attribute that is listed, so what cannot be imported must not be.
-    absent = () if find_spec("sklearn") else _EXPORTS["estimator"]
+    absent = () if find_spec("sklearn") else _EXPORTS["mixture.estimator"]
     return sorted({*globals(), *__all__}.difference(absent))

@@ -13,9 +13,13 @@ INTERRUPTED, USAGE = 130, 2  # exit codes; a refusal's is 1, as Python has it fo
 _ENGINES = ("EMTrainer", "LikelihoodEvaluator", "ScanEvaluator", "SupervisedEvaluator")
 
 __all__ = [
-    *("INTERRUPTED", "USAGE", "UsageError", "expected_error", "one_line_errors"),
+    *("INTERRUPTED", "USAGE", "InputError", "UsageError", "expected_error", "one_line_errors"),
     *("printable", "report_line"),
 ]
+
+
+class InputError(ValueError):
+    """A file that cannot be used: the message is one line with file, rule and value."""
 
 
 class UsageError(ValueError):
@@ -31,9 +35,11 @@ def expected_error(error: BaseException) -> BaseException | None:
     none of ours, a file that the system refuses to open or to make is told, whoever asked for it.
     """
     refusals = (ValueError, TypeError, OSError, ImportError)
-    ours = [e for e in _chain(error) if isinstance(e, refusals) and _raised_here(e)]
-    files = [e for e in _chain(error) if isinstance(e, OSError) and e.filename is not None]
-    return next(iter(ours + files), None)
+    ours: list[BaseException] = [
+        e for e in _chain(error) if isinstance(e, refusals) and _raised_here(e)
+    ]
+    files = (e for e in _chain(error) if isinstance(e, OSError) and e.filename is not None)
+    return next(iter([*ours, *files]), None)
 
 
 def one_line_errors() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from workflows import SMALL, run_bundle
 
-from monai_dpmm.cohort import make_demo_cohort
+from monai_dpmm.study.cohort.cohort import make_demo_cohort
 
 _LOCALE = locale.setlocale(locale.LC_ALL)
 _BESIDE = Path(__file__).parents[2] / "shared" / "data"

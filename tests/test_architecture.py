@@ -13,67 +13,37 @@ import monai_dpmm
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "monai_dpmm"
+LONGEST = 430  # lines
 
-# Each module may import the modules above it, as the README's architecture section draws them.
-ORDER = [
-    *(
-        "tensor_files",
-        "json_files",
-        "whole_files",
-        "geometry",
-        "intensity",
-        "calibration",
-        "covariance",
-        "von_mises_fisher",
-    ),
-    *(
-        "em",
-        "initialization",
-        "precision",
-        "scores",
-        "mixture",
-        "adaptation",
-        "merging",
-        "distributed",
-        "areas",
-        "streaming",
-        "bootstrap",
-        "coreset",
-        "memory_bank",
-        "padim",
-    ),
-    *("dinov2", "checkpoints", "backbones", "detector", "weights"),
-    "estimator",
-    *(
-        "errors",
-        "dicom_series",
-        "text_headers",
-        "loading",
-        "label_loading",
-        "layouts",
-        "inferer",
-        "metatensors",
-        "transforms",
-        "foreground",
-        "bias_field",
-    ),
-    *("dictionary", "labels", "serving"),
-    *("volume_calibration", "scan_check", "scan_handlers"),
-    *("scans", "data", "dataset_check", "engines", "handlers", "refusals", "regions"),
-    *("output_formats", "dicom_output", "findings"),
-    *("lesion_metrics", "image_metrics", "protocols", "metrics"),
-    *("warm_start", "baselines"),
-    *("lesions", "phantom", "cohort"),
-    *("display", "subjects", "environment", "panels", "figures", "curves"),
-    *("viewer", "page", "report"),
-    *("embeddings", "trials", "comparison", "significance", "tables", "paper_tables"),
-    *("paper_style", "score_figures", "prototype_colors", "cases", "galleries", "scenes"),
-    *("atlas", "publication"),
-    *("saved_maps", "scoring", "reporting", "saved_results", "model_card", "bundle_folder"),
-    *("timing", "benchmark", "settings", "workflows", "costs", "completion"),
-    *("cli_options", "cli_commands", "cli_parser", "cli", "__main__"),
-]
-CORE = ORDER[: ORDER.index("weights") + 1]
+# A room may import itself and the rooms named here; `files` and `errors` are the ground.
+ROOMS = {
+    "files": set(),
+    "errors": set(),
+    "mixture": {"files", "errors"},
+    "network": {"files", "errors", "mixture"},
+    "io": {"files", "errors"},
+    "transforms": {"files", "errors", "mixture", "network", "io"},
+    "engines": {"files", "errors", "mixture", "network", "io", "transforms"},
+    "metrics": {"files", "errors", "mixture", "network", "io", "transforms", "engines"},
+}
+ROOMS["report"] = {*ROOMS["metrics"], "metrics"}
+ROOMS["study"] = {*ROOMS["report"], "report"}
+ROOMS["app"] = {*ROOMS["study"], "study"}
+# What a room must not know, whoever imports it.
+FORBIDDEN = {
+    "files": {"monai", "ignite", "nibabel"},
+    "errors": {"ignite", "nibabel", "torch"},
+    "mixture": {"monai", "ignite", "nibabel", "transformers"},
+    "network": {"monai", "ignite", "nibabel"},
+    "io": {"ignite"},
+    "transforms": {"ignite"},
+    "report": {"torch.nn"},
+}
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+    if path.parent != PACKAGE or not path.name.startswith("__")
+)
 LOADED = """
 import json, sys
 import monai, monai_dpmm
@@ -91,28 +61,55 @@ print(json.dumps([name for name in heavy if name in sys.modules]))
 
 def _imports(module):
     """Names of all modules that a module imports, also inside functions."""
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_every_module_has_its_place():
-    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} == set(ORDER)
+def _room(name):
+    return name.removeprefix("monai_dpmm.").partition(".")[0]
 
 
-@pytest.mark.parametrize("module", ORDER)
-def test_imports_flow_one_way(module):
-    own = [name.split(".")[1] for name in _imports(module) if name.startswith("monai_dpmm.")]
-    later = [name for name in own if ORDER.index(name) >= ORDER.index(module)]
-    assert not later
+def test_every_module_lives_in_a_room():
+    assert {_room(module) for module in MODULES} == set(ROOMS)
+    assert len(list(PACKAGE.glob("*.py"))) <= 6
 
 
-@pytest.mark.parametrize("module", CORE)
-def test_the_core_knows_torch_but_neither_monai_nor_ignite(module):
-    assert not [n for n in _imports(module) if n.split(".")[0] in ("monai", "ignite")]
+@pytest.mark.parametrize("module", MODULES)
+def test_a_room_imports_only_the_rooms_below_it(module):
+    own = {_room(n) for n in _imports(module) if n.startswith("monai_dpmm.")}
+    room = _room(module)
+    assert own - {room, "__version__"} <= ROOMS[room]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_room_knows_only_the_packages_that_it_may(module):
+    names = set(_imports(module))
+    for package in FORBIDDEN.get(_room(module), ()):
+        assert not [n for n in names if f"{n}.".startswith(f"{package}.")]
+
+
+def test_modules_do_not_import_each_other_in_a_circle():
+    known = {f"monai_dpmm.{module.removesuffix('.__init__')}" for module in MODULES}
+
+    def own(module):
+        for name in _imports(module.removeprefix("monai_dpmm.")):
+            yield from {name, name.rpartition(".")[0]} & known - {module}
+
+    graph = {
+        m: set(own(m)) for m in known if (PACKAGE.parent / f"{m.replace('.', '/')}.py").is_file()
+    }
+    while free := {m for m, above in graph.items() if not above & graph.keys()}:
+        graph = {m: above for m, above in graph.items() if m not in free}
+    assert not graph
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_is_one_idea(module):
+    assert len((PACKAGE / f"{module.replace('.', '/')}.py").read_text().splitlines()) <= LONGEST
 
 
 def test_public_names_are_exported():

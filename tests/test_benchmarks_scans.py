@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from monai_dpmm.cohort import make_demo_cohort
+from monai_dpmm.study.cohort.cohort import make_demo_cohort
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

@@ -4,12 +4,18 @@ import sys
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from monai_dpmm.backbones import load_backbone
-from monai_dpmm.bundle_folder import checked_settings
-from monai_dpmm.errors import INTERRUPTED, USAGE, UsageError, expected_error, report_line
-from monai_dpmm.geometry import stack_slices
-from monai_dpmm.loading import InputError
-from monai_dpmm.paper_style import save_figure
+from monai_dpmm.app.release import checked_settings
+from monai_dpmm.errors import (
+    INTERRUPTED,
+    USAGE,
+    InputError,
+    UsageError,
+    expected_error,
+    report_line,
+)
+from monai_dpmm.network.backbones.registry import load_backbone
+from monai_dpmm.network.geometry import stack_slices
+from monai_dpmm.study.figures.style import save_figure
 
 
 def _caught(function):
@@ -47,7 +53,7 @@ def test_of_several_refusals_the_one_that_names_the_file_is_told(tmp_path):
 
 
 def test_what_to_install_is_told_and_not_only_what_is_missing(monkeypatch, tmp_path):
-    from monai_dpmm.cohort import make_demo_cohort
+    from monai_dpmm.study.cohort.cohort import make_demo_cohort
 
     monkeypatch.setitem(sys.modules, "nilearn", None)
     error = _caught(lambda: make_demo_cohort(tmp_path / "cohort"))
@@ -77,7 +83,10 @@ def _run(code, **environment):
     )
 
 
-REFUSED = "import torch; from monai_dpmm.geometry import stack_slices; stack_slices(torch.zeros(2))"
+REFUSED = (
+    "import torch; from monai_dpmm.network.geometry import stack_slices;"
+    " stack_slices(torch.zeros(2))"
+)
 
 
 def test_a_refusal_is_one_line_and_a_non_zero_exit():
@@ -99,7 +108,7 @@ def test_the_traceback_can_be_asked_for():
 
 
 def test_names_of_files_command_no_terminal():
-    code = "from monai_dpmm.scans import find_images; find_images('/none/\\x1b]0;owned\\x07')"
+    code = "from monai_dpmm.io.datalist import find_images; find_images('/none/\\x1b]0;owned\\x07')"
     result = _run(code)
     assert result.stderr.startswith("error: /none/?]0;owned?: must be a folder")
 
@@ -124,8 +133,8 @@ def test_an_engine_leaves_a_refusal_to_its_line():
     code = """
 from monai.handlers import StatsHandler
 one_line_errors()  # as the configs do, when MONAI is there
-from monai_dpmm.engines import EMTrainer
-from monai_dpmm.mixture import DPMM
+from monai_dpmm.engines.engines import EMTrainer
+from monai_dpmm.mixture.dpmm import DPMM
 import logging, torch
 logging.basicConfig(level=logging.INFO)
 patches = [{"image": torch.full((40, 4), torch.nan)}]

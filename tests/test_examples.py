@@ -19,8 +19,8 @@ from nbclient import NotebookClient
 from transformers import ResNetConfig, ResNetModel
 from workflows import ROOT
 
-from monai_dpmm.bundle_folder import write_bundle
-from monai_dpmm.tensor_files import load_tensors
+from monai_dpmm.app.release import write_bundle
+from monai_dpmm.files import load_tensors
 
 EXAMPLES = ROOT / "examples"
 NOTEBOOK = "from_data_to_viewer.ipynb"

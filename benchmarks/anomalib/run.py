@@ -36,9 +36,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 
-from monai_dpmm.layouts import stem
-from monai_dpmm.loading import InputError
-from monai_dpmm.scans import datalist
+from monai_dpmm.errors import InputError
+from monai_dpmm.io.datalist import datalist
+from monai_dpmm.io.layouts import stem
 
 MODELS = {
     "anomalydino": "AnomalyDINO",

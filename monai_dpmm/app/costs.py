@@ -1,0 +1,125 @@
+"""All that `benchmark` measures on a machine, as a dictionary for JSON and as a table."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from monai_dpmm.app.benchmark import (
+    StepSize,
+    scoring_cost,
+    stand_in_detector,
+    step_cost,
+    volume_cost,
+)
+from monai_dpmm.app.workflows import PLANS, merged_config, planned
+from monai_dpmm.io.datalist import datalist, existing_file
+from monai_dpmm.report.environment import environment
+from monai_dpmm.report.html import formatted
+
+__all__ = ["costs", "costs_table"]
+
+_WIDTH = 44  # of a quantity's name
+
+
+def costs(
+    size: StepSize,
+    device: torch.device,
+    *,
+    backbone: str = "dinov2_vits14",
+    image_size: int = 448,
+    images: int = 4,
+    repeats: int = 5,
+    folder: str | Path = ".",
+    scan: str | Path | None = None,
+) -> dict[str, Any]:
+    """What the method costs here: "step", "scoring", "volume" (None without a scan), "environment".
+
+    Args:
+        size: of the EM step.
+        device: to measure on.
+        backbone: architecture whose forward pass scoring is compared with; random weights.
+        image_size: pixels of a slice's shorter side.
+        images: slices at once.
+        repeats: turns whose median ratio counts.
+        folder: of the trained model that a volume is scored by.
+        scan: whose inference is timed; the first of them, of a folder of scans.
+
+    Raises:
+        InputError: where a scan is given and it or the model is missing, before anything runs.
+        ValueError: for an unknown backbone.
+    """
+    if scan is not None:
+        existing_file(Path(folder) / "models" / "model.pt")
+        scan = datalist(scan, "test")[0]["image"]
+    detector = stand_in_detector(backbone, size.components, image_size)
+    slices = torch.rand(images, 1, image_size, image_size)
+    told = {"backbone": backbone, "image_size": image_size, "images": images, "weights": "random"}
+    found = {
+        "environment": environment(),
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "repeats": repeats,
+        "step": step_cost(size, device, repeats),
+        "scoring": {**told, **scoring_cost(detector, slices, device, repeats)},
+        "volume": None,
+    }
+    if scan is not None:
+        with tempfile.TemporaryDirectory() as results:
+            values = {
+                "bundle_root": str(folder),
+                "dataset_dir": str(scan),
+                "output_dir": results,
+                "device": f"$torch.device('{device.type}')",
+            }
+            parser = merged_config(planned(PLANS["infer"][0], [], Path(folder) / "models"), values)
+            found["volume"] = volume_cost(parser, str(scan), device)
+    return found
+
+
+def costs_table(found: Mapping[str, Any]) -> str:
+    """The costs for the screen, 80 columns wide.
+
+    Ratios and shares; milliseconds of a GPU only.
+    """
+    here, step, scoring, volume = (found[k] for k in ("environment", "step", "scoring", "volume"))
+    on = here["gpu"] if found["device"] == "cuda" else f"CPU, {found['threads']} threads"
+    lines = [
+        f"Processor: {here['processor']}",
+        f"GPU: {here['gpu']}",
+        f"Software: Python {here['python']}, torch {here['torch']}, monai {here['monai']}",
+        f"Measured on: {on}; medians over {found['repeats']} repeats of one run, {here['date']}",
+        "",
+        f"One EM step: {step['patches']} patches, {step['features']} features,"
+        f" {step['components']} components",
+        _line("time / time of its four matrix products", step["ratio"]),
+        _line("memory above its input, MB", step["memory_mb"]),
+        _line("the input, MB", step["input_mb"]),
+        *_times(step),
+        "",
+        f"Scoring: {scoring['images']} slices of {scoring['image_size']} px,"
+        f" {scoring['backbone']} with random weights",
+        _line("scoring and upsampling / forward pass", f"{100 * scoring['share']:.2f} %"),
+        *_times(scoring),
+        "",
+    ]
+    if volume is None:
+        return "\n".join([*lines, "One volume: not timed, no scan was given"])
+    stages = [_line(name, f"{100 * share:.1f} %") for name, share in volume["shares"].items()]
+    whole = [_line("time / time of embedding alone", volume["to_embedding"]), *_times(volume)]
+    return "\n".join([*lines, f"One volume: {formatted(volume['scan'])}", *stages, *whole])
+
+
+def _line(name: str, value: float | str | None) -> str:
+    shown = f"{value:.2f}" if isinstance(value, float) else "unknown" if value is None else value
+    return f"  {name:{_WIDTH}}{shown:>12}"
+
+
+def _times(found: Mapping[str, Any]) -> list[str]:
+    """Lines of the milliseconds, which a GPU has."""
+    names = {"step_ms": "time, ms", "forward_ms": "forward pass, ms", "total_ms": "all stages, ms"}
+    return [_line(told, float(found[key])) for key, told in names.items() if key in found]

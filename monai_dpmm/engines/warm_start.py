@@ -1,0 +1,60 @@
+"""Training that goes on from a saved model, on new data, as an Ignite handler."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ignite.engine import Engine, Events
+from monai.utils import CommonKeys as Keys
+
+from monai_dpmm.engines.distributed import gathered
+from monai_dpmm.files import load_tensors
+from monai_dpmm.mixture.adaptation import revive
+from monai_dpmm.network.detector import AnomalyDetector
+
+__all__ = ["WarmStart"]
+
+
+class WarmStart:
+    """Load a saved model before the first epoch, in the place of a start from the first batch.
+
+    What further training does to it is told in `monai_dpmm.mixture.adaptation`. A resumed run goes
+    on from
+    its own checkpoint and is not started again.
+
+    Args:
+        path: file of `BestModelSaver`, of a detector with the same backbone, components and
+            covariance; None for a start from the first batch.
+        detector: what is loaded, backbone included, so that a model of another one is an error.
+        revive: start components that have vanished again, at patches of the first batch, see
+            `monai_dpmm.revive`.
+    """
+
+    def __init__(
+        self, path: str | Path | None, detector: AnomalyDetector, *, revive: bool = True
+    ) -> None:
+        self.path = None if path is None else Path(path).expanduser()
+        self.detector = detector
+        self.revive = revive
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer, before the handler that resumes."""
+        if self.path is None:
+            return
+        engine.add_event_handler(Events.STARTED, self._load)
+        if self.revive:
+            engine.add_event_handler(Events.ITERATION_STARTED, self._revive)
+
+    def _load(self, engine: Engine) -> None:
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{self.path}: must exist to start from, there is no such file")
+        state = load_tensors(self.path)
+        self.detector.load_state_dict(state)
+        engine.logger.info(f"Started from {self.path}")
+
+    def _revive(self, engine: Engine) -> None:
+        if engine.state.iteration == 1:
+            mixture = self.detector.mixture
+            patches = engine.state.batch[Keys.IMAGE].flatten(0, -2).to(mixture.offsets.device)
+            revived = revive(mixture, gathered(patches))
+            engine.logger.info(f"Revived {revived} vanished components at new patches")

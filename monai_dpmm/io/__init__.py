@@ -1,0 +1,1 @@
+"""Files to volumes and back: data sets, layouts, loading, DICOM, output formats."""

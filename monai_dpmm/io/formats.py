@@ -1,0 +1,134 @@
+"""Formats that volumes are written in, and the names of the files of one scan."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+from monai.data import ImageWriter, ITKWriter, MetaTensor, NibabelWriter
+from monai.data.folder_layout import default_name_formatter
+from monai.transforms import SaveImaged
+from torch import Tensor
+
+from monai_dpmm.files import whole_file
+
+__all__ = [
+    "SaveVolumeD",
+    "SaveVolumeDict",
+    "SaveVolumed",
+    "saved_beside",
+    "volume_writer",
+]
+
+
+class _WholeFiles(ImageWriter):
+    """Writer whose files appear under their names when they are complete."""
+
+    def write(self, filename: Any, verbose: bool = False, **kwargs: Any) -> None:
+        """Write a file beside its place and move it there."""
+        with whole_file(Path(filename)) as partial:
+            super().write(str(partial), verbose=verbose, **kwargs)
+
+
+class NiftiVolumeWriter(_WholeFiles, NibabelWriter):
+    """MONAI's NIfTI writer, but a volume of one slice keeps its third axis, (X, Y, 1)."""
+
+    def set_data_array(self, data_array: Any, *args: Any, **kwargs: Any) -> None:
+        """Take a channel-first volume (1, X, Y, Z), or an image (1, H, W) as one slice."""
+        super().set_data_array(data_array, *args, **{**kwargs, "squeeze_end_dims": False})
+        self.data_obj = self.data_obj[..., 0]
+
+
+class ItkVolumeWriter(_WholeFiles, ITKWriter):
+    """MONAI's ITK writer, but a volume of one slice keeps its third axis, (X, Y, 1)."""
+
+    def set_data_array(self, data_array: Any, *args: Any, **kwargs: Any) -> None:
+        """Take a channel-first volume (1, X, Y, Z), or an image (1, H, W) as one slice."""
+        super().set_data_array(data_array, *args, **{**kwargs, "squeeze_end_dims": False})
+
+
+_WRITERS: dict[str, type[ImageWriter]] = {
+    ".nii.gz": NiftiVolumeWriter,
+    ".nii": NiftiVolumeWriter,
+    ".nrrd": ItkVolumeWriter,
+    ".mha": ItkVolumeWriter,
+}
+
+
+def volume_writer(output_ext: str) -> type[ImageWriter]:
+    """Writer of NIfTI (.nii.gz, .nii), NRRD (.nrrd) or MetaImage (.mha), for MONAI's SaveImaged.
+
+    All keep shape, affine and the types float32, uint16 and uint8; an image is one slice.
+
+    Raises:
+        ValueError: for another suffix.
+    """
+    if output_ext not in _WRITERS:
+        raise ValueError(f"output_ext must be one of {', '.join(_WRITERS)}, got {output_ext!r}")
+    return _WRITERS[output_ext]
+
+
+class SaveVolumed(SaveImaged):
+    """MONAI's SaveImaged, telling in one line why a volume could not be written.
+
+    With the writers of `volume_writer` a file is there whole or not at all. A folder with a DICOM
+    series lends its whole name to its results, also one like 1.2.840.113.7.
+
+    Args:
+        *args: of `monai.transforms.SaveImaged`.
+        **kwargs: likewise.
+
+    Raises:
+        OSError: where a folder cannot be made or a file not be written, as on a full disk.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"output_name_formatter": _source_name, **kwargs})
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Data, whose volumes are written."""
+        try:
+            return super().__call__(data)
+        except Exception as error:  # MONAI raises what its writers raise, as text
+            folder = self.saver.folder_layout.output_dir
+            told = [line.strip() for line in str(error).splitlines() if "rror" in line]
+            reason = (told or [f"{type(error).__name__}: {error}"])[-1][:200]
+            raise OSError(f"{folder}: volumes could not be written there, {reason}") from error
+
+
+SaveVolumeD = SaveVolumeDict = SaveVolumed
+
+
+def _source_name(meta: Mapping[str, Any] | None, saver: Any) -> dict[str, Any]:
+    """MONAI's name of a scan, which it takes what follows the last dot from, unless a folder's.
+
+    Raises:
+        ValueError: where the results would lie outside their folder: for a scan outside of what the
+            paths are relative to, or an index that is text, as a header may have it.
+    """
+    name = default_name_formatter(meta, saver)
+    root = saver.folder_layout.data_root_dir
+    if root and os.pardir in Path(os.path.relpath(name["subject"], root)).parts:
+        raise ValueError(f"a scan must lie below data_root_dir {root}, got {name['subject']}")
+    if isinstance(name["idx"], str):
+        raise ValueError(f"patch_index must be a number, got {name['idx']!r}")
+    folder = meta is not None and Path(str(meta.get("filename_or_obj", ""))).is_dir()
+    return {**name, "subject": f"{name['subject']}.dcm"} if folder else name
+
+
+def saved_beside(image: Tensor, ending: str) -> Path | None:
+    """Path of another file of the same scan, NAME_ending, beside NAME_postfix; None if not saved.
+
+    Args:
+        image: what SaveImaged saved with savepath_in_metadict=True.
+        ending: of the other file, with its suffix.
+    """
+    saved = image.meta.get("saved_to") if isinstance(image, MetaTensor) else None
+    if saved is None:
+        return None
+    path = Path(saved)
+    suffix = next((s for s in _WRITERS if path.name.lower().endswith(s)), "")
+    name = path.name[: len(path.name) - len(suffix)].rpartition("_")[0]
+    return path.with_name(f"{name}_{ending}")

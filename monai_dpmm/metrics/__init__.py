@@ -1,0 +1,1 @@
+"""How good anomaly maps are, in constant memory."""

@@ -1,0 +1,1 @@
+"""Slices in, anomaly maps out: geometry, frozen backbones, the detector; torch only."""

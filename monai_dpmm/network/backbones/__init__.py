@@ -1,0 +1,1 @@
+"""Frozen patch-embedding backbones, and where their weights come from."""

@@ -1,0 +1,211 @@
+"""The network of the bundle: slices in, anomaly maps out, the frozen backbone inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from monai_dpmm.mixture.dpmm import DPMM, ScoreKind
+from monai_dpmm.network.geometry import (
+    foreground_patches,
+    prepare_slices,
+    upsample_components,
+    upsample_scores,
+)
+from monai_dpmm.network.thresholds import DEFAULT_RATES, thresholds_at
+
+__all__ = ["AnomalyDetector", "embed_patches"]
+
+
+@torch.no_grad()
+def embed_patches(
+    backbone: nn.Module,
+    images: Tensor,
+    *,
+    ignore_background: bool = False,
+    unit_norm: bool = True,
+    patch_grid: Sequence[int] | None = None,
+) -> Tensor:
+    """Patch embeddings: (S, 3, H', W') on ImageNet's scale -> (S, h, w, D), float32.
+
+    Args:
+        backbone: module (S, 3, H', W') -> (S, D, h, w).
+        images: of `prepare_slices`.
+        ignore_background: patches without a voxel above 0 get the zero vector, which training
+            leaves out and scoring takes as no anomaly.
+        unit_norm: scale each embedding to unit norm, as the paper does.
+        patch_grid: (h, w) that the backbone's features are brought to bilinearly first, whatever
+            their own; None keeps these.
+
+    Raises:
+        ValueError: where the backbone does not return (S, D, h, w), or the grid is not two positive
+            whole numbers.
+    """
+    grid = _grid(patch_grid)
+    features = backbone(images)
+    if features.ndim != 4 or features.shape[0] != images.shape[0]:
+        raise ValueError(
+            "backbone must map (S, 3, H, W) to (S, D, h, w), got shape "
+            f"{tuple(features.shape)} for images of shape {tuple(images.shape)}"
+        )
+    features = features.float()
+    if grid is not None:
+        features = F.interpolate(features, size=grid, mode="bilinear", align_corners=False)
+    embeddings = features.movedim(1, -1)
+    if unit_norm:
+        embeddings = F.normalize(embeddings, dim=-1)
+    if ignore_background:
+        there = foreground_patches(images, (int(features.shape[2]), int(features.shape[3])))
+        embeddings = embeddings * there.unsqueeze(-1)
+    return embeddings
+
+
+class AnomalyDetector(nn.Module):
+    """Anomaly maps of slices: (S, C, H, W) in [0, 1] -> (S, 1, H, W), larger = more anomalous.
+
+    Slices are resized to the backbone's input, embedded, scored against the mixture's prototypes
+    (paper, Eq. 11) and the patch scores brought bilinearly to the slice's own pixels (Sec. 2.2).
+    The backbone, the mixture and the calibrated thresholds are one state dict, so a saved model
+    needs no download.
+
+    Args:
+        backbone: frozen module (S, 3, H', W') -> (S, D, h, w); its attribute `patch_size`, where
+            it has one, is what H' and W' are multiples of.
+        mixture: the model of normality, over the backbone's D features.
+        image_size: pixels of a slice's shorter side as the backbone sees it.
+        score: anomaly score of a patch, see `DPMM.score`.
+        ignore_background: patches without a voxel above 0 get the lowest score (0 for distances);
+            train with the same choice.
+        patch_grid: (h, w) of the patches, see `embed_patches`; train with the same choice.
+        false_positive_rates: rates at which thresholds are kept, fractions of healthy patches.
+
+    Attributes:
+        thresholds: buffer (R,), score above which a patch is anomalous, one for each rate; NaN
+            until `calibrate` has run.
+    """
+
+    thresholds: Tensor
+    false_positive_rates: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        mixture: DPMM,
+        *,
+        image_size: int = 448,
+        score: ScoreKind = "cosine",
+        ignore_background: bool = False,
+        patch_grid: Sequence[int] | None = None,
+        false_positive_rates: Sequence[float] = DEFAULT_RATES,
+    ) -> None:
+        super().__init__()
+        dim = getattr(backbone, "embedding_dim", mixture.features)
+        if dim != mixture.features:
+            raise ValueError(
+                f"mixture must have the backbone's {dim} features, got features={mixture.features}"
+            )
+        rates = torch.tensor(sorted(false_positive_rates), dtype=torch.float64)
+        if rates.numel() == 0 or rates[0] <= 0 or rates[-1] >= 1:
+            raise ValueError(
+                f"false_positive_rates must lie in (0, 1), got {list(false_positive_rates)}"
+            )
+        self.backbone = backbone
+        self.mixture = mixture
+        self.image_size = image_size
+        self.score: ScoreKind = score
+        self.ignore_background = ignore_background
+        self.patch_grid = _grid(patch_grid)
+        self.register_buffer("false_positive_rates", rates)
+        self.register_buffer("thresholds", torch.full(rates.shape, float("nan")))
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels that the sides of the backbone's input must be multiples of."""
+        return int(getattr(self.backbone, "patch_size", 1))
+
+    def forward(self, slices: Tensor) -> Tensor:
+        """Anomaly maps: (S, C, H, W) in [0, 1] -> (S, 1, H, W), float32."""
+        return upsample_scores(self.patch_scores(self.embed(slices)), slices.shape[-2:])
+
+    def maps(self, slices: Tensor) -> Tensor:
+        """Anomaly map and component map: (S, C, H, W) in [0, 1] -> (S, 2, H, W), float32.
+
+        Channel 1 is the index of the prototype nearest to each pixel's patch plus 1 (0 is left
+        for "no patch here", which viewers take as background).
+        """
+        embeddings = self.embed(slices)
+        scores = self.patch_scores(embeddings)
+        components = self.patch_components(embeddings) + 1
+        shape = slices.shape[-2:]
+        return torch.cat(
+            [upsample_scores(scores, shape), upsample_components(components, shape)], dim=1
+        )
+
+    def embed(self, slices: Tensor) -> Tensor:
+        """Unit-norm patch embeddings: (S, C, H, W) in [0, 1] -> (S, h, w, D)."""
+        images = prepare_slices(slices, self.image_size, self.patch_size)
+        return embed_patches(
+            self.backbone,
+            images,
+            ignore_background=self.ignore_background,
+            patch_grid=self.patch_grid,
+        )
+
+    def patch_scores(self, embeddings: Tensor) -> Tensor:
+        """Anomaly score of each patch: (..., D) -> (...).
+
+        The zero vector (background) gets the score that none is below: 0, unless scores are
+        log-likelihoods.
+        """
+        patches = embeddings.flatten(0, -2)
+        lowest = self.mixture.lowest_score(self.score)
+        scores = self.mixture.score(patches, self.score).where(patches.any(dim=-1), lowest)
+        return scores.view(embeddings.shape[:-1])
+
+    def patch_components(self, embeddings: Tensor) -> Tensor:
+        """Index (0 to K - 1) of each patch's component: (..., D) -> (...), int64; -1 background."""
+        patches = embeddings.flatten(0, -2)
+        index = self.mixture.assign(patches, self.score)
+        return index.where(patches.any(dim=-1), -1).view(embeddings.shape[:-1])
+
+    @torch.no_grad()
+    def calibrate(self, patch_scores: Tensor) -> None:
+        """Set the thresholds from the scores of healthy validation patches, any shape.
+
+        Thresholds are taken on patches, before upsampling, as the paper does (Table 2).
+        """
+        self.thresholds.copy_(thresholds_at(patch_scores, self.false_positive_rates))
+
+    def threshold(self, false_positive_rate: float) -> Tensor:
+        """Score above which a patch is anomalous at a calibrated rate: a 0-d tensor.
+
+        Raises:
+            ValueError: where no threshold is kept for the rate.
+            RuntimeError: before `calibrate`.
+        """
+        rates = self.false_positive_rates.tolist()
+        matches = [i for i, rate in enumerate(rates) if abs(rate - false_positive_rate) < 1e-6]
+        if not matches:
+            kept = ", ".join(f"{rate:g}" for rate in rates)
+            raise ValueError(
+                f"false_positive_rate must be one of {kept}, got {false_positive_rate}"
+            )
+        threshold = self.thresholds[matches[0]]
+        if torch.isnan(threshold):
+            raise RuntimeError(
+                "thresholds are not calibrated: run validation on healthy scans first"
+            )
+        return threshold
+
+
+def _grid(patch_grid: Sequence[int] | None) -> tuple[int, int] | None:
+    """The grid, checked."""
+    if patch_grid is None:
+        return None
+    sides = [side for side in patch_grid if isinstance(side, int) and side > 0]
+    if len(patch_grid) != 2 or len(sides) != 2:
+        raise ValueError(f"patch_grid must be two positive whole numbers, got {patch_grid}")
+    return sides[0], sides[1]

@@ -1,0 +1,1 @@
+"""What a reader sees: a folder of results becomes a page."""

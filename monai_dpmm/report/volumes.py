@@ -1,0 +1,103 @@
+"""The volumes of a report's subject, from arrays or from files, one subject at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from monai_dpmm.errors import InputError
+from monai_dpmm.io.loading import LoadVolume
+
+_VOLUMES = ("image", "anomaly", "mask", "components", "label")
+_READ_BY_NIBABEL = (".nii", ".nii.gz", ".mgz", ".mgh")
+_PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+
+__all__ = ["subject_volume", "subject_volumes"]
+
+
+def subject_volumes(
+    subject: Mapping[str, Any],
+) -> tuple[dict[str, Any], Sequence[float], np.ndarray | None]:
+    """Arrays of one subject, (X, Y, Z) or (X, Y), the voxel size in mm, the affine of files.
+
+    Where the image is the file of a picture, all are (X, Y) as in the files, X to the right and Y
+    down, without an affine.
+
+    Raises:
+        ValueError: see `subject_volume`, and where a file lies on another grid than the image's.
+    """
+    from nibabel.affines import voxel_sizes
+
+    loaded = {key: subject_volume(subject, key) for key in _VOLUMES}
+    affine = next((affine for _, affine in loaded.values() if affine is not None), None)
+    for key, (_, other) in loaded.items():
+        if affine is not None and other is not None and not np.allclose(affine, other, atol=1e-3):
+            raise ValueError(f"{key} must lie on the image's grid, got another affine")
+    spacing = subject.get("spacing", (1, 1, 1)) if affine is None else voxel_sizes(affine)
+    return {key: array for key, (array, _) in loaded.items()}, spacing, affine
+
+
+def subject_volume(
+    subject: Mapping[str, Any], key: str
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Array and, of a file, its affine; None for what the subject lacks.
+
+    Raises:
+        ValueError: naming key and file, where there is neither array nor file for what a subject
+            must have, or the file cannot be read or is no volume.
+    """
+    value = subject.get(key)
+    if value is None and key in ("image", "anomaly"):
+        raise ValueError(f"{key} must be an array or a file, got {sorted(subject)}")
+    if isinstance(value, str | os.PathLike):
+        picture = str(subject.get("image", "")).lower().endswith(_PICTURES)
+        return _loaded(key, Path(value), picture)
+    return None if value is None else np.asarray(value), None
+
+
+def _loaded(key: str, path: Path, picture: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """Array (X, Y, Z) towards Right, Anterior, Superior, or as near as flips bring it; affine.
+
+    Of a picture, the array (X, Y) as it is, and no affine.
+    """
+    import nibabel as nib
+
+    try:
+        known = path.name.lower().endswith(_READ_BY_NIBABEL)
+        image: Any = nib.load(path) if known else _read(path)
+        if image.ndim == 2:
+            image = nib.Nifti1Image(np.asanyarray(image.dataobj)[..., None], image.affine)
+        if image.ndim != 3:
+            raise ValueError(f"{key} must be a volume (X, Y, Z), got shape {image.shape} in {path}")
+        image = image if picture else nib.as_closest_canonical(image)
+        array = np.asanyarray(image.dataobj)
+    except Exception as error:  # nibabel raises whatever a damaged header makes NumPy raise
+        raise ValueError(f"{key} must be a readable volume, got {path}: {error}") from None
+    array = array.astype(np.float32) if array.dtype.kind == "f" else array
+    return (array[..., 0], None) if picture else (array, image.affine)
+
+
+def _read(path: Path) -> Any:
+    """Image of a file or folder that nibabel cannot read: NRRD, MetaImage, DICOM, PNG.
+
+    Raises:
+        OSError: with the reason in one line.
+    """
+    import nibabel as nib
+    from monai.data.utils import to_affine_nd
+
+    try:
+        image = LoadVolume(None, allow_constant=True)(path)
+    except InputError as error:
+        raise OSError(str(error).removeprefix(f"{path}: ")) from error
+    return nib.Nifti1Image(_array(image), to_affine_nd(3, image.affine.numpy()))
+
+
+def _array(image: Any) -> np.ndarray:
+    """Voxels of an image with one channel, in a type of NIfTI's."""
+    array = image.numpy()[0]
+    return array.astype(np.float32) if array.dtype.kind == "f" else array.astype(np.int32)

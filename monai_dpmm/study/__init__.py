@@ -1,0 +1,1 @@
+"""Methods compared, the tables and figures of a paper, the demo's simulated scans."""

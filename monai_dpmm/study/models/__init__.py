@@ -1,0 +1,1 @@
+"""Models of normality that the mixture is compared with."""

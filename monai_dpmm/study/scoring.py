@@ -1,0 +1,141 @@
+"""Saved anomaly maps measured as an evaluation measures its own: table, JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+
+from monai_dpmm.errors import InputError
+from monai_dpmm.files import replacement
+from monai_dpmm.io.datalist import data_root, datalist
+from monai_dpmm.io.label_loading import LabelRule, lesions
+from monai_dpmm.io.loading import LoadVolume
+from monai_dpmm.metrics.anomaly_metrics import AnomalyMetrics
+from monai_dpmm.metrics.evaluation_size import Protocol
+from monai_dpmm.metrics.image_metrics import Thresholds
+from monai_dpmm.network.thresholds import DEFAULT_RATES, thresholds_at
+from monai_dpmm.report.environment import environment
+from monai_dpmm.study.external_maps import find_maps, laid_over, load_map, matched_maps
+from monai_dpmm.study.tables import csv_cell
+
+__all__ = ["healthy_thresholds", "measured_maps", "write_scores"]
+
+METRICS, IMAGES = "metrics.json", "images.csv"
+
+
+def healthy_thresholds(
+    folder: str | Path, postfix: str = "", rates: Sequence[float] = DEFAULT_RATES
+) -> Thresholds:
+    """Thresholds at false-positive rates of the pixels of all maps in a folder, healthy images'.
+
+    Where a detector calibrates on its patches, saved maps have pixels only. Needs about 20 bytes a
+    pixel.
+
+    Raises:
+        InputError: see `find_maps` and `load_map`, and where a score is not finite.
+        ValueError: for fewer pixels than a rate needs.
+    """
+    scores = []
+    for path in find_maps(folder, postfix):
+        scores.append(torch.from_numpy(load_map(path)[0].ravel()))
+        if not bool(scores[-1].isfinite().all()):
+            raise InputError(f"{path}: scores must be finite, got NaN or infinite ones")
+    false_positive_rates = torch.tensor(sorted(rates), dtype=torch.float64)
+    thresholds = thresholds_at(torch.cat(scores), false_positive_rates)
+    return Thresholds(false_positive_rates, thresholds)
+
+
+def measured_maps(
+    maps_dir: str | Path,
+    dataset_dir: str | Path,
+    *,
+    healthy: str | Path | None = None,
+    protocol: Protocol | int = "native",
+    rule: LabelRule | int = "positive",
+    bootstrap: int = 1000,
+    postfix: str = "",
+) -> AnomalyMetrics:
+    """Metrics of the maps of a data set's test images, one image in memory at a time.
+
+    Args:
+        maps_dir: folder of maps, named like the images; see `monai_dpmm.study.external_maps`.
+        dataset_dir: with test images and labels, see `monai_dpmm.scans.datalist`.
+        healthy: folder of maps of healthy validation images, for thresholds; without it there are
+            no metrics at false-positive rates, and no FROC curve.
+        protocol: see `AnomalyMetrics`.
+        rule: what a mask counts as lesion, see `LoadLabeld`.
+        bootstrap: see `AnomalyMetrics`.
+        postfix: what the names of maps end with beyond the image's name.
+
+    Raises:
+        InputError: for maps that are missing, extra, unreadable or of another shape.
+        ValueError: see `AnomalyMetrics` and `healthy_thresholds`.
+    """
+    items = datalist(dataset_dir, "test", labels=True)
+    paths = matched_maps([item["image"] for item in items], maps_dir, postfix)
+    none = Thresholds(torch.zeros(0, dtype=torch.float64), torch.zeros(0))
+    thresholds = none if healthy is None else healthy_thresholds(healthy, postfix)
+    metrics = AnomalyMetrics(thresholds, protocol=protocol, bootstrap=bootstrap)
+    load = LoadVolume(allow_constant=True)
+    for path, item in zip(paths, items, strict=True):
+        healthy = "label" not in item  # known to be, see `datalist`
+        label = torch.zeros_like(load(item["image"])) if healthy else load(item["label"])
+        label = lesions(label, rule)
+        name = os.path.relpath(item["image"], data_root(dataset_dir))
+        pred = MetaTensor(laid_over(path, item["image"], label), meta={"filename_or_obj": name})
+        known = {key: item[key] for key in ("patient", "anomalous") if key in item}
+        metrics.update([{"pred": pred, "label": label, **known}])
+    metrics.compute()
+    return metrics
+
+
+def write_scores(folder: str | Path, metrics: AnomalyMetrics) -> Path:
+    """Folder with `metrics.json`, all of an evaluation, and `images.csv`, a line an image.
+
+    Files of an earlier run are replaced when the new ones are complete; others are left alone.
+    """
+    out = Path(folder).expanduser()
+    thresholds = {
+        f"{rate:.3g}": threshold
+        for rate, threshold in zip(*map(torch.Tensor.tolist, metrics.detector), strict=True)
+    }
+    froc = None if metrics.froc is None else metrics.froc._asdict()
+    report = {
+        "metrics": {**metrics.compute(), "protocol": metrics.protocol},
+        "intervals": metrics.intervals,
+        "thresholds": thresholds,
+        "froc": froc and {name: values.tolist() for name, values in froc.items()},
+        "subjects": metrics.subjects,
+        "environment": environment(),
+    }
+    columns = dict.fromkeys(name for subject in metrics.subjects for name in subject)
+    with replacement(out, {}, (IMAGES, METRICS)) as partial:
+        with (partial / IMAGES).open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, list(columns))
+            table.writeheader()
+            table.writerows({k: _cell(v) for k, v in s.items()} for s in metrics.subjects)
+        text = json.dumps(_plain(report), indent=1, allow_nan=False, ensure_ascii=False)
+        (partial / METRICS).write_text(f"{text}\n", encoding="utf-8")
+    return out
+
+
+def _cell(value: Any) -> Any:
+    """A value in a CSV: empty for NaN."""
+    return "" if isinstance(value, float) and math.isnan(value) else csv_cell(value)
+
+
+def _plain(value: Any) -> Any:
+    """The value as strict JSON has it: NaN is None."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,141 @@
+"""Tables for the screen, Markdown, LaTeX and CSV: the same cells everywhere."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from monai_dpmm.files import whole_file
+
+__all__ = [
+    *("Table", "as_csv", "as_latex", "as_markdown", "as_text", "csv_cell", "spread"),
+    "write_tables",
+]
+
+
+_NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?|-")
+
+
+class Table(NamedTuple):
+    """A table of texts.
+
+    Attributes:
+        name: of its CSV file.
+        title: one line.
+        columns: headers.
+        rows: cells, as many a row as there are columns.
+        note: sentences that stand below.
+    """
+
+    name: str
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+def as_text(table: Table) -> str:
+    """Aligned columns for the screen."""
+    return "\n".join([table.title, "", _tabulated(table, "simple"), *_note(table.note)])
+
+
+def as_markdown(table: Table) -> str:
+    """A heading, a GitHub table and the note."""
+    return "\n".join([f"## {table.title}", "", _tabulated(table, "github"), *_note(table.note)])
+
+
+def as_latex(table: Table) -> str:
+    """A `table` with caption and label, by booktabs; characters that mean something are escaped."""
+    from tabulate import LATEX_ESCAPE_RULES
+
+    escaped = str.maketrans(LATEX_ESCAPE_RULES)
+    caption = f"{table.title}. {table.note}".strip().translate(escaped)
+    lines = [
+        *(r"\begin{table}", r"\centering", rf"\caption{{{caption}}}"),
+        *(rf"\label{{tab:{table.name}}}", _tabulated(table, "latex_booktabs"), r"\end{table}"),
+    ]
+    return "\n".join(lines)
+
+
+def as_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Comma-separated values, quoted where they must be, a line a row."""
+    text = io.StringIO()
+    lines = ([csv_cell(value) for value in row] for row in [columns, *rows])
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()
+
+
+def csv_cell(value: Any) -> Any:
+    """A value as a spreadsheet may have it: text that it would run as a formula gets an apostrophe.
+
+    Names of files may be a stranger's.
+    """
+    runs = isinstance(value, str) and value.startswith(tuple("=+-@\t\r"))
+    return f"'{value}" if runs and not _NUMBER.fullmatch(value) else value
+
+
+def spread(values: Sequence[float], digits: int = 2, scale: float = 1.0) -> str:
+    """Mean and, of several values, their range: "1.50 (1.00-2.00)"; "-" where one is NaN."""
+    if any(math.isnan(value) for value in values):
+        return "-"
+    numbers = [scale * value for value in values]
+    mean = f"{sum(numbers) / len(numbers):.{digits}f}"
+    if len(numbers) == 1:
+        return mean
+    return f"{mean} ({min(numbers):.{digits}f}-{max(numbers):.{digits}f})"
+
+
+def write_tables(
+    folder: str | Path,
+    tables: Sequence[Table],
+    records: Sequence[Mapping[str, Any]],
+    result: Mapping[str, Any],
+) -> None:
+    """Write `tables.md`, `tables.tex`, a CSV of each table, `runs.csv` and `comparison.json`.
+
+    Args:
+        folder: made where it does not exist.
+        tables: with different names.
+        records: rows of `runs.csv`, dictionaries with the same keys.
+        result: all numbers, for `comparison.json`; NaN becomes null.
+    """
+    folder = Path(folder)
+    texts = {
+        "tables.md": "\n\n".join(map(as_markdown, tables)) + "\n",
+        "tables.tex": "% needs \\usepackage{booktabs}\n\n"
+        + "\n\n".join(map(as_latex, tables))
+        + "\n",
+        "comparison.json": json.dumps(_finite(result), indent=1, allow_nan=False) + "\n",
+        "runs.csv": as_csv(list(records[0]), (list(record.values()) for record in records)),
+        **{f"{table.name}.csv": as_csv(table.columns, table.rows) for table in tables},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        with whole_file(folder / name) as partial:
+            partial.write_text(text, encoding="utf-8")
+
+
+def _tabulated(table: Table, style: str) -> str:
+    from tabulate import tabulate
+
+    rows = [list(row) for row in table.rows]
+    return tabulate(rows, list(table.columns), tablefmt=style, disable_numparse=True)
+
+
+def _note(note: str) -> list[str]:
+    return ["", note] if note else []
+
+
+def _finite(value: Any) -> Any:
+    """The value with None in the place of NaN, which JSON has not."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,1 @@
+"""Steps on one scan, as MONAI has them."""

@@ -1,0 +1,210 @@
+"""MONAI transforms from a scan to patch embeddings, and from anomaly maps to what is saved.
+
+Their dictionary versions are in `monai_dpmm.transforms.dictionary`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.data import MetaTensor
+from monai.transforms import InvertibleTransform, Transform
+from torch import Tensor, nn
+
+from monai_dpmm.network.detector import embed_patches
+from monai_dpmm.network.geometry import extract_slices, prepare_slices, stack_slices
+from monai_dpmm.network.thresholds import TOP_FRACTION, image_score
+from monai_dpmm.transforms.intensity import Window, rescale_intensity
+from monai_dpmm.transforms.metatensors import like, plain
+from monai_dpmm.transforms.operating_point import Detector
+
+__all__ = [
+    "EmbedPatches",
+    "ExtractSlices",
+    "ImageScore",
+    "NormalizeSlices",
+    "RescaleIntensity",
+    "ThresholdAnomaly",
+]
+
+
+class RescaleIntensity(Transform):
+    """Scan in [0, 1], float32, the same shape: by percentiles of the foreground, or by a window.
+
+    Args:
+        percentiles: percentiles of the foreground (voxels above the minimum) that become 0 and 1.
+        window: fixed (low, high) in the image's units instead (CT), or the name of a usual one
+            (brain, liver, lung); give percentiles=None then.
+        margin: how much further than the percentiles the range reaches; for Tukey's fences, which
+            bright lesions hardly move, percentiles=(25, 75) and margin=1.5.
+
+    Raises:
+        ValueError: see `monai_dpmm.transforms.intensity.intensity_range`.
+    """
+
+    def __init__(
+        self,
+        percentiles: tuple[float, float] | None = (0.5, 99.5),
+        window: Window | None = None,
+        margin: float = 0.0,
+    ) -> None:
+        self.percentiles = None if percentiles is None else (percentiles[0], percentiles[1])
+        named = window is None or isinstance(window, str)
+        self.window: Window | None = window if named else (window[0], window[1])
+        self.margin = margin
+
+    def __call__(self, image: Tensor) -> Tensor:
+        scaled = rescale_intensity(plain(image), self.percentiles, self.window, self.margin)
+        return like(scaled, image)
+
+
+class ExtractSlices(InvertibleTransform):
+    """Slices along an axis, (C, X, Y, Z) -> (S, C, H, W); the inverse stacks them again.
+
+    A 2D image is one slice. A `MetaTensor` keeps its affine, which stays that of the volume, and
+    remembers the operation, so that `inverse` restores a volume on the same grid.
+
+    Args:
+        axis: spatial axis that the slices are taken along: 0, 1 or 2.
+        step: keep every step-th slice, for training only: such slices cannot be inverted.
+    """
+
+    def __init__(self, axis: int = 2, step: int = 1) -> None:
+        if axis not in (0, 1, 2):
+            raise ValueError(f"axis must be 0, 1 or 2, got {axis}")
+        if step < 1:
+            raise ValueError(f"step must be at least 1, got {step}")
+        self.axis = axis
+        self.step = step
+
+    def __call__(self, volume: Tensor) -> Tensor:
+        slices = extract_slices(plain(volume), self.axis)[:: self.step]
+        result = like(slices, volume)
+        if isinstance(result, MetaTensor):
+            self.push_transform(result, extra_info={"ndim": int(volume.ndim), "step": self.step})
+        return result
+
+    def inverse(self, slices: Tensor) -> Tensor:
+        """Volume of the slices: (S, C, H, W) -> (C, X, Y, Z), or (C, H, W) from one 2D image."""
+        info = self.pop_transform(slices)["extra_info"] if isinstance(slices, MetaTensor) else {}
+        if info.get("step", self.step) != 1:
+            raise ValueError(f"slices must be taken with step=1 to be inverted, got {self.step}")
+        flat = plain(slices)
+        volume = flat[0] if info.get("ndim") == 3 else stack_slices(flat, self.axis)
+        return like(volume, slices)
+
+
+class NormalizeSlices(Transform):
+    """Images for a backbone, on ImageNet's scale: (S, C, H, W) -> (S, 3, H', W'), float32.
+
+    The slices of one scan are scaled together to [0, 1], made three channels, resized with their
+    aspect ratio and normalised by ImageNet's mean and standard deviation.
+
+    Args:
+        size: pixels of the shorter side (448 in the paper), a multiple of `patch_size`.
+        patch_size: what both sides become multiples of: the backbone's `patch_size`.
+        percentiles: see `RescaleIntensity`; None, with no window, where slices are in [0, 1].
+        window: see `RescaleIntensity`.
+        margin: see `RescaleIntensity`.
+    """
+
+    def __init__(
+        self,
+        size: int = 448,
+        patch_size: int = 14,
+        *,
+        percentiles: tuple[float, float] | None = (0.5, 99.5),
+        window: Window | None = None,
+        margin: float = 0.0,
+    ) -> None:
+        if size < patch_size or size % patch_size:
+            raise ValueError(f"size must be a positive multiple of {patch_size}, got {size}")
+        self.size = size
+        self.patch_size = patch_size
+        in_range = percentiles is None and window is None
+        self.rescale = None if in_range else RescaleIntensity(percentiles, window, margin)
+
+    def __call__(self, slices: Tensor) -> Tensor:
+        scaled = plain(slices) if self.rescale is None else self.rescale(plain(slices))
+        return like(prepare_slices(scaled, self.size, self.patch_size), slices)
+
+
+class EmbedPatches(Transform):
+    """Patch embeddings of images: (S, 3, H', W') -> (S, h, w, D), float32, on the CPU.
+
+    A plain tensor: a patch grid has no affine.
+
+    Args:
+        backbone: frozen module (S, 3, H', W') -> (S, D, h, w).
+        batch_size: images in memory at the backbone at once.
+        device: where the backbone runs; its own device if None.
+        ignore_background: see `monai_dpmm.network.detector.embed_patches`.
+        patch_grid: see `monai_dpmm.network.detector.embed_patches`.
+        unit_norm: likewise.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        batch_size: int = 8,
+        device: torch.device | str | None = None,
+        *,
+        ignore_background: bool = False,
+        patch_grid: Sequence[int] | None = None,
+        unit_norm: bool = True,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.backbone = backbone.eval()
+        self.batch_size = batch_size
+        self.options = {
+            "ignore_background": ignore_background,
+            "unit_norm": unit_norm,
+            "patch_grid": patch_grid,
+        }
+        self.device = None if device is None else torch.device(device)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if self.device is not None:
+            self.backbone.to(self.device)
+        device = next((p.device for p in self.backbone.parameters()), torch.device("cpu"))
+        parts = [
+            embed_patches(self.backbone, chunk.to(device), **self.options).cpu()
+            for chunk in plain(images).split(self.batch_size)
+        ]
+        return torch.cat(parts)
+
+
+class ThresholdAnomaly(Transform):
+    """Mask of an anomaly map, uint8 0 or 1, the same shape: score above the calibrated threshold.
+
+    Args:
+        detector: whose thresholds are read at each call, so a checkpoint may be loaded later; an
+            `AnomalyInferer` stands for the detector that it used last.
+        false_positive_rate: one of the rates at which the detector was calibrated.
+    """
+
+    def __init__(self, detector: Detector, false_positive_rate: float = 0.05) -> None:
+        self.detector = detector
+        self.false_positive_rate = false_positive_rate
+
+    def __call__(self, anomaly: Tensor, false_positive_rate: float | None = None) -> Tensor:
+        rate = self.false_positive_rate if false_positive_rate is None else false_positive_rate
+        threshold = self.detector.threshold(rate).to(anomaly.device)
+        return like((plain(anomaly) > threshold).to(torch.uint8), anomaly)
+
+
+class ImageScore(Transform):
+    """Anomaly score of a whole image or volume: any shape -> float, mean of the highest scores.
+
+    Args:
+        fraction: share of the scores that is averaged, see
+            `monai_dpmm.network.thresholds.image_score`.
+    """
+
+    def __init__(self, fraction: float = TOP_FRACTION) -> None:
+        self.fraction = fraction
+
+    def __call__(self, anomaly: Tensor) -> float:
+        return float(image_score(plain(anomaly), self.fraction))

@@ -1,0 +1,198 @@
+"""Dictionary transforms: `Xd` (also `XD`, `XDict`) takes keys, then the arguments of `X`."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from monai.config import KeysCollection
+from monai.transforms import InvertibleTransform, MapTransform, Transform
+from monai.utils import ensure_tuple
+
+from monai_dpmm.io.loading import LoadVolume
+from monai_dpmm.network.geometry import slice_axes
+from monai_dpmm.transforms.array import (
+    EmbedPatches,
+    ExtractSlices,
+    ImageScore,
+    NormalizeSlices,
+    RescaleIntensity,
+    ThresholdAnomaly,
+)
+from monai_dpmm.transforms.bias_field import CorrectBiasField
+from monai_dpmm.transforms.foreground import MaskForeground
+
+__all__ = [
+    "CorrectBiasFieldD",
+    "CorrectBiasFieldDict",
+    "CorrectBiasFieldd",
+    "EmbedPatchesD",
+    "EmbedPatchesDict",
+    "EmbedPatchesd",
+    "ExtractSlicesD",
+    "ExtractSlicesDict",
+    "ExtractSlicesd",
+    "ImageScoreD",
+    "ImageScoreDict",
+    "ImageScored",
+    "LoadVolumeD",
+    "LoadVolumeDict",
+    "LoadVolumed",
+    "MaskForegroundD",
+    "MaskForegroundDict",
+    "MaskForegroundd",
+    "NormalizeSlicesD",
+    "NormalizeSlicesDict",
+    "NormalizeSlicesd",
+    "RescaleIntensityD",
+    "RescaleIntensityDict",
+    "RescaleIntensityd",
+    "ThresholdAnomalyD",
+    "ThresholdAnomalyDict",
+    "ThresholdAnomalyd",
+]
+
+
+class _Dictionary(MapTransform):
+    """Apply an array transform to each key of a dictionary.
+
+    Args:
+        keys: keys of the data to transform.
+        *args: positional arguments of the array transform.
+        output_keys: where the results go; the keys themselves if None.
+        allow_missing_keys: skip keys that a dictionary lacks.
+        **kwargs: keyword arguments of the array transform.
+    """
+
+    array_transform: type[Transform]
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *args: Any,
+        output_keys: KeysCollection | None = None,
+        allow_missing_keys: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform: Any = self.array_transform(*args, **kwargs)
+        self.output_keys = self.keys if output_keys is None else ensure_tuple(output_keys)
+        if len(self.output_keys) != len(self.keys):
+            raise ValueError(
+                f"output_keys must be as many as keys, got {self.output_keys} for {self.keys}"
+            )
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        for key, output in self.key_iterator(result, self.output_keys):
+            result[output] = self.transform(result[key])
+        return result
+
+
+class LoadVolumed(_Dictionary):
+    """Dictionary version of `LoadVolume`: paths become scans."""
+
+    array_transform = LoadVolume
+
+
+class RescaleIntensityd(_Dictionary):
+    """Dictionary version of `RescaleIntensity`."""
+
+    array_transform = RescaleIntensity
+
+
+class ExtractSlicesd(_Dictionary, InvertibleTransform):
+    """Dictionary version of `ExtractSlices`.
+
+    Along several axes, for training only, a list of dictionaries, one for each axis: a `Compose`
+    goes on with each of them, as it does with the crops of MONAI's cropping transforms.
+
+    Args:
+        keys: keys of the volumes.
+        axis: spatial axis that the slices are taken along, or several.
+        step: see `ExtractSlices`.
+        **kwargs: see `LoadVolumed`.
+    """
+
+    array_transform = ExtractSlices
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        axis: int | Sequence[int] = 2,
+        step: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        axes = slice_axes(axis)
+        super().__init__(keys, axes[0], step, **kwargs)
+        self.others = [ExtractSlicesd(keys, other, step, **kwargs) for other in axes[1:]]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Any:
+        """Data with the slices, or a list of such data."""
+        one = super().__call__(data)
+        return [one, *(other(data) for other in self.others)] if self.others else one
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Volumes of the slices, under the keys that they were taken from."""
+        result = dict(data)
+        for key, output in self.key_iterator(result, self.output_keys):
+            result[key] = self.transform.inverse(result[output])
+        return result
+
+
+class NormalizeSlicesd(_Dictionary):
+    """Dictionary version of `NormalizeSlices`."""
+
+    array_transform = NormalizeSlices
+
+
+class EmbedPatchesd(_Dictionary):
+    """Dictionary version of `EmbedPatches`."""
+
+    array_transform = EmbedPatches
+
+
+class MaskForegroundd(_Dictionary):
+    """Dictionary version of `MaskForeground`."""
+
+    array_transform = MaskForeground
+
+
+class CorrectBiasFieldd(_Dictionary):
+    """Dictionary version of `CorrectBiasField`."""
+
+    array_transform = CorrectBiasField
+
+
+class ThresholdAnomalyd(_Dictionary):
+    """Dictionary version of `ThresholdAnomaly`.
+
+    A "false_positive_rate" among the data, the choice of a request, counts before the configured
+    one.
+    """
+
+    array_transform = ThresholdAnomaly
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Data with the masks."""
+        result = dict(data)
+        for key, output in self.key_iterator(result, self.output_keys):
+            result[output] = self.transform(result[key], result.get("false_positive_rate"))
+        return result
+
+
+class ImageScored(_Dictionary):
+    """Dictionary version of `ImageScore`."""
+
+    array_transform = ImageScore
+
+
+LoadVolumeD = LoadVolumeDict = LoadVolumed
+MaskForegroundD = MaskForegroundDict = MaskForegroundd
+CorrectBiasFieldD = CorrectBiasFieldDict = CorrectBiasFieldd
+RescaleIntensityD = RescaleIntensityDict = RescaleIntensityd
+ExtractSlicesD = ExtractSlicesDict = ExtractSlicesd
+NormalizeSlicesD = NormalizeSlicesDict = NormalizeSlicesd
+EmbedPatchesD = EmbedPatchesDict = EmbedPatchesd
+ThresholdAnomalyD = ThresholdAnomalyDict = ThresholdAnomalyd
+ImageScoreD = ImageScoreDict = ImageScored

@@ -1,0 +1,237 @@
+"""Findings of a scan for other software: scores, volume and connected lesions, as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Transform
+from torch import Tensor
+
+from monai_dpmm.files import whole_file
+from monai_dpmm.io.formats import saved_beside
+from monai_dpmm.transforms.operating_point import Detector
+from monai_dpmm.transforms.regions import connected_regions
+
+__all__ = [
+    "AnomalyFindingsD",
+    "AnomalyFindingsDict",
+    "AnomalyFindingsd",
+    "SaveFindingsD",
+    "SaveFindingsDict",
+    "SaveFindingsd",
+    "anomaly_findings",
+]
+
+
+def anomaly_findings(
+    anomaly: Tensor, mask: Tensor, affine: Tensor | None = None, *, smallest: float = 0.0
+) -> dict[str, Any]:
+    """Volume of a mask and its connected lesions, the one with the highest peak first.
+
+    Of a volume, "mask_volume_ml" and for each of "lesions" its "volume_ml", "centroid_mm" and
+    "peak_mm", in the world space of the affine (RAS: towards Right, Anterior, Superior), and the
+    same as "centroid_lps_mm" and "peak_lps_mm", as DICOM has it (LPS: towards Left, Posterior,
+    Superior). Of an image,
+    "mask_area_px", "area_px", "centroid_px" and "peak_px", counted from 0 in the array's order.
+    Of both, "peak_score" and "mean_score" of each lesion, and the corners of its bounding box,
+    "first_voxel" and "last_voxel" (both lie in it). "smaller_lesions" counts those left out.
+    The dictionary holds only what JSON does, and no NaN.
+
+    Args:
+        anomaly: scores, (X, Y, Z) or (H, W).
+        mask: 1 is anomaly, the same shape.
+        affine: voxel indices to mm, (4, 4); needed for a volume, not used for an image.
+        smallest: ml of a volume, pixels of an image, that a lesion must have to be listed.
+
+    Raises:
+        ValueError: for other shapes, scores that are not finite, a volume without an invertible
+            affine, or a negative `smallest`.
+    """
+    scores, region = _array(anomaly), connected_regions(torch.as_tensor(_array(mask)) > 0).numpy()
+    _check(scores, region, smallest)
+    volume = scores.ndim == 3
+    world = _world(affine) if volume else np.eye(3)
+    size = abs(np.linalg.det(world[:3, :3])) / 1000 if volume else 1
+    sizes = np.bincount(region.ravel())[1:] * size
+    listed = np.flatnonzero(sizes >= smallest * (1 - 1e-6)) + 1  # 5 voxels of 0.2 ml make 1 ml
+    lesions = [_lesion(scores, region, number, world, size) for number in _windows(region, listed)]
+    return {
+        _name("mask", volume): _number(sizes.sum(), volume),
+        "lesions": sorted(lesions, key=lambda lesion: -lesion["peak_score"]),
+        "smaller_lesions": len(sizes) - len(listed),
+    }
+
+
+class AnomalyFindingsd(Transform):
+    """Data with the findings at "findings", see `anomaly_findings`, a dictionary for JSON.
+
+    It also holds the image-level "score", and the "threshold" of the mask with what it was
+    calibrated for: its "false_positive_rate" (the request's, where the data hold one), or the mean
+    "false_positive_volume_ml" of a healthy scan, the other being None. A "scan_check" among the
+    data is taken along.
+
+    Args:
+        detector: whose threshold made the mask, see `ThresholdAnomaly`.
+        false_positive_rate: at which the mask was made, if the data name no other.
+        smallest: see `anomaly_findings`.
+        false_positive_volume: at which the mask was made, see `OperatingPoint`; it counts before
+            any rate.
+        anomaly_key: key of the anomaly scores on the scan's own grid, (1, spatial...).
+        mask_key: key of the mask.
+        score_key: key of the image-level score.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        false_positive_rate: float = 0.05,
+        smallest: float = 0.0,
+        *,
+        false_positive_volume: float | None = None,
+        anomaly_key: Hashable = "pred_anomaly",
+        mask_key: Hashable = "pred_mask",
+        score_key: Hashable = "score",
+    ) -> None:
+        if smallest < 0:
+            raise ValueError(f"smallest must not be negative, got {smallest}")
+        self.detector = detector
+        self.false_positive_rate = false_positive_rate
+        self.smallest = smallest
+        self.false_positive_volume = false_positive_volume
+        self.anomaly_key = anomaly_key
+        self.mask_key = mask_key
+        self.score_key = score_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Data with the findings."""
+        anomaly, mask = data[self.anomaly_key], data[self.mask_key]
+        affine = anomaly.affine if isinstance(anomaly, MetaTensor) else None
+        rate = float(data.get("false_positive_rate", self.false_positive_rate))
+        findings = {
+            "score": float(data[self.score_key]),
+            "threshold": float(self.detector.threshold(rate)),
+            "false_positive_rate": rate if self.false_positive_volume is None else None,
+            "false_positive_volume_ml": self.false_positive_volume,
+            **anomaly_findings(anomaly[0], mask[0], affine, smallest=self.smallest),
+        }
+        if data.get("scan_check") is not None:
+            findings["scan_check"] = data["scan_check"]
+        return {**data, "findings": findings}
+
+
+class SaveFindingsd(Transform):
+    """Data as they are, their findings written as NAME_findings.json beside a saved volume.
+
+    The volume is one that SaveImaged saved with savepath_in_metadict=True. A labelling server
+    leaves SaveImaged out and sends the findings itself: nothing is written then.
+
+    Args:
+        key: key of the findings.
+        beside: key of the saved volume.
+
+    Raises:
+        OSError: where the file cannot be written, as on a full disk.
+    """
+
+    def __init__(self, key: Hashable = "findings", beside: Hashable = "pred_mask") -> None:
+        self.key = key
+        self.beside = beside
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The data, with the file at findings_path where one was written."""
+        path = saved_beside(data[self.beside], "findings.json")
+        if path is None:
+            return dict(data)
+        text = json.dumps(data[self.key], indent=2, allow_nan=False) + "\n"
+        with whole_file(path) as partial:
+            partial.write_text(text)
+        return {**data, f"{self.key}_path": str(path)}
+
+
+def _array(image: Tensor) -> np.ndarray:
+    return (image.as_tensor() if isinstance(image, MetaTensor) else image).cpu().numpy()
+
+
+def _check(scores: np.ndarray, region: np.ndarray, smallest: float) -> None:
+    if scores.shape != region.shape or scores.ndim not in (2, 3):
+        raise ValueError(
+            "anomaly and mask must both be (X, Y, Z) or (H, W), got"
+            f" {scores.shape} and {region.shape}"
+        )
+    if not np.isfinite(scores).all():
+        raise ValueError(f"anomaly must be finite, got {(~np.isfinite(scores)).sum()} NaN or inf")
+    if not smallest >= 0:
+        raise ValueError(f"smallest must not be negative, got {smallest}")
+
+
+def _world(affine: Tensor | None) -> np.ndarray:
+    """Affine as an array, (4, 4), float64."""
+    array = np.zeros(0) if affine is None else np.asarray(affine, dtype=np.float64)
+    if array.shape != (4, 4) or not abs(np.linalg.det(array)) > 0:
+        got = "none" if affine is None else array.tolist()
+        raise ValueError(f"affine must be an invertible 4 x 4 matrix for a volume, got {got}")
+    return array
+
+
+def _windows(region: np.ndarray, listed: np.ndarray) -> list[tuple[int, tuple[slice, ...]]]:
+    """Numbers of the listed regions, each with its bounding box."""
+    from scipy.ndimage import find_objects
+
+    boxes = find_objects(region)
+    return [(int(number), boxes[number - 1]) for number in listed]
+
+
+def _lesion(
+    scores: np.ndarray,
+    region: np.ndarray,
+    window: tuple[int, tuple[slice, ...]],
+    world: np.ndarray,
+    size: float,
+) -> dict[str, Any]:
+    """One lesion, see `anomaly_findings`."""
+    number, box = window
+    inside = region[box] == number
+    first = np.array([side.start for side in box])
+    voxels = np.argwhere(inside) + first
+    values = scores[box][inside].astype(np.float64)
+    volume = scores.ndim == 3
+    peak = voxels[values.argmax()]
+    return {
+        "peak_score": float(values.max()),
+        "mean_score": float(values.mean()),
+        _name("", volume): _number(len(values) * size, volume),
+        **_positions("centroid", world, voxels.mean(0)),
+        **_positions("peak", world, peak),
+        "first_voxel": first.tolist(),
+        "last_voxel": [side.stop - 1 for side in box],
+    }
+
+
+def _name(of: str, volume: bool) -> str:
+    """Key of a volume in ml or of an area in pixels."""
+    return f"{of}_{'volume_ml' if volume else 'area_px'}".lstrip("_")
+
+
+def _number(size: float, volume: bool) -> float | int:
+    """ml, or whole pixels."""
+    return float(size) if volume else int(size)
+
+
+def _positions(of: str, world: np.ndarray, voxel: np.ndarray) -> dict[str, list[float]]:
+    """Where a voxel's centre lies: in mm of a volume, itself in an image."""
+    if len(voxel) == 2:
+        return {f"{of}_px": [float(index) for index in voxel]}
+    right, anterior, superior = map(float, world[:3, :3] @ voxel + world[:3, 3])
+    return {
+        f"{of}_mm": [right, anterior, superior],
+        f"{of}_lps_mm": [-right, -anterior, superior],
+    }
+
+
+AnomalyFindingsD = AnomalyFindingsDict = AnomalyFindingsd
+SaveFindingsD = SaveFindingsDict = SaveFindingsd

@@ -1,0 +1,130 @@
+"""What a labelling server asks of the inference workflow, and what it answers.
+
+MONAI Label runs a bundle's transforms on one dictionary that also holds the request: what its user
+chose in the options of the viewer. The data of a run without a server hold no request, and the
+defaults count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from monai.transforms import Transform
+
+from monai_dpmm.network.thresholds import DEFAULT_RATES
+
+__all__ = [
+    "AnswerRequestD",
+    "AnswerRequestDict",
+    "AnswerRequestd",
+    "ReadRequestD",
+    "ReadRequestDict",
+    "ReadRequestd",
+    "rate_choices",
+]
+
+Output = Literal["mask", "heatmap"]
+_WRITTEN_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
+
+
+def rate_choices(false_positive_rate: float) -> list[str]:
+    """Calibrated false-positive rates for a menu of choices, the default one first.
+
+    Text, because the menus of 3D Slicer hold nothing else.
+    """
+    others = [rate for rate in DEFAULT_RATES if rate != false_positive_rate]
+    return [f"{rate:g}" for rate in (false_positive_rate, *others)]
+
+
+class ReadRequestd(Transform):
+    """Data with the request's choices checked and typed: "output" and "false_positive_rate".
+
+    A request gives a choice as text, or as the whole menu where its user made none: then the first
+    entry counts. What the request does not name stays away.
+
+    Raises:
+        ValueError: for an output that is neither "mask" nor "heatmap", or a rate that is no number.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Data with the choices in place."""
+        result = dict(data)
+        if "output" in result:
+            result["output"] = _output(_chosen(result["output"]))
+        if "false_positive_rate" in result:
+            result["false_positive_rate"] = _rate(_chosen(result["false_positive_rate"]))
+        return result
+
+
+class AnswerRequestd(Transform):
+    """Data with what a labelling server sends: the volume at "pred", the numbers at "result".
+
+    The volume is the mask (uint8, 1 is anomaly), which viewers of labels can show, or, where the
+    request's "output" is "heatmap", the anomaly scores, sent as float32 whatever type the client
+    asked for: as integers they would all be 0. It is written in the scan's own format, or as NIfTI
+    where that is none to write to, such as a DICOM series. "result" is a dictionary for JSON.
+
+    Args:
+        mask_key: key of the mask.
+        anomaly_key: key of the anomaly scores.
+        result_keys: keys of numbers, lists and dictionaries that "result" is made of, under the
+            same names.
+    """
+
+    def __init__(
+        self,
+        mask_key: Hashable = "pred_mask",
+        anomaly_key: Hashable = "pred_anomaly",
+        result_keys: tuple[str, ...] | list[str] = ("score",),
+    ) -> None:
+        self.mask_key = mask_key
+        self.anomaly_key = anomaly_key
+        self.result_keys = tuple(result_keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Data with the answer."""
+        heatmap = data.get("output", "mask") == "heatmap"
+        answer = {
+            **data,
+            "pred": data[self.anomaly_key if heatmap else self.mask_key],
+            "result": {key: data[key] for key in self.result_keys},
+        }
+        if heatmap:
+            answer["result_dtype"] = "float32"
+        suffix = _suffix(data)
+        if suffix is not None:
+            answer["result_extension"] = suffix
+        return answer
+
+
+def _chosen(value: Any) -> Any:
+    """A choice, or the first of a menu."""
+    return value[0] if isinstance(value, (list, tuple)) else value
+
+
+def _output(value: Any) -> Output:
+    if value not in get_args(Output):
+        raise ValueError(f"output must be one of {', '.join(get_args(Output))}, got {value!r}")
+    return value
+
+
+def _rate(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"false_positive_rate must be a number, got {value!r}") from None
+
+
+def _suffix(data: Mapping[Hashable, Any]) -> str | None:
+    """Suffix to write a served scan's result with, None where the request or the scan gives it."""
+    path = data.get("image_path")
+    if path is None or data.get("result_extension"):
+        return None
+    known = Path(path).is_file() and str(path).lower().endswith(_WRITTEN_SUFFIXES)
+    return None if known else ".nii.gz"
+
+
+ReadRequestD = ReadRequestDict = ReadRequestd
+AnswerRequestD = AnswerRequestDict = AnswerRequestd

@@ -1,0 +1,242 @@
+"""Exit codes and lines of the commands, as their users meet them."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from dicom_files import write_series
+from monai.bundle import ConfigParser
+from workflows import SMALL
+
+from monai_dpmm import __version__
+from monai_dpmm.app import cli
+from monai_dpmm.app.cli import configs_dir, main
+
+INTERRUPTED = """\
+import os, sys
+from monai_dpmm.app import cli, cli_commands
+
+def interrupted(names, **overrides):
+    raise KeyboardInterrupt
+
+cli_commands.run_workflow = interrupted
+cli.main(sys.argv[1:])
+"""
+
+# a process in the background may have been told to ignore Ctrl-C
+AT_A_TERMINAL = """\
+import shutil
+import signal
+from monai_dpmm.app.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
+
+
+def _run(*arguments, code=("-m", "monai_dpmm")):
+    command = [sys.executable, *code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, check=False)
+
+
+def _last_lines(text):
+    """Lines without what libraries log."""
+    return [line for line in text.splitlines() if " - INFO - " not in line and line][-1:]
+
+
+def test_help_names_the_commands(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--help"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    for command in ("demo", "train", "calibrate", "evaluate", "infer", "score", "check", "report"):
+        assert command in text
+
+
+@pytest.mark.parametrize("option", ["-V", "--version"])
+def test_version(option, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main([option])
+    assert exit_.value.code == 0
+    assert __version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "COMMAND"),
+        (["train"], "DATASET"),
+        (["train", "x", "-s", "epochs"], "must be KEY=VALUE, got 'epochs'"),
+        (["guess"], "invalid choice"),
+    ],
+)
+def test_wrong_arguments_exit_with_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "calibrate", "evaluate", "infer", "compare", "figures"]
+)
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("-s", "imag_size=9", "got 'imag_size' (nearest: image_size"),
+        ("-c", "stedy", "got 'stedy'"),
+    ],
+)
+def test_what_does_not_exist_is_one_line_and_runs_nothing(
+    command, option, value, message, tmp_path, capsys
+):
+    with pytest.raises(SystemExit) as exit_:
+        main([command, str(tmp_path / "none"), "-f", str(tmp_path), option, value])
+    assert exit_.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {option} must ")
+    assert message in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_problem_of_the_data_is_one_line_and_exits_with_1(tmp_path):
+    (tmp_path / "scan.nii.gz").touch()
+    result = _run("infer", tmp_path / "scan.nii.gz", "-f", tmp_path)
+    assert result.returncode == 1
+    (line,) = _last_lines(result.stderr)
+    assert line.startswith("error: ")
+    assert "must exist, there is no such file (train a model first)" in line
+    assert "Traceback" not in result.stderr
+
+
+def test_a_missing_device_is_wrong_usage():
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "monai_dpmm", "benchmark", "--device", "cuda"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: device must be there, got cuda")
+
+
+def test_a_refused_scan_does_not_stop_the_others_and_exits_with_1(trained, cohort, tmp_path):
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    (scans / "a.nii.gz").write_bytes((cohort / "test/images/test_000.nii.gz").read_bytes())
+    (scans / "b.nii.gz").write_text("no scan")
+    result = _run("infer", scans, "-f", trained, "-s", f"output_dir={tmp_path / 'out'}")
+    assert result.returncode == 1
+    assert "error: 1 of 2 scans were left out:\n" in result.stderr
+    assert (tmp_path / "out/a/a_findings.json").is_file()
+
+
+def test_an_interruption_exits_with_130_and_no_traceback(tmp_path):
+    result = _run("train", tmp_path, code=("-c", INTERRUPTED))
+    assert result.returncode == 130
+    assert result.stderr.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is no signal there")
+def test_ctrl_c_during_a_training_exits_with_130(cohort, tmp_path):
+    settings = {**SMALL, "max_epochs": 100_000}
+    options = [part for key, value in settings.items() for part in ("-s", f"{key}={value}")]
+    command = [sys.executable, "-c", AT_A_TERMINAL, "train", cohort, "-f", tmp_path, *options]
+    process = subprocess.Popen(
+        [*map(str, command)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, encoding="utf-8"
+    )
+    seen = ""
+    while "EM [2/" not in seen:  # the progress bar of the second epoch
+        part = process.stderr.read(20)
+        assert part, seen
+        seen += part
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert rest.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in rest
+
+
+def test_the_configs_are_found():
+    names = {path.name for path in configs_dir().glob("*.json")}
+    assert {"train.json", "evaluate.json", "inference.json", "metadata.json"} <= names
+
+
+def test_what_others_import_is_there():
+    assert {"configs_dir", "main", "run_workflow"} == set(cli.__all__)
+
+
+def _printed_config(capsys):
+    text = capsys.readouterr().out
+    return json.loads(text[text.index("{\n") :])
+
+
+@pytest.mark.parametrize("command", ["train", "infer", "calibrate", "evaluate"])
+def test_a_dry_run_prints_the_config_and_runs_nothing(command, trained, tmp_path, capsys):
+    """The model's settings, what `-s` sets, and the folders; the data need not be there."""
+    (tmp_path / "models").mkdir()
+    settings = (trained / "models/model.json").read_text()
+    (tmp_path / "models/model.json").write_text(settings)
+    before = sorted(tmp_path.rglob("*"))
+    data = str(tmp_path / "none")
+    main([command, data, "-f", str(tmp_path), "-s", "embedding_batch_size=7", "--dry-run"])
+    config = _printed_config(capsys)
+    assert config["bundle_root"] == str(tmp_path)
+    assert config["dataset_dir"] == data
+    assert config["embedding_batch_size"] == 7
+    assert (config["components"] == json.loads(settings)["components"]) == (command != "train")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_dry_run_merges_overlays_in_the_order_of_a_run(tmp_path, capsys):
+    main(["train", "healthy", "-f", str(tmp_path), "-c", "demo", "-s", "rate=0.5", "--dry-run"])
+    file = tmp_path / "all.json"
+    file.write_text(json.dumps(_printed_config(capsys)))
+    config = ConfigParser.load_config_file(file)
+    demo = ConfigParser.load_config_file(configs_dir() / "demo.json")
+    for name, value in demo.items():
+        expected = {"rate": 0.5, "dataset_dir": "healthy"}.get(name, value)
+        assert config[name] == expected
+
+
+def test_a_model_is_found_where_ckpt_dir_says(trained, cohort, tmp_path, capsys):
+    """With its settings: without them the size of the mixture would be another."""
+    shutil.copytree(trained / "models", tmp_path / "elsewhere")
+    scan = cohort / "test/images/test_000.nii.gz"
+    command = ["infer", str(scan), "-f", str(tmp_path), "-s", f"ckpt_dir={tmp_path / 'elsewhere'}"]
+    main(command)
+    assert (tmp_path / "output/test_000/test_000_findings.json").is_file()
+    assert "Not all config files" not in capsys.readouterr().out
+
+
+def test_the_results_of_a_series_lie_beside_it_and_not_in_it(trained, tmp_path):
+    study = tmp_path / "study"
+    write_series(study / "CT1", np.random.default_rng(0).integers(1, 1000, (24, 20, 8)))
+    before = sorted(study.rglob("*"))
+    options = ["-s", "dicom_output=True", "-s", f"output_dir={tmp_path / 'out'}"]
+    main(["infer", str(study / "CT1"), "-f", str(trained), *options])
+    assert sorted(study.rglob("*")) == before
+    names = {path.name for path in (tmp_path / "out/CT1").iterdir()}
+    assert {"CT1_anomaly.nii.gz", "CT1_findings.json", "CT1_mask.dcm"} <= names
+
+
+def test_metrics_of_an_evaluation_outlive_an_inference(trained, cohort, tmp_path, capsys):
+    options = ["-f", str(trained), "-s", f"output_dir={tmp_path}", "-s", "bootstrap=0"]
+    main(["evaluate", str(cohort), *options])
+    metrics = (tmp_path / "report/metrics.json").read_text()
+    main(["infer", str(cohort / "test/images/test_000.nii.gz"), *options[:4]])
+    assert (tmp_path / "report-1/metrics.json").read_text() == metrics
+    assert not json.loads((tmp_path / "report/metrics.json").read_text())["metrics"]
+    assert f"The report with metrics that was there: {tmp_path / 'report-1'}" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such pipe there")
+def test_a_reader_that_has_had_enough_gets_no_error():
+    command = f"{sys.executable} -m monai_dpmm train none --dry-run | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, encoding="utf-8")
+    assert done.stdout == "{\n"
+    assert done.stderr == ""

@@ -1,0 +1,150 @@
+"""A setting that no run could use is told before anything runs."""
+
+import json
+from typing import get_args
+
+import pytest
+
+from monai_dpmm.app.cli import main
+from monai_dpmm.app.release import configs_dir
+from monai_dpmm.app.settings import RULES, check_settings, check_values
+from monai_dpmm.errors import UsageError
+from monai_dpmm.io.formats import volume_writer
+from monai_dpmm.io.label_loading import LabelRule
+from monai_dpmm.metrics import evaluation_size as protocols
+from monai_dpmm.mixture import dpmm as mixture
+from monai_dpmm.mixture import initialization, scores
+from monai_dpmm.network.thresholds import DEFAULT_RATES
+from monai_dpmm.transforms.intensity import WINDOWS
+
+# found by `calibrate`, or MONAI Label's
+FREE = {"volume_thresholds", "scan_reference", "displayable_configs"}
+
+
+def _config(name):
+    return json.loads((configs_dir() / f"{name}.json").read_text())
+
+
+def _settings(config):
+    """Values at the top of a config, but no parts of workflows."""
+    return {
+        name: value
+        for name, value in config.items()
+        if not isinstance(value, dict) or name in FREE
+        if name in FREE or name in RULES or not _is_part(value)
+    }
+
+
+def _is_part(value):
+    parts = value if isinstance(value, list) else [value]
+    return any(isinstance(p, dict) or str(p).startswith(("$", "@", "%")) for p in parts)
+
+
+@pytest.mark.parametrize("name", ["train", "inference"])
+def test_every_setting_has_a_rule_that_its_default_keeps(name):
+    settings = _settings(_config(name))
+    assert settings.keys() - RULES.keys() - FREE == set()
+    check_values(settings, "-s")
+
+
+def test_every_rule_is_of_a_setting():
+    known = _settings(_config("train")).keys() | _settings(_config("inference")).keys()
+    assert RULES.keys() <= known
+
+
+@pytest.mark.parametrize("path", sorted(configs_dir().glob("[!m]*.json")), ids=lambda p: p.stem)
+def test_all_configs_pass(path):
+    check_settings(json.loads(path.read_text()), str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [
+        ("covariance", get_args(mixture.CovarianceKind)),
+        ("schedule", get_args(mixture.ScheduleKind)),
+        ("score", get_args(scores.ScoreKind)),
+        ("initialization", get_args(initialization.InitializationKind)),
+        ("initial_weights", get_args(initialization.InitialWeightsKind)),
+        ("protocol", get_args(protocols.Protocol)),
+        ("label_rule", get_args(LabelRule)),
+        ("window", tuple(WINDOWS)),
+    ],
+)
+def test_the_choices_are_those_of_the_code(name, choices):
+    assert all(RULES[name].holds(choice) and choice in RULES[name].told for choice in choices)
+    told = RULES[name].told.replace("one of", "").replace("[low, high] or", "").split(" or null")[0]
+    assert {word.strip() for word in told.replace(" or ", ",").split(",")} == set(choices)
+
+
+def test_the_rates_are_those_that_thresholds_are_kept_for():
+    check = RULES["false_positive_rate"]
+    assert all(check.holds(rate) and f"{rate:g}" in check.told for rate in DEFAULT_RATES)
+    assert not check.holds(0.02)
+    assert not check.holds("x")
+
+
+def test_the_formats_are_those_of_the_code():
+    for suffix in (".nii.gz", ".nii", ".nrrd", ".mha"):
+        assert RULES["output_ext"].holds(suffix)
+        volume_writer(suffix)
+    assert not RULES["output_ext"].holds(".png")
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "wrong"),
+    [
+        ("mask_foreground", [True, False, "$@x"], ["yes", "False", 1, None]),
+        ("components", [1, 500, "@k", "%a.json#b"], [0, -1, 2.5, True, "foo", None]),
+        ("seed", [0, 7], [-1, 1.5, "abc"]),
+        ("concentration", [0.5, 2], [0, -1.0, float("nan"), float("inf"), "x"]),
+        ("rate", [0.2, 1], [0, 1.5, "x"]),
+        ("smallest_lesion", [0, 0.5], [-1, "a"]),
+        ("val_fraction", [0.2], [0, 1, "abc"]),
+        ("warm_start", ["a.pt", None], [True, ""]),
+        ("orientation", ["PLI", "RAS", "ARS"], ["XYZ", "RA", "RLS", "pli", 3]),
+        ("slice_axis", [0, 2, [0, 1, 2]], [3, -1, [], [0, 3], True, "2"]),
+        ("percentiles", [[0.5, 99.5], [0, 100], None], [5, [1], [5, 5], [0, 101], [-1, 5]]),
+        ("window", [[0, 80], "brain", None], [[1], "bone", [80, 0], 5]),
+        ("patch_grid", [[32, 32], None], [5, [32], [0, 32], [1.5, 2]]),
+        ("variance_floor", [1e-6, None], [0, "x"]),
+        ("false_positive_volumes", [[1, 2.5]], [[], [0], 5, ["a"]]),
+        ("protocol", ["native", "224", 448], ["full", 225]),
+        ("device", ["cpu", '$torch.device("cuda:1")'], ["foo", "cuda:99", 7.5]),
+        ("output_dir", ["a"], ["", 5, None]),
+    ],
+)
+def test_rules(name, right, wrong):
+    for value in right:
+        check_values({name: value}, "-s")
+    for value in wrong:
+        with pytest.raises(UsageError, match=f"^-s {name} must be .*, got ") as caught:
+            check_values({name: value}, "-s")
+        assert str(caught.value).endswith(repr(value))
+
+
+@pytest.mark.parametrize("text", ["False", "false"])
+def test_what_is_switched_off_is_off(text, capsys):
+    main(["infer", "none", "-s", f"dicom_output={text}", "-s", "window=None", "--dry-run"])
+    config = json.loads(capsys.readouterr().out)
+    assert config["dicom_output"] is False
+    assert config["window"] is None
+
+
+def test_wrong_settings_end_a_command_before_it_runs(tmp_path, capsys):
+    file = tmp_path / "own.json"
+    for content, message in (
+        ({"components": "many"}, f"{file}: components must be a whole number from 1 on"),
+        ({"max_epoch": 3}, f"{file}: max_epoch is no setting (nearest: max_epochs"),
+        ([1], f"-c must be a config in JSON, got {file}: values by name are needed, got list"),
+    ):
+        file.write_text(json.dumps(content))
+        with pytest.raises(SystemExit) as caught:
+            main(["train", "none", "-c", str(file)])
+        assert caught.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_config_may_have_parts_of_its_own():
+    own = {"_target_": "x.Y"}
+    check_settings({"my_backbone": own, "backbone": "@my_backbone"}, "own.json")
+    check_settings({"component": 5, "mixture": {"components": "@component"}}, "own.json")

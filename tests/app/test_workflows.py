@@ -1,0 +1,121 @@
+"""Plans of configs, keys that exist, and those that do not."""
+
+import json
+
+import pytest
+
+from monai_dpmm.app.release import configs_dir
+from monai_dpmm.app.workflows import (
+    MODEL,
+    PLANS,
+    applicable,
+    config_names,
+    merged_config,
+    planned,
+    run_workflow,
+)
+from monai_dpmm.errors import UsageError
+
+EVALUATION = planned(PLANS["evaluate"][0], [], None)
+
+
+@pytest.mark.parametrize("command", PLANS)
+def test_every_config_of_a_plan_exists_and_overlays_come_after_the_models_settings(
+    command, tmp_path
+):
+    (tmp_path / "models").mkdir()
+    settings = tmp_path / "models/model.json"
+    settings.write_text('{"components": 7}')
+    for plan in PLANS[command]:
+        names = planned(plan, ["steady"], settings.parent)
+        assert set(names) - {str(settings)} <= set(config_names())
+        base = "inference" if command == "infer" else "train"
+        assert names[0] == base
+        assert (str(settings) in names) == (MODEL in plan)
+        if MODEL in plan:
+            assert names.index(str(settings)) < names.index("steady")
+            assert names.count("steady") == 1
+
+
+def test_without_a_model_there_are_no_settings_of_it(tmp_path):
+    assert planned(PLANS["infer"][0], ["demo"], tmp_path) == ["inference", "demo"]
+
+
+def test_metadata_is_no_workflow():
+    assert "metadata" not in config_names()
+    assert {"train", "inference", "evaluate", "demo"} <= {*config_names()}
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("max_epoch", "max_epochs"),
+        ("train#trainer#max_epoch", "train#trainer#max_epochs"),
+        ("train::trainer::max_epoch", "train#trainer#max_epochs"),
+        ("trian#trainer#max_epochs", "train#trainer#max_epochs, training"),
+        ("validate#handlers#0#descr", "validate#handlers#0#desc"),
+        ("train#dataloader#xyz", "train#dataloader#_target_, train#dataloader#dataset, .*"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest(key, nearest):
+    message = (
+        rf"^-s must set a key of the configs train, evaluate, got '{key}' \(nearest: {nearest}\)$"
+    )
+    with pytest.raises(UsageError, match=message):
+        applicable([EVALUATION], {"rate": 0.1, key: 1})
+
+
+def test_where_nothing_is_near_it_says_what_prints_all():
+    with pytest.raises(UsageError, match=r"got 'qqqq' \(--dry-run prints all that there are\)$"):
+        applicable([EVALUATION], {"qqqq": 1})
+
+
+def test_keys_are_set_where_they_exist_only():
+    """Those of the evaluation are none of the training that comes before it."""
+    plans = [planned(plan, [], None) for plan in PLANS["demo"]]
+    overrides = {"validate#metrics#bootstrap": 5, "train#trainer#max_epochs": 2, "tracking": "x"}
+    training, evaluation = applicable(plans, overrides)
+    assert training == {"train#trainer#max_epochs": 2, "tracking": "x"}
+    assert evaluation == overrides
+    config = merged_config(plans[1], evaluation).config
+    assert config["validate"]["metrics"]["bootstrap"] == 5
+    assert config["train"]["trainer"]["max_epochs"] == 2
+    assert "tracking" not in config
+
+
+def test_keys_of_an_overlay_file_exist(tmp_path):
+    overlay = tmp_path / "own.json"
+    overlay.write_text('{"my_key": 1}')
+    names = planned(PLANS["train"][0], [str(overlay)], None)
+    assert applicable([names], {"my_key": 2}) == [{"my_key": 2}]
+
+
+def test_an_unknown_config_is_refused_with_those_there_are():
+    with pytest.raises(UsageError, match=r"^-c must be one of brats2021, .*steady.*, got 'stedy'$"):
+        merged_config(["train", "stedy"], {})
+    with pytest.raises(UsageError, match="got 'trian'"):
+        run_workflow(["trian"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [(None, "No such file or directory"), ("{", "must be a config in JSON")]
+)
+def test_a_file_that_is_no_config_is_refused(tmp_path, text, message):
+    file = tmp_path / "own.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        merged_config(["train", str(file)], {})
+
+
+def test_settings_of_a_model_are_checked(tmp_path):
+    (tmp_path / "model.json").write_text(json.dumps({"image_size": "$print(1)"}))
+    with pytest.raises(ValueError, match="image_size must be a plain value"):
+        planned(PLANS["infer"][0], [], tmp_path)
+
+
+def test_a_config_may_be_named_by_its_file():
+    file = str(configs_dir() / "steady.json")
+    assert (
+        merged_config(["train", file], {}).config == merged_config(["train", "steady"], {}).config
+    )

@@ -1,0 +1,149 @@
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.engines import SupervisedEvaluator
+from monai.transforms import Compose, Invertd, Orientationd, SaveImaged
+from torch import nn
+
+from monai_dpmm.engines.inferer import AnomalyInferer
+
+AFFINE = torch.tensor([[-2.0, 0, 0, 5], [0, 0, 3, 7], [0, 1, 0, -9], [0, 0, 0, 1]]).double()
+
+
+class Brightness(nn.Module):
+    """Maps of slices: their brightness; records the batches that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def forward(self, slices):
+        self.shapes.append(tuple(slices.shape))
+        return slices[:, :1] * 2
+
+    def maps(self, slices):
+        return torch.cat([self(slices), slices[:, :1].mul(100).round()], dim=1)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_each_voxel_comes_back_at_its_place(axis, batch_size):
+    volume = torch.rand(2, 1, 5, 6, 7)
+    network = Brightness()
+    result = AnomalyInferer(axis, batch_size)(volume, network)
+    assert torch.equal(result, volume * 2)
+    assert max(shape[0] for shape in network.shapes) <= batch_size
+    assert len({shape[2:] for shape in network.shapes}) == 1
+
+
+class Mean(nn.Module):
+    """Maps of slices: the mean of each slice, which depends on the axis."""
+
+    def forward(self, slices):
+        return slices.mean((2, 3), keepdim=True) + torch.zeros_like(slices)
+
+    def maps(self, slices):
+        return torch.cat([self(slices), torch.full_like(slices, slices.shape[2])], dim=1)
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0)])
+def test_several_axes_are_averaged(axes):
+    volume = torch.rand(2, 1, 5, 6, 7)
+    others = {0: (3, 4), 1: (2, 4), 2: (2, 3)}
+    expected = sum(volume.mean(others[a], keepdim=True).expand_as(volume) for a in axes)
+    result = AnomalyInferer(axes, 3)(volume, Mean())
+    assert torch.allclose(result, expected / len(axes), atol=1e-6)
+    mapped = AnomalyInferer(axes, 3, component_map=True)(volume, Mean())
+    assert torch.equal(mapped[:, :1], result)
+    assert (mapped[:, 1] == {0: 6, 2: 5}[axes[0]]).all()  # of the first axis
+
+
+def test_component_map_is_the_second_channel():
+    volume = torch.rand(1, 1, 5, 6, 7)
+    result = AnomalyInferer(0, 2, component_map=True)(volume, Brightness())
+    assert torch.equal(result[:, :1], volume * 2)
+    assert torch.equal(result[:, 1:], volume.mul(100).round())
+
+
+def test_images_go_through_in_batches():
+    images = torch.rand(5, 1, 6, 7)
+    network = Brightness()
+    assert torch.equal(AnomalyInferer(batch_size=2)(images, network), images * 2)
+    assert [shape[0] for shape in network.shapes] == [2, 2, 1]
+
+
+def test_a_single_slice_volume():
+    volume = torch.rand(1, 1, 5, 6, 1)
+    assert torch.equal(AnomalyInferer()(volume, Brightness()), volume * 2)
+
+
+def test_metadata_is_kept():
+    volume = MetaTensor(torch.rand(1, 1, 5, 6, 7), affine=AFFINE)
+    result = AnomalyInferer()(volume, Brightness())
+    assert isinstance(result, MetaTensor)
+    assert torch.equal(result.affine, volume.affine)
+    assert result.is_batch == volume.is_batch
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 5, 6), (1, 1, 5, 6, 7)])
+def test_the_network_is_given_plain_tensors(shape):
+    """Code as simple as `x.new_empty(3)` fails on a MetaTensor."""
+    kinds = set()
+
+    def network(slices):
+        kinds.add(type(slices))
+        return slices
+
+    result = AnomalyInferer()(MetaTensor(torch.rand(shape)), network)
+    assert kinds == {torch.Tensor}
+    assert isinstance(result, MetaTensor)
+
+
+def test_in_a_monai_evaluator_the_result_lies_on_the_input_grid(tmp_path):
+    import nibabel as nib
+    import numpy as np
+    from monai.data import DataLoader, Dataset
+    from monai.transforms import LoadImaged
+
+    array = np.zeros((9, 10, 11), np.float32)
+    array[2, 7, 5] = 1
+    nib.save(nib.Nifti1Image(array, AFFINE.numpy()), tmp_path / "scan.nii.gz")
+    pre = Compose(
+        [
+            LoadImaged("image", ensure_channel_first=True),
+            Orientationd("image", axcodes="PLI", labels=None),
+        ]
+    )
+    post = Compose(
+        [
+            Invertd("pred", pre, orig_keys="image", nearest_interp=False),
+            SaveImaged(
+                "pred",
+                output_dir=tmp_path,
+                output_postfix="anomaly",
+                separate_folder=False,
+                print_log=False,
+            ),
+        ]
+    )
+    data = Dataset([{"image": str(tmp_path / "scan.nii.gz")}], pre)
+    SupervisedEvaluator(
+        device="cpu",
+        val_data_loader=DataLoader(data, batch_size=1),
+        network=Brightness(),
+        inferer=AnomalyInferer(1, batch_size=4),
+        postprocessing=post,
+    ).run()
+    saved = nib.load(tmp_path / "scan_anomaly.nii.gz")
+    assert np.allclose(saved.affine, AFFINE)
+    assert np.array_equal(saved.get_fdata(), array * 2)
+
+
+def test_errors_name_argument_rule_and_value():
+    for axis in (3, [], [0, 0], [1, 3]):
+        with pytest.raises(ValueError, match=r"axis must be 0, 1 or 2, or several .*, got"):
+            AnomalyInferer(axis)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        AnomalyInferer(batch_size=0)
+    with pytest.raises(ValueError, match=r"inputs must be .* got shape \(4, 4\)"):
+        AnomalyInferer()(torch.rand(4, 4), Brightness())

@@ -1,0 +1,117 @@
+import pytest
+import torch
+
+from monai_dpmm.network.geometry import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    extract_slices,
+    foreground_patches,
+    image_shape,
+    prepare_slices,
+    stack_slices,
+    upsample_components,
+    upsample_scores,
+)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_round_trip_on_every_axis(axis):
+    volume = torch.rand(2, 5, 6, 7)
+    slices = extract_slices(volume, axis)
+    assert slices.shape[0] == volume.shape[axis + 1]
+    assert torch.equal(slices[3], volume.select(axis + 1, 3))
+    assert torch.equal(stack_slices(slices, axis), volume)
+
+
+def test_slices_are_views_and_an_image_is_one_slice():
+    volume = torch.rand(1, 5, 6, 7)
+    assert extract_slices(volume, 0).untyped_storage().data_ptr() == (
+        volume.untyped_storage().data_ptr()
+    )
+    assert extract_slices(volume[..., 0]).shape == (1, 1, 5, 6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "multiple", "expected"),
+    [
+        ((240, 240), 448, 14, (448, 448)),
+        ((512, 1024), 448, 14, (448, 896)),  # RESC, as the paper
+        ((1024, 512), 448, 14, (896, 448)),
+        ((197, 233), 448, 14, (448, 532)),
+        ((16, 16), 224, 16, (224, 224)),
+        ((100, 101), 224, 16, (224, 224)),
+    ],
+)
+def test_image_shape_keeps_the_aspect_in_whole_patches(shape, size, multiple, expected):
+    assert image_shape(shape, size, multiple) == expected
+
+
+@pytest.mark.parametrize("shape", [(240, 240), (197, 233), (301, 64)])
+def test_image_shape_distorts_by_at_most_half_a_patch(shape):
+    height, width = image_shape(shape, 448, 14)
+    ratio, target = max(shape) / min(shape), max(height, width) / min(height, width)
+    assert abs(target - ratio) <= 7 / 448 + 1e-9
+
+
+def test_prepared_slices_are_on_imagenets_scale():
+    images = prepare_slices(torch.full((2, 1, 30, 40), 0.25), 56, 14)
+    assert images.shape == (2, 3, 56, 70)
+    for channel in range(3):
+        expected = (0.25 - IMAGENET_MEAN[channel]) / IMAGENET_STD[channel]
+        assert images[:, channel].allclose(torch.tensor(expected), atol=1e-5)
+
+
+def test_resizing_keeps_places():
+    """The centre of mass of a blob stays at the same relative place: no shift of half a pixel."""
+    slices = torch.zeros(1, 1, 40, 60)
+    slices[..., 10:14, 40:44] = 1
+    image = prepare_slices(slices, 280, 14)[0, 0] * IMAGENET_STD[0] + IMAGENET_MEAN[0]
+    rows = (image.sum(1) * (torch.arange(280) + 0.5)).sum() / image.sum() / 280
+    columns = (image.sum(0) * (torch.arange(420) + 0.5)).sum() / image.sum() / 420
+    assert rows.item() == pytest.approx(12 / 40, abs=2e-3)
+    assert columns.item() == pytest.approx(42 / 60, abs=2e-3)
+
+
+def test_upsampled_scores_peak_in_their_patch_and_keep_the_range():
+    scores = torch.zeros(1, 8, 8)
+    scores[0, 2, 5] = 1
+    map_ = upsample_scores(scores, (81, 79))
+    row, column = divmod(int(map_.argmax()), 79)
+    assert (int(row / 81 * 8), int(column / 79 * 8)) == (2, 5)
+    assert map_.min() >= 0
+    assert map_.max() <= 1
+
+
+def test_upsampled_components_are_labels():
+    labels = torch.tensor([[[3, 499], [7, 0]]])
+    map_ = upsample_components(labels, (6, 6))
+    assert map_.unique().tolist() == [0, 3, 7, 499]
+    assert (map_[0, 0, :3, 3:] == 499).all()
+
+
+def test_errors_name_argument_rule_and_value():
+    with pytest.raises(ValueError, match="axis must be 0, 1 or 2, got 3"):
+        extract_slices(torch.rand(1, 2, 2, 2), 3)
+    with pytest.raises(ValueError, match=r"volume must be .* got shape \(2, 2\)"):
+        extract_slices(torch.rand(2, 2))
+    with pytest.raises(ValueError, match=r"slices must be \(S, C, H, W\), got shape \(2, 2\)"):
+        stack_slices(torch.rand(2, 2))
+    with pytest.raises(ValueError, match="axis must be 0, 1 or 2, got -1"):
+        stack_slices(torch.rand(1, 2, 2, 2), -1)
+    with pytest.raises(ValueError, match="size must be a positive multiple of 14, got 450"):
+        image_shape((10, 10), 450, 14)
+    with pytest.raises(ValueError, match="at most 8 times as long as wide, got 512x24"):
+        image_shape((512, 24), 448, 14)
+    with pytest.raises(ValueError, match=r"slices must be \(S, 1, H, W\) or"):
+        prepare_slices(torch.rand(1, 2, 9, 9), 14, 14)
+
+
+def test_foreground_patches_are_those_with_any_voxel_above_zero():
+    slices = torch.zeros(2, 1, 40, 40)
+    slices[0, 0, 12, 31] = 0.2
+    images = prepare_slices(slices, 56, 14)
+    there = foreground_patches(images, (4, 4))
+    assert there.nonzero()[:, 0].unique().tolist() == [0]
+    assert there[0, 1, 3]
+    assert there.sum() <= 4  # the resized voxel may reach into a neighbour
+    assert foreground_patches(prepare_slices(slices + 0.5, 56, 14), (4, 4)).all()

@@ -1,0 +1,212 @@
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, Invertd
+from torch import nn
+
+import monai_dpmm
+from monai_dpmm.network.geometry import prepare_slices
+from monai_dpmm.transforms.array import (
+    EmbedPatches,
+    ExtractSlices,
+    ImageScore,
+    NormalizeSlices,
+    RescaleIntensity,
+    ThresholdAnomaly,
+)
+from monai_dpmm.transforms.dictionary import (
+    EmbedPatchesd,
+    ExtractSlicesd,
+    ImageScored,
+    LoadVolumed,
+    NormalizeSlicesd,
+    RescaleIntensityd,
+    ThresholdAnomalyd,
+)
+
+AFFINE = torch.tensor([[0.0, -2, 0, 5], [1, 0, 0.3, 7], [0, 0, 3, -9], [0, 0, 0, 1]]).double()
+
+
+class Patches(nn.Module):
+    """Backbone of 14 pixel patches: mean, minimum, maximum and standard deviation."""
+
+    def forward(self, images):
+        tiles = images.unfold(2, 14, 14).unfold(3, 14, 14).flatten(-2).movedim(1, 3).flatten(3)
+        features = [tiles.mean(-1), tiles.amin(-1), tiles.amax(-1), tiles.std(-1)]
+        return torch.stack(features, dim=1)
+
+
+def _scan(*shape):
+    return MetaTensor(torch.rand(shape), affine=AFFINE, meta={"filename_or_obj": "scan.nii"})
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_are_invertible_and_keep_the_grid(axis):
+    scan = _scan(1, 5, 6, 7)
+    extract = ExtractSlices(axis)
+    slices = extract(scan)
+    assert slices.shape[0] == scan.shape[axis + 1]
+    volume = extract.inverse(slices)
+    assert torch.equal(volume, scan)
+    assert torch.equal(volume.affine, AFFINE)
+    assert volume.applied_operations == scan.applied_operations
+    assert volume.meta["filename_or_obj"] == "scan.nii"
+
+
+def test_slices_of_an_image_are_invertible():
+    extract = ExtractSlices()
+    image = _scan(1, 6, 7)
+    assert torch.equal(extract.inverse(extract(image)), image)
+
+
+def test_slices_of_plain_tensors_and_arrays():
+    array = np.random.default_rng(0).random((1, 4, 5, 6), np.float32)
+    slices = ExtractSlices(0)(array)
+    assert torch.equal(ExtractSlices(0).inverse(slices), torch.as_tensor(array))
+
+
+def test_monai_inverts_slices_of_a_prediction():
+    pipeline = Compose([ExtractSlicesd("image", axis=1)])
+    scan = _scan(1, 5, 6, 7)
+    data = pipeline({"image": scan})
+    data["pred"] = MetaTensor(data["image"].as_tensor() * 2)
+    inverted = Invertd("pred", pipeline, orig_keys="image", nearest_interp=False)(data)["pred"]
+    assert torch.equal(inverted.as_tensor(), scan.as_tensor() * 2)
+    assert torch.equal(inverted.affine, AFFINE)
+
+
+def test_slices_along_several_axes_go_through_a_pipeline_one_by_one():
+    scan, label = _scan(1, 28, 42, 56), torch.zeros(1, 28, 42, 56)
+    pipeline = Compose(
+        [
+            ExtractSlicesd(["image", "label"], axis=[2, 0], step=2, allow_missing_keys=True),
+            NormalizeSlicesd("image", size=28, patch_size=14),
+            EmbedPatchesd("image", Patches()),
+        ]
+    )
+    for data in ({"image": scan, "label": label}, {"image": scan}):
+        axial, sagittal = pipeline(data)
+        for axis, result in ((2, axial), (0, sagittal)):
+            alone = Compose([ExtractSlicesd(list(data), axis, 2), *pipeline.transforms[1:]])(data)
+            assert alone.keys() == result.keys()
+            assert all(torch.equal(result[key], alone[key]) for key in alone)
+
+
+def test_every_step_th_slice_cannot_be_inverted():
+    extract = ExtractSlices(2, step=3)
+    slices = extract(_scan(1, 5, 6, 7))
+    assert slices.shape[0] == 3
+    with pytest.raises(ValueError, match="step=1 to be inverted, got 3"):
+        extract.inverse(slices)
+
+
+def test_slices_of_one_scan_are_scaled_together():
+    slices = torch.rand(4, 1, 20, 20) * 50 + 3
+    images = NormalizeSlices(28, 14, percentiles=(0, 100))(slices)
+    expected = (slices - slices.min()) / (slices.max() - slices.min())
+    assert torch.allclose(images, prepare_slices(expected, 28, 14), atol=5e-3)
+
+
+def test_slices_in_range_are_not_scaled_again():
+    slices = torch.rand(2, 1, 20, 20) * 0.1
+    images = NormalizeSlices(28, 14, percentiles=None)(slices)
+    assert torch.equal(images, prepare_slices(slices, 28, 14))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_embeddings_are_unit_norm_whatever_the_batch_size(batch_size):
+    images = torch.rand(5, 3, 28, 42)
+    embeddings = EmbedPatches(Patches(), batch_size)(images)
+    assert embeddings.shape == (5, 2, 3, 4)
+    assert torch.allclose(embeddings.norm(dim=-1), torch.ones(5, 2, 3))
+    assert torch.equal(embeddings, EmbedPatches(Patches(), 5)(images))
+    assert not embeddings.requires_grad
+
+
+def test_a_backbone_that_returns_no_patches_is_refused():
+    with pytest.raises(ValueError, match=r"backbone must map .* got shape \(2, 9408\)"):
+        EmbedPatches(nn.Flatten())(torch.rand(2, 3, 56, 56))
+
+
+def test_pipeline_in_a_plain_compose(tmp_path):
+    path = tmp_path / "scan.npy"
+    np.save(path, np.random.default_rng(0).random((30, 40, 4), np.float32))
+    pipeline = Compose(
+        [
+            LoadVolumed("image"),
+            RescaleIntensityd("image"),
+            ExtractSlicesd("image"),
+            NormalizeSlicesd("image", 56, 14, percentiles=None),
+            EmbedPatchesd("image", Patches(), batch_size=3, output_keys="patches"),
+        ]
+    )
+    data = pipeline({"image": str(path)})
+    assert data["image"].shape == (4, 3, 56, 70)
+    assert type(data["patches"]) is torch.Tensor
+    assert data["patches"].shape == (4, 4, 5, 4)
+
+
+class _Threshold(nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def threshold(self, rate):
+        return torch.tensor(self.value * rate)
+
+
+def test_mask_reads_the_threshold_at_each_call():
+    detector = _Threshold(4.0)
+    transform = ThresholdAnomalyd("pred", detector, 0.1, output_keys="mask")
+    data = {"pred": _scan(1, 4, 4, 4)}
+    mask = transform(data)["mask"]
+    assert mask.dtype == torch.uint8
+    assert torch.equal(mask.bool().as_tensor(), data["pred"].as_tensor() > 0.4)
+    assert torch.equal(mask.affine, AFFINE)
+    detector.value = 9.0
+    assert torch.equal(transform(data)["mask"].as_tensor(), (data["pred"] > 0.9).byte())
+    assert torch.equal(ThresholdAnomaly(detector, 0.1)(data["pred"]), transform(data)["mask"])
+
+
+def test_image_score_is_a_number():
+    anomaly = _scan(1, 10, 10, 10)
+    score = ImageScored("pred", output_keys="score")({"pred": anomaly})["score"]
+    assert isinstance(score, float)
+    assert score == ImageScore()(anomaly) == pytest.approx(anomaly.flatten().topk(10)[0].mean())
+
+
+def test_rescale_keeps_metadata():
+    scaled = RescaleIntensity()(_scan(1, 5, 6, 7))
+    assert torch.equal(scaled.affine, AFFINE)
+    assert scaled.min() == 0
+    assert scaled.max() == 1
+
+
+def test_every_transform_has_its_four_names():
+    for name in ("EmbedPatches", "ExtractSlices", "NormalizeSlices", "RescaleIntensity"):
+        dictionary = getattr(monai_dpmm, f"{name}d")
+        assert getattr(monai_dpmm, f"{name}D") is dictionary
+        assert getattr(monai_dpmm, f"{name}Dict") is dictionary
+        assert getattr(monai_dpmm, name).__name__ == name
+
+
+def test_missing_keys():
+    with pytest.raises(KeyError, match="image"):
+        RescaleIntensityd("image")({"other": 1})
+    assert RescaleIntensityd("image", allow_missing_keys=True)({"other": 1}) == {"other": 1}
+
+
+def test_errors_name_argument_rule_and_value():
+    with pytest.raises(ValueError, match="axis must be 0, 1 or 2, got 4"):
+        ExtractSlices(4)
+    with pytest.raises(ValueError, match=r"axis must be 0, 1 or 2, or several .*, got \[1, 1\]"):
+        ExtractSlicesd("image", axis=[1, 1])
+    with pytest.raises(ValueError, match="step must be at least 1, got 0"):
+        ExtractSlices(0, 0)
+    with pytest.raises(ValueError, match="size must be a positive multiple of 14, got 450"):
+        NormalizeSlices(450, 14)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        EmbedPatches(Patches(), 0)
+    with pytest.raises(ValueError, match="output_keys must be as many as keys"):
+        ImageScored(["a", "b"], output_keys="c")

@@ -1,0 +1,81 @@
+"""The body is found in noisy air, on a real head and on shapes of every dimension."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from scipy import ndimage
+
+from monai_dpmm.transforms.foreground import MaskForeground, body_mask
+from monai_dpmm.transforms.intensity import rescale_intensity
+
+
+def _ball(side=40, radius=14.0):
+    grid = np.indices((side,) * 3) - (side - 1) / 2
+    return np.sqrt((grid**2).sum(0)) <= radius
+
+
+def _noisy(body, noise=5.0):
+    rng = np.random.default_rng(0)
+    return (100 * body + np.abs(rng.normal(0, noise, body.shape))).astype(np.float32)
+
+
+def test_the_body_is_found_in_noise():
+    body = _ball()
+    assert (body_mask(_noisy(body)) == body).mean() > 0.999
+
+
+def test_holes_are_body_and_what_lies_apart_is_not():
+    body, hole = _ball(), _ball(radius=5.0)
+    scan = _noisy(body & ~hole)
+    scan[:3, :3, :3] = 100
+    found = body_mask(scan)
+    assert found[hole].all()
+    assert not found[:3, :3, :3].any()
+
+
+def test_a_head_that_is_open_at_the_neck_is_filled():
+    tube = np.zeros((40, 40, 20), bool)
+    ring = _ball()[:, :, 20] & ~_ball(radius=9.0)[:, :, 20]
+    tube[:] = ring[:, :, None]
+    found = body_mask(_noisy(tube))
+    assert found[20, 20].all()
+    assert not found[0, 0].any()
+
+
+@pytest.mark.parametrize("shape", [(1, 40, 40, 1), (1, 40, 40), (1, 40, 40, 5)])
+def test_any_volume_or_image_keeps_its_shape(shape):
+    disc = np.broadcast_to(_ball()[:, :, 20].reshape(40, 40, *(1,) * (len(shape) - 3)), shape[1:])
+    scan = torch.from_numpy(_noisy(disc)[None])
+    masked = MaskForeground()(scan)
+    assert masked.shape == shape
+    assert (masked[0].numpy()[~disc] == float(scan.min())).mean() > 0.99
+    assert torch.equal(
+        masked[0][torch.from_numpy(disc.copy())], scan[0][torch.from_numpy(disc.copy())]
+    )
+
+
+def test_metadata_is_kept():
+    affine = torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0]))
+    masked = MaskForeground()(MetaTensor(torch.from_numpy(_noisy(_ball())[None]), affine=affine))
+    assert torch.equal(masked.affine.float(), affine)
+
+
+@pytest.mark.real_data
+def test_air_around_a_real_head_is_left_out(real_data):
+    scan = torch.from_numpy(nib.load(real_data / "chris_t1.nii.gz").get_fdata()).float()[None]
+    noisy = scan + torch.rand_like(scan) * 4
+    rescaled = rescale_intensity(MaskForeground()(noisy))[0].numpy()
+    air = ndimage.binary_erosion(scan[0].numpy() <= 2, iterations=6, border_value=1)
+    air &= ndimage.label(air)[0] == ndimage.label(air)[0][0, 0, 0]
+    assert (rescale_intensity(noisy)[0].numpy()[air] > 0).mean() > 0.5
+    assert (rescaled[air] == 0).mean() > 0.99
+    assert (rescaled[scan[0].numpy() > 60] > 0).mean() > 0.98
+
+
+def test_errors_name_argument_and_value():
+    with pytest.raises(ValueError, match="closing must be at least 0, got -1"):
+        MaskForeground(-1)
+    with pytest.raises(ValueError, match="image must have one channel, got 2"):
+        MaskForeground()(torch.rand(2, 20, 20, 20))
