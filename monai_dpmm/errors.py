@@ -13,31 +13,53 @@ INTERRUPTED, USAGE = 130, 2  # exit codes; a refusal's is 1, as Python has it fo
 _ENGINES = ("EMTrainer", "LikelihoodEvaluator", "ScanEvaluator", "SupervisedEvaluator")
 
 __all__ = [
-    *("INTERRUPTED", "USAGE", "InputError", "UsageError", "expected_error", "one_line_errors"),
-    *("printable", "report_line"),
+    *("INTERRUPTED", "USAGE", "expected_error", "one_line_errors", "printable", "cause"),
+    "report_line",
+    *("ExistingFileError", "FileError", "InputError", "InputTypeError", "MissingFileError"),
+    *("MissingPackageError", "UsageError"),
 ]
 
 
 class InputError(ValueError):
-    """A file that cannot be used: the message is one line with file, rule and value."""
+    """What was given cannot be used: one line that names argument or file, rule and value."""
 
 
-class UsageError(ValueError):
+class InputTypeError(InputError, TypeError):
+    """An argument of a type that cannot be used."""
+
+
+class UsageError(InputError):
     """What was asked for on the command line does not exist or cannot be; nothing has been run."""
+
+
+class FileError(OSError):
+    """A file or folder that cannot be read or written; the message is one line."""
+
+
+class MissingFileError(FileError, FileNotFoundError):
+    """A file or folder that must be there and is not."""
+
+
+class ExistingFileError(FileError, FileExistsError):
+    """A file or folder that must not be there yet and is."""
+
+
+class MissingPackageError(ImportError):
+    """An optional package that is needed; the message says how to install it."""
+
+
+_EXPECTED = (InputError, FileError, MissingPackageError)
 
 
 def expected_error(error: BaseException) -> BaseException | None:
     """Outermost error of a chain by which this package refuses an input, None if there is none.
 
     Workflows wrap errors ("applying transform ...", "failed to instantiate ..."); what helps a
-    user is the ValueError, TypeError, OSError or ImportError that one of our functions raised. Of
-    several the last one raised says most: which file it was, or what to install. Where there is
-    none of ours, a file that the system refuses to open or to make is told, whoever asked for it.
+    user is what this package raised on purpose, told by its class. Of several the last one raised
+    says most: which file it was, or what to install. Where there is none, a file that the system
+    refuses to open or to make is told. A ValueError of any other class is a bug and stays one.
     """
-    refusals = (ValueError, TypeError, OSError, ImportError)
-    ours: list[BaseException] = [
-        e for e in _chain(error) if isinstance(e, refusals) and _raised_here(e)
-    ]
+    ours = (e for e in _chain(error) if isinstance(e, _EXPECTED))
     files = (e for e in _chain(error) if isinstance(e, OSError) and e.filename is not None)
     return next(iter([*ours, *files]), None)
 
@@ -64,6 +86,11 @@ def report_line(error: BaseException) -> None:
     print(f"error: {printable(str(error))}", file=sys.stderr)
 
 
+def cause(error: BaseException) -> str:
+    """What an error tells, for a line that wraps it: with its class where that says more."""
+    return str(error) if isinstance(error, _EXPECTED) else f"{type(error).__name__}: {error}"
+
+
 def printable(text: str) -> str:
     """Text for a terminal: a file's name in it may hold what commands one."""
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
@@ -74,15 +101,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-
-
-def _raised_here(error: BaseException) -> bool:
-    """Whether the frame that raised the error belongs to this package."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    module = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
-    return module.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _is_no_refusal(record: logging.LogRecord) -> bool:

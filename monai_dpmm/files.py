@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from monai_dpmm.errors import FileError, InputError, InputTypeError
+
 if TYPE_CHECKING:
     import torch
 
@@ -33,7 +35,7 @@ def load_tensors(path: str | Path, device: torch.device | str = "cpu") -> Any:
             return torch.load(file, map_location=device, weights_only=True)
         except Exception as error:  # a broken file can make the unpickler raise anything
             kind = type(error).__name__
-            raise ValueError(f"{path} is broken or holds more than tensors ({kind})") from error
+            raise InputError(f"{path} is broken or holds more than tensors ({kind})") from error
 
 
 def json_value(path: str | Path) -> Any:
@@ -47,7 +49,7 @@ def json_value(path: str | Path) -> Any:
     try:
         return json.loads(text)
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise InputError("it is nested too deeply") from None
 
 
 def json_object(path: str | Path) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def json_object(path: str | Path) -> dict[str, Any]:
     """
     value = json_value(path)
     if not isinstance(value, dict):
-        raise ValueError(f"values by name are needed, got {type(value).__name__}")
+        raise InputError(f"values by name are needed, got {type(value).__name__}")
     return value
 
 
@@ -70,7 +72,7 @@ def json_number(value: Any) -> float | None:
         OverflowError: for a whole number that no float holds.
     """
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise TypeError(f"a number is needed, got {value!r}")
+        raise InputTypeError(f"a number is needed, got {value!r}")
     if value is not None:
         float(value)
     return value
@@ -92,7 +94,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OSError(f"{path}: could not be written, {reason}") from error
+        raise FileError(f"{path}: could not be written, {reason}") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -136,7 +138,7 @@ def replacement(
 def _replace(source: Path, target: Path, ours: re.Pattern[str]) -> None:
     """Our own files of a subfolder replaced by those of another."""
     if target.is_symlink():
-        raise OSError(f"{target}: must be a folder, whose files are replaced, got a link")
+        raise FileError(f"{target}: must be a folder, whose files are replaced, got a link")
     target.mkdir(exist_ok=True)
     for old in target.iterdir():
         if ours.fullmatch(old.name):

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
@@ -8,7 +9,12 @@ from monai_dpmm.app.release import checked_settings
 from monai_dpmm.errors import (
     INTERRUPTED,
     USAGE,
+    ExistingFileError,
+    FileError,
     InputError,
+    InputTypeError,
+    MissingFileError,
+    MissingPackageError,
     UsageError,
     expected_error,
     report_line,
@@ -66,8 +72,34 @@ def test_errors_of_others_are_not_shortened():
     assert expected_error(_caught(lambda: {}["x"])) is None
 
 
-def test_input_errors_are_value_errors():
-    assert issubclass(InputError, ValueError)
+def test_a_bug_of_ours_passes_for_no_mistake_of_the_user(monkeypatch):
+    """What NumPy or a slip raises in our own frames is no refusal, its class decides."""
+
+    def slip(tensor):
+        raise ValueError("not enough values to unpack")
+
+    monkeypatch.setattr("monai_dpmm.network.geometry._check_axis", slip)
+    error = _caught(lambda: stack_slices(torch.zeros(1, 1, 2, 2)))
+    assert isinstance(error, (ValueError, TypeError))
+    assert expected_error(error) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "builtin"),
+    [
+        (InputError, ValueError),
+        (InputTypeError, TypeError),
+        (FileError, OSError),
+        (MissingFileError, FileNotFoundError),
+        (ExistingFileError, FileExistsError),
+        (MissingPackageError, ImportError),
+    ],
+)
+def test_what_a_user_did_wrong_is_a_class(kind, builtin):
+    error = kind("one line")
+    assert isinstance(error, builtin)
+    assert str(error) == "one line"
+    assert expected_error(error) is error
 
 
 def _run(code, **environment):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from monai_dpmm.app.workflows import config_names
+from monai_dpmm.errors import MissingPackageError
 
 # metavars of the arguments
 _FILES, _FOLDERS = {"FILE", "SCAN", "SCANS"}, {"DATASET", "DIR", "MAPS", "OUT"}
@@ -30,7 +31,7 @@ def completion_script(parser: ArgumentParser, shell: str) -> str:
     try:
         import shtab
     except ImportError as error:
-        raise ImportError("completion needs shtab: pip install shtab") from error
+        raise MissingPackageError("completion needs shtab: pip install shtab") from error
     configs = _configs(shtab.glob("*.json"))
     for action in _actions(parser):
         if action.dest == "config":

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from monai_dpmm import __version__
+from monai_dpmm.errors import InputError, MissingFileError
 from monai_dpmm.files import json_object, load_tensors
 
 __all__ = ["model_card", "read_metrics"]
@@ -63,7 +64,7 @@ def model_card(
     state = load_tensors(file)
     missing = [key for key in _NEEDED if not isinstance(state.get(key), Tensor)]
     if missing:
-        raise ValueError(f"{file}: must be a trained model, it has no {missing[0]}")
+        raise InputError(f"{file}: must be a trained model, it has no {missing[0]}")
     settings = json_object(file.with_suffix(".json"))
     components, features = state["mixture.offsets"].shape
     told = defaultdict(lambda: "not told", {key: _shown(value) for key, value in settings.items()})
@@ -97,16 +98,16 @@ def read_metrics(path: str | Path) -> dict[str, float]:
     """
     file = Path(path)
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: must exist, there is no such file (evaluate first)")
+        raise MissingFileError(f"{file}: must exist, there is no such file (evaluate first)")
     try:
         found = json_object(file)["metrics"].items()
         numbers = {name: float(value) for name, value in found if isinstance(value, int | float)}
     except (ValueError, KeyError, AttributeError, OverflowError):
-        raise ValueError(f"{file}: must be the metrics.json of an evaluation") from None
+        raise InputError(f"{file}: must be the metrics.json of an evaluation") from None
     if odd := [name for name in numbers if not _METRIC.fullmatch(name)]:
-        raise ValueError(f"{file}: names of metrics must be plain words, got {odd[0]!r}")
+        raise InputError(f"{file}: names of metrics must be plain words, got {odd[0]!r}")
     if not numbers:
-        raise ValueError(f"{file}: must hold metrics, got none (were there labels?)")
+        raise InputError(f"{file}: must hold metrics, got none (were there labels?)")
     return numbers
 
 
@@ -119,7 +120,7 @@ def _filled(template: str, parts: Mapping[str, str]) -> str:
     matches = Template.pattern.finditer(template)
     places = {match["named"] or match["braced"] or match[0] for match in matches}
     if places != parts.keys():
-        raise ValueError(
+        raise InputError(
             f"the template must have places for {', '.join(sorted(parts))}, "
             f"got {', '.join(sorted(places)) or 'none'}"
         )

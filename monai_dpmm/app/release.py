@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from monai_dpmm.errors import ExistingFileError, InputError, MissingFileError
 from monai_dpmm.files import json_object
 
 __all__ = ["checked_settings", "configs_dir", "write_bundle"]
@@ -55,16 +56,16 @@ def checked_settings(file: Path) -> dict[str, Any]:
     try:
         settings = json_object(file)
     except ValueError as error:
-        raise ValueError(f"{file}: must be JSON with settings by name, {error}") from error
+        raise InputError(f"{file}: must be JSON with settings by name, {error}") from error
     of_training = json.loads((configs_dir() / "train.json").read_text())["settings"]
     if unknown := sorted(settings.keys() - of_training.keys() - _CALIBRATED.keys()):
-        raise ValueError(
+        raise InputError(
             f"{file}: settings must be those of a training, got {', '.join(unknown)} as well"
             " (a model of another version)"
         )
     for name, value in settings.items():
         if odd := [text for text in _texts(value) if not _PLAIN.fullmatch(text)]:
-            raise ValueError(f"{file}: {name} must be a plain value, got {odd[0]!r}")
+            raise InputError(f"{file}: {name} must be a plain value, got {odd[0]!r}")
     return settings
 
 
@@ -101,11 +102,11 @@ def write_bundle(
     archive = out.with_name(f"{out.name}.zip")
     for path in (out, archive):
         if path.exists():
-            raise FileExistsError(f"{path}: must be new, it exists already")
+            raise ExistingFileError(f"{path}: must be new, it exists already")
     files = [models / "model.pt", models / "model.json"]
     missing = [file for file in files if not file.is_file()]
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{missing[0]}: must exist, there is no such file (train a model first)"
         )
     settings = checked_settings(files[1])
@@ -151,7 +152,7 @@ def _checksums(bundle: Path) -> str:
 def _check_name(name: str) -> None:
     found = [word for word in _SERVER_WORDS if word in name.lower()]
     if found:
-        raise ValueError(
+        raise InputError(
             f"the bundle's name must not contain {found[0]!r}, by which MONAI Label tells another"
             f" kind of model, got {name!r}"
         )

@@ -14,6 +14,7 @@ from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys as Keys
 
 from monai_dpmm.engines.distributed import all_reduced, broadcast_buffers, gathered
+from monai_dpmm.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -163,7 +164,7 @@ def _finish_epoch(engine: Engine) -> None:
     mixture.prune()
     log_likelihood, count = engine.state.totals.tolist()
     if not math.isfinite(log_likelihood):
-        raise ValueError(
+        raise InputError(
             f"patches must be finite, the log-likelihood of epoch {engine.state.epoch} is"
             f" {log_likelihood}"
         )

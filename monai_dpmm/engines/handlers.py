@@ -13,6 +13,7 @@ from monai.handlers import ValidationHandler
 from monai.utils import CommonKeys as Keys
 
 from monai_dpmm.engines.distributed import gathered, is_main_process
+from monai_dpmm.errors import InputError, MissingFileError, cause
 from monai_dpmm.files import load_tensors, whole_file
 
 if TYPE_CHECKING:
@@ -166,21 +167,21 @@ class TrainingCheckpoint:
 
     def _load(self, engine: Engine) -> None:
         if not self.path.is_file():
-            raise FileNotFoundError(
-                f"{self.path}: must exist to resume from, there is no such file"
-            )
+            raise MissingFileError(f"{self.path}: must exist to resume from, there is no such file")
         state = load_tensors(self.path)
         epochs = engine.state.max_epochs
         try:
             changed = _changed(state["settings"], self.settings)
             if changed:
-                raise ValueError(f"{self.path}: must be resumed with its own settings, {changed}")
+                raise InputError(f"{self.path}: must be resumed with its own settings, {changed}")
             self.mixture.load_state_dict(state["mixture"])
             engine.load_state_dict({**state["trainer"], "max_epochs": epochs})
             for key in _BEST:
                 setattr(self.validator.state, key, state["validator"][key])
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{self.path}: must be a training's checkpoint, {error!r}") from error
+            raise InputError(
+                f"{self.path}: must be a training's checkpoint, {cause(error)}"
+            ) from error
         engine.logger.info(f"Resumed after epoch {engine.state.epoch}: {self.path}")
 
 

@@ -10,6 +10,7 @@ from monai.data import MetaTensor
 from monai.inferers import SliceInferer
 from torch import Tensor
 
+from monai_dpmm.errors import InputError
 from monai_dpmm.network.geometry import slice_axes
 
 __all__ = ["AnomalyInferer"]
@@ -46,7 +47,7 @@ class AnomalyInferer(SliceInferer):
     ) -> None:
         self.axes = slice_axes(axis)
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+            raise InputError(f"batch_size must be at least 1, got {batch_size}")
         super().__init__(roi_size=(-1, -1), sw_batch_size=batch_size, overlap=0.0)
         self.component_map = component_map
         self._network: Callable[..., Any] | None = None
@@ -83,7 +84,7 @@ class AnomalyInferer(SliceInferer):
             parts = [call(part, *args, **kwargs) for part in plain.split(self.sw_batch_size)]
             return self._like(torch.cat([torch.as_tensor(part) for part in parts]), inputs)
         if inputs.ndim != 5:
-            raise ValueError(
+            raise InputError(
                 f"inputs must be (B, C, X, Y, Z) or (B, C, H, W), got shape {tuple(inputs.shape)}"
             )
         first, *others = self.axes

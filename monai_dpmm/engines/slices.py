@@ -51,13 +51,13 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
         own = [_embeddings(source[i], key) for i in own_items(range(len(source)))]
         self.slices = [patches for scan in exchanged(own) for patches in scan if patches.any()]
         if not self.slices:
-            raise ValueError(
+            raise InputError(
                 f"source must hold patches that count, all those of its {len(source)} scans are"
                 " background or lie under a label"
             )
         dims = {int(patches.shape[-1]) for patches in self.slices}
         if len(dims) != 1:
-            raise ValueError(f"source must hold slices of one embedding size, got {sorted(dims)}")
+            raise InputError(f"source must hold slices of one embedding size, got {sorted(dims)}")
 
     def __len__(self) -> int:
         return len(self.slices)

@@ -8,6 +8,7 @@ from ignite.engine import Engine, Events
 from monai.utils import CommonKeys as Keys
 
 from monai_dpmm.engines.distributed import gathered
+from monai_dpmm.errors import MissingFileError
 from monai_dpmm.files import load_tensors
 from monai_dpmm.mixture.adaptation import revive
 from monai_dpmm.network.detector import AnomalyDetector
@@ -47,7 +48,7 @@ class WarmStart:
 
     def _load(self, engine: Engine) -> None:
         if not self.path.is_file():
-            raise FileNotFoundError(f"{self.path}: must exist to start from, there is no such file")
+            raise MissingFileError(f"{self.path}: must exist to start from, there is no such file")
         state = load_tensors(self.path)
         self.detector.load_state_dict(state)
         engine.logger.info(f"Started from {self.path}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from monai.data import load_decathlon_datalist
 
-from monai_dpmm.errors import InputError
+from monai_dpmm.errors import InputError, cause
 from monai_dpmm.files import json_object
 from monai_dpmm.io.layouts import (
     IMAGE_SUFFIXES,
@@ -108,9 +108,9 @@ def datalist(
         ValueError: for an unknown section or a fraction outside (0, 1).
     """
     if section not in ("train", "val", "test"):
-        raise ValueError(f"section must be one of train, val, test, got {section!r}")
+        raise InputError(f"section must be one of train, val, test, got {section!r}")
     if not 0 < val_fraction < 1:
-        raise ValueError(f"val_fraction must lie in (0, 1), got {val_fraction}")
+        raise InputError(f"val_fraction must lie in (0, 1), got {val_fraction}")
     items = _section_items(Path(dataset_dir).expanduser(), section, val_fraction, seed)
     if section == "test":
         _check_names(items)
@@ -190,7 +190,9 @@ def _decathlon_items(file: Path, section: Section) -> list[dict[str, str]]:
         # what else an item says is not a scan's to say: the pipeline reads settings by such names
         items = [{k: item[k] for k in ("image", "label") if k in item} for item in items]
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{file}: {key} must be a list of paths by name, {error!r}") from error
+        raise InputError(
+            f"{file}: {key} must be a list of paths by name, {cause(error)}"
+        ) from error
     if section == "test":
         _check_inside(file, paths)
     return items

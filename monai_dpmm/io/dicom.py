@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from monai_dpmm.errors import InputError
+
 __all__ = ["check_series", "series_headers"]
 
 _TAGS = [
@@ -45,7 +47,7 @@ def _header(file: Path) -> Any:
         return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
     except (InvalidDicomError, EOFError, OSError) as error:
         if file.suffix.lower() == ".dcm" or file.stat().st_size == 0:
-            raise ValueError(f"{file.name} is no readable DICOM file") from error
+            raise InputError(f"{file.name} is no readable DICOM file") from error
         return None
 
 
@@ -62,11 +64,11 @@ def check_series(folder: Path) -> np.ndarray:
     """
     headers = series_headers(folder)
     if not headers:
-        raise ValueError("there is no DICOM file in the folder")
+        raise InputError("there is no DICOM file in the folder")
     series = Counter(str(header.get("SeriesInstanceUID", "")) for header in headers)
     if len(series) > 1:
         sizes = ", ".join(str(count) for count in sorted(series.values(), reverse=True))
-        raise ValueError(f"{len(series)} series lie in the folder, of {sizes} files")
+        raise InputError(f"{len(series)} series lie in the folder, of {sizes} files")
     _check_lengths(headers)
     pixels = _pixel_size(headers)
     return _TO_RAS * _positions(headers, pixels) if len(headers) > 1 else np.zeros((0, 3))
@@ -78,7 +80,7 @@ def _check_lengths(headers: list[Any]) -> None:
         for value in (header[name].value for header in headers if name in header):
             parts = [value] if isinstance(value, int | float | str) else list(value or [])
             if len(parts) != length:
-                raise ValueError(f"{name} must have {length} values, got {len(parts)}")
+                raise InputError(f"{name} must have {length} values, got {len(parts)}")
 
 
 def _pixel_size(headers: list[Any]) -> float:
@@ -86,24 +88,24 @@ def _pixel_size(headers: list[Any]) -> float:
     sizes = {(header.get("Rows"), header.get("Columns")) for header in headers}
     if len(sizes) > 1:
         shown = ", ".join(f"{columns} x {rows}" for rows, columns in sorted(sizes, key=str))
-        raise ValueError(f"slices have different sizes: {shown}")
+        raise InputError(f"slices have different sizes: {shown}")
     spacings = np.array([header.get("PixelSpacing") or (np.nan,) * 2 for header in headers], float)
     if np.isnan(spacings).all():
         return 0.0
     first = spacings[0]
     if not np.allclose(spacings, first, rtol=1e-3) or not (first > 0).all():
         low, high = np.nanmin(spacings), np.nanmax(spacings)
-        raise ValueError(f"pixels must have one size above 0, got {low:g} to {high:g} mm")
+        raise InputError(f"pixels must have one size above 0, got {low:g} to {high:g} mm")
     return float(first.max())
 
 
 def _positions(headers: list[Any], pixel: float) -> np.ndarray:
     """Positions of slices that follow each other on a line at one distance: (S, 3), as in DICOM."""
     if any("ImagePositionPatient" not in h or "ImageOrientationPatient" not in h for h in headers):
-        raise ValueError("slices must have a position and an orientation")
+        raise InputError("slices must have a position and an orientation")
     directions = np.array([header.ImageOrientationPatient for header in headers], dtype=float)
     if np.abs(directions - directions[0]).max() > 1e-3:
-        raise ValueError("slices have different directions, as with a localizer among them")
+        raise InputError("slices have different directions, as with a localizer among them")
     normal = np.cross(directions[0, :3], directions[0, 3:])
     positions = np.array([header.ImagePositionPatient for header in headers], dtype=float)
     positions = positions[np.argsort(positions @ normal)]
@@ -112,14 +114,14 @@ def _positions(headers: list[Any], pixel: float) -> np.ndarray:
     usual = float(np.median(steps))
     twice = int((steps <= _SAME * usual).sum()) if usual > 0 else len(steps)
     if twice:
-        raise ValueError(f"{twice} of {len(headers)} slices lie where another one lies")
+        raise InputError(f"{twice} of {len(headers)} slices lie where another one lies")
     if steps.max() > 1.5 * usual:
-        raise ValueError(
+        raise InputError(
             f"slices are missing: neighbours are {usual:g} mm apart, but some {steps.max():g} mm"
         )
     share = (heights - heights[0]) / (heights[-1] - heights[0])
     line = positions[0] + share[:, None] * (positions[-1] - positions[0])
     shift = float(np.linalg.norm(positions - line, axis=1).max())
     if shift > max(pixel, _SAME * usual):
-        raise ValueError(f"slices are shifted against each other, by {shift:g} mm")
+        raise InputError(f"slices are shifted against each other, by {shift:g} mm")
     return positions

@@ -11,7 +11,7 @@ import numpy as np
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
-from monai_dpmm.errors import InputError
+from monai_dpmm.errors import InputError, MissingPackageError
 from monai_dpmm.files import whole_file
 from monai_dpmm.io.formats import saved_beside
 
@@ -182,7 +182,7 @@ class SaveDicomd(Transform):
 
 def _require_highdicom() -> None:
     if find_spec("highdicom") is None:
-        raise ImportError(
+        raise MissingPackageError(
             "dicom_output needs highdicom, which is not installed: pip install monai-dpmm[dicom]"
         )
 

@@ -12,6 +12,7 @@ from monai.data.folder_layout import default_name_formatter
 from monai.transforms import SaveImaged
 from torch import Tensor
 
+from monai_dpmm.errors import FileError, InputError, cause
 from monai_dpmm.files import whole_file
 
 __all__ = [
@@ -66,7 +67,7 @@ def volume_writer(output_ext: str) -> type[ImageWriter]:
         ValueError: for another suffix.
     """
     if output_ext not in _WRITERS:
-        raise ValueError(f"output_ext must be one of {', '.join(_WRITERS)}, got {output_ext!r}")
+        raise InputError(f"output_ext must be one of {', '.join(_WRITERS)}, got {output_ext!r}")
     return _WRITERS[output_ext]
 
 
@@ -94,8 +95,8 @@ class SaveVolumed(SaveImaged):
         except Exception as error:  # MONAI raises what its writers raise, as text
             folder = self.saver.folder_layout.output_dir
             told = [line.strip() for line in str(error).splitlines() if "rror" in line]
-            reason = (told or [f"{type(error).__name__}: {error}"])[-1][:200]
-            raise OSError(f"{folder}: volumes could not be written there, {reason}") from error
+            reason = (told or [cause(error)])[-1][:200]
+            raise FileError(f"{folder}: volumes could not be written there, {reason}") from error
 
 
 SaveVolumeD = SaveVolumeDict = SaveVolumed
@@ -111,9 +112,9 @@ def _source_name(meta: Mapping[str, Any] | None, saver: Any) -> dict[str, Any]:
     name = default_name_formatter(meta, saver)
     root = saver.folder_layout.data_root_dir
     if root and os.pardir in Path(os.path.relpath(name["subject"], root)).parts:
-        raise ValueError(f"a scan must lie below data_root_dir {root}, got {name['subject']}")
+        raise InputError(f"a scan must lie below data_root_dir {root}, got {name['subject']}")
     if isinstance(name["idx"], str):
-        raise ValueError(f"patch_index must be a number, got {name['idx']!r}")
+        raise InputError(f"patch_index must be a number, got {name['idx']!r}")
     folder = meta is not None and Path(str(meta.get("filename_or_obj", ""))).is_dir()
     return {**name, "subject": f"{name['subject']}.dcm"} if folder else name
 

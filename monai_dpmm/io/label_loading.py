@@ -78,7 +78,7 @@ def lesions(mask: MetaTensor, rule: LabelRule | int = "positive") -> MetaTensor:
 
 def _check_rule(rule: LabelRule | int) -> None:
     if str(rule) not in get_args(LabelRule):
-        raise ValueError(f"rule must be one of {', '.join(get_args(LabelRule))}, got {rule!r}")
+        raise InputError(f"rule must be one of {', '.join(get_args(LabelRule))}, got {rule!r}")
 
 
 LoadLabelD = LoadLabelDict = LoadLabeld

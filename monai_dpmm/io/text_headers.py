@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from monai_dpmm.errors import InputError
+
 __all__ = ["check_header"]
 
 _LONGEST = 1 << 20
@@ -48,7 +50,7 @@ def _header(file: Path, *, ends_with_blank: bool) -> str:
     text = re.sub(r"\r\n?", "\n", read.decode("latin-1"))
     header, end, _ = text.partition("\n\n" if ends_with_blank else "LOCAL\n")
     if not end and len(read) == _LONGEST:
-        raise ValueError("the header must end within 1 MB")
+        raise InputError("the header must end within 1 MB")
     return header
 
 
@@ -56,11 +58,11 @@ def _check_space(header: str) -> None:
     field = re.search(r"^space:(.*)$", header, re.MULTILINE)
     space = "" if field is None else field[1].strip()
     if space and re.sub("-?(time|t)$", "", space.lower()) not in _NRRD_SPACES:
-        raise ValueError(f"space must be one that NRRD defines, got {space!r}")
+        raise InputError(f"space must be one that NRRD defines, got {space!r}")
 
 
 def _check_inside(name: str) -> None:
     """Refuse a path that leads out of the folder, by the rules of any system."""
     for path in (PurePosixPath(name), PureWindowsPath(name)):
         if path.is_absolute() or path.drive or ".." in path.parts:
-            raise ValueError(f"its voxels must lie in its folder, got {name!r}")
+            raise InputError(f"its voxels must lie in its folder, got {name!r}")

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from monai_dpmm.engines.distributed import interleaved
+from monai_dpmm.errors import InputError
 from monai_dpmm.metrics.bootstrap import ImageHistograms, drawn_counts, interval, pixel_statistics
 from monai_dpmm.metrics.evaluation_size import Protocol, protocol_size, resized
 from monai_dpmm.metrics.froc import Froc, froc
@@ -103,9 +104,9 @@ class AnomalyMetrics(Metric):
         label_key: str = "label",
     ) -> None:
         if bootstrap < 0:
-            raise ValueError(f"bootstrap must be a number of resamples or 0, got {bootstrap}")
+            raise InputError(f"bootstrap must be a number of resamples or 0, got {bootstrap}")
         if not 0 <= lesion_iou <= 1:
-            raise ValueError(f"lesion_iou must lie in [0, 1], got {lesion_iou}")
+            raise InputError(f"lesion_iou must lie in [0, 1], got {lesion_iou}")
         self.detector = detector
         self.exact = exact
         self.bootstrap = bootstrap
@@ -148,7 +149,7 @@ class AnomalyMetrics(Metric):
             pred, label = item[self.pred_key], item[self.label_key]
             name = str(getattr(pred, "meta", {}).get("filename_or_obj", len(self.subjects)))
             if pred.shape != label.shape:
-                raise ValueError(
+                raise InputError(
                     f"{name}: the label must have the image's shape {tuple(pred.shape[1:])},"
                     f" got {tuple(label.shape[1:])}"
                 )
@@ -162,7 +163,7 @@ class AnomalyMetrics(Metric):
             regions = connected_regions(label)
             histogram.update(scores, label, regions)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+            raise InputError(f"{name}: {error}") from None
         thresholds = self._thresholds()
         record = image_record(scores, regions, histogram, thresholds, lesion_iou=self.lesion_iou)
         patient, anomalous = _patient(item), item.get("anomalous")
@@ -192,7 +193,7 @@ class AnomalyMetrics(Metric):
     def _computed(self) -> dict[str, float]:
         images = interleaved(self._images)
         if not images:
-            raise ValueError("metrics need at least one image with a label, got none")
+            raise InputError("metrics need at least one image with a label, got none")
         groups = patient_groups(images)
         once = torch.ones(1, len(images)), torch.ones(1, int(groups.max()) + 1)
         self.froc = self._froc(images)

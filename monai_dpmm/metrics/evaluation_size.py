@@ -13,6 +13,8 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
+from monai_dpmm.errors import InputError
+
 __all__ = ["PROTOCOLS", "Protocol", "protocol_size", "resized"]
 
 Protocol = Literal["native", "224", "448"]
@@ -26,7 +28,7 @@ def protocol_size(protocol: Protocol | int) -> int | None:
         ValueError: for an unknown protocol.
     """
     if str(protocol) not in PROTOCOLS:
-        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+        raise InputError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
     return PROTOCOLS[str(protocol)]
 
 
@@ -38,7 +40,7 @@ def resized(anomaly: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """
     pair = [x.squeeze(-1) if x.ndim == 3 else x for x in (anomaly.float(), mask.float())]
     if any(x.ndim != 2 for x in pair):
-        raise ValueError(
+        raise InputError(
             f"protocol {size} is for 2D images, got a volume of shape {tuple(anomaly.shape)}:"
             " use native"
         )

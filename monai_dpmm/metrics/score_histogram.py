@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from monai_dpmm.errors import InputError
 from monai_dpmm.metrics.curves import aupr, aupro, auroc, dices, from_the_top
 
 __all__ = [
@@ -70,7 +71,7 @@ class ScoreHistogram:
 
     def __init__(self, max_bins: int | None = MAX_BINS) -> None:
         if max_bins is not None and max_bins < 2:
-            raise ValueError(f"max_bins must be at least 2, got {max_bins}")
+            raise InputError(f"max_bins must be at least 2, got {max_bins}")
         self.max_bins = max_bins
         self._ignored_bits = 0
         self._bins = torch.zeros(0, 5, dtype=torch.int64)
@@ -91,13 +92,13 @@ class ScoreHistogram:
         """
         for name, given in (("labels", labels), ("regions", regions)):
             if given is not None and given.shape != scores.shape:
-                raise ValueError(
+                raise InputError(
                     f"{name} must have the scores' shape {tuple(scores.shape)},"
                     f" got {tuple(given.shape)}"
                 )
         scores = scores.float()
         if not bool(scores.isfinite().all()):
-            raise ValueError(
+            raise InputError(
                 f"scores must be finite, got {int(scores.isnan().sum())} NaN and"
                 f" {int(scores.isinf().sum())} infinite ones of {scores.numel()}"
             )
@@ -117,7 +118,7 @@ class ScoreHistogram:
             ValueError: where `max_bins` differs.
         """
         if self.max_bins != other.max_bins:
-            raise ValueError(
+            raise InputError(
                 f"max_bins of merged histograms must agree, got {self.max_bins} and"
                 f" {other.max_bins}"
             )
@@ -169,7 +170,7 @@ class ScoreHistogram:
             ValueError: for a limit outside (0, 1].
         """
         if not 0 < limit <= 1:
-            raise ValueError(f"limit must lie in (0, 1], got {limit}")
+            raise InputError(f"limit must lie in (0, 1], got {limit}")
         healthy, _, coverage, mixed = self._columns()
         return _estimate(aupro(healthy, coverage, mixed, limit))
 
@@ -192,7 +193,7 @@ class ScoreHistogram:
             ValueError: for a rate outside [0, 1].
         """
         if not 0 <= false_positive_rate <= 1:
-            raise ValueError(f"false_positive_rate must lie in [0, 1], got {false_positive_rate}")
+            raise InputError(f"false_positive_rate must lie in [0, 1], got {false_positive_rate}")
         healthy, anomalous, _, _ = self._columns()
         if not healthy.sum() or not anomalous.sum():
             return float("nan")

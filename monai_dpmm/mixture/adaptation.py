@@ -15,6 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from monai_dpmm.errors import InputError
 from monai_dpmm.mixture.dpmm import DPMM
 from monai_dpmm.mixture.initialization import far_patches
 from monai_dpmm.mixture.precision import exact
@@ -35,7 +36,7 @@ def revive(mixture: DPMM, x: Tensor) -> int:
         RuntimeError: where the mixture is not fitted.
     """
     if len(x) == 0 or not bool(torch.isfinite(x).all()):
-        raise ValueError(f"x must hold finite patches, at least one, got shape {tuple(x.shape)}")
+        raise InputError(f"x must hold finite patches, at least one, got shape {tuple(x.shape)}")
     return exact(_revive)(mixture, x)
 
 

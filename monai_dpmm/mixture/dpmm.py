@@ -14,6 +14,7 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from monai_dpmm.errors import InputError, InputTypeError
 from monai_dpmm.mixture.em import (
     NEGLIGIBLE,
     STEP_SIZES,
@@ -126,9 +127,9 @@ class DPMM(nn.Module):
         _check_positive("concentration", concentration)
         _check_positive("variance_floor", floor)
         if not 0 < rate <= 1:
-            raise ValueError(f"rate must lie in (0, 1], got {rate}")
+            raise InputError(f"rate must lie in (0, 1], got {rate}")
         if not 0 <= weight_threshold < 1:
-            raise ValueError(f"weight_threshold must lie in [0, 1), got {weight_threshold}")
+            raise InputError(f"weight_threshold must lie in [0, 1), got {weight_threshold}")
         self.features = features
         self.components = components
         self.learn_concentration = learn_concentration
@@ -188,7 +189,7 @@ class DPMM(nn.Module):
         x = self._checked(x)
         _check_some(x)
         if not torch.isfinite(x).all():
-            raise ValueError("x must be finite, got NaN or infinite values")
+            raise InputError("x must be finite, got NaN or infinite values")
         generator = torch.Generator().manual_seed(self.seed)
         self.origin.copy_(self.covariance.origin(x))
         offsets = x - self.origin
@@ -373,9 +374,9 @@ class DPMM(nn.Module):
 
     def _checked(self, x: Tensor) -> Tensor:
         if not is_traced() and (x.ndim != 2 or x.shape[1] != self.features):
-            raise ValueError(f"x must be (N, {self.features}), got shape {tuple(x.shape)}")
+            raise InputError(f"x must be (N, {self.features}), got shape {tuple(x.shape)}")
         if not x.is_floating_point():
-            raise TypeError(f"x must be of floating point, got {x.dtype}")
+            raise InputTypeError(f"x must be of floating point, got {x.dtype}")
         return x.to(self.offsets.dtype)
 
     def _check_fitted(self) -> None:
@@ -396,7 +397,7 @@ def _check_state(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: o
     """Refuse a state dict of another truncation or dimension, in words."""
     saved, own = state.get(f"{prefix}offsets"), cast(Tensor, module.offsets)
     if saved is not None and saved.shape != own.shape:
-        raise ValueError(
+        raise InputError(
             f"checkpoint has components={saved.shape[0]} and features={saved.shape[1]}, this DPMM"
             f" has components={own.shape[0]} and features={own.shape[1]}"
         )
@@ -411,19 +412,19 @@ def _refresh(module: nn.Module, _: object) -> None:
 
 def _check_some(x: Tensor) -> None:
     if len(x) == 0:
-        raise ValueError(f"x must hold at least one patch, got shape {tuple(x.shape)}")
+        raise InputError(f"x must hold at least one patch, got shape {tuple(x.shape)}")
 
 
 def _check_choice(name: str, value: str, choices: object) -> None:
     if value not in get_args(choices):
-        raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
+        raise InputError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
 
 
 def _check_at_least_one(name: str, value: int) -> None:
     if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+        raise InputError(f"{name} must be at least 1, got {value}")
 
 
 def _check_positive(name: str, value: float) -> None:
     if not value > 0 or math.isinf(value):
-        raise ValueError(f"{name} must be positive and finite, got {value}")
+        raise InputError(f"{name} must be positive and finite, got {value}")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from monai_dpmm.errors import InputError, MissingPackageError
 from monai_dpmm.mixture.dpmm import DPMM
 
 try:
@@ -23,7 +24,7 @@ try:
     from sklearn.utils import assert_all_finite, check_random_state
     from sklearn.utils.validation import check_is_fitted, validate_data
 except ImportError as error:
-    raise ImportError(
+    raise MissingPackageError(
         "the estimator needs scikit-learn: pip install monai-dpmm[scikit-learn]"
     ) from error
 
@@ -256,8 +257,8 @@ class DirichletProcessMixture(DensityMixin, BaseEstimator):
         """X as scikit-learn takes it, checked but for its values and not copied if an array."""
         for name in ("max_epochs", "batch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.tol is not None and not self.tol > 0:
-            raise ValueError(f"tol must be positive or None, got {self.tol}")
+            raise InputError(f"tol must be positive or None, got {self.tol}")
         # Numbers stay of their type here, because a cast is a copy of all of X.
         return validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=False)

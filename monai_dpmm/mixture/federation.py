@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from monai_dpmm.errors import InputError
 from monai_dpmm.files import load_tensors, whole_file
 from monai_dpmm.mixture.dpmm import DPMM
 from monai_dpmm.mixture.em import Moments, accumulated
@@ -48,7 +49,7 @@ def pooled_moments(mixture: DPMM, batches: Iterable[Tensor]) -> Moments:
     moments = map(mixture.e_step, batches)
     first = next(moments, None)
     if first is None:
-        raise ValueError("batches must hold at least one batch, got none")
+        raise InputError("batches must hold at least one batch, got none")
     return reduce(accumulated, moments, first)
 
 
@@ -72,9 +73,9 @@ def load_moments(path: str | Path, mixture: DPMM) -> Moments:
     """
     content = load_tensors(path, mixture.offsets.device)
     if not isinstance(content, dict) or set(content) != {*Moments._fields, "parameters"}:
-        raise ValueError(f"{path}: must be a file of moments")
+        raise InputError(f"{path}: must be a file of moments")
     if content.pop("parameters") != _identity(mixture):
-        raise ValueError(
+        raise InputError(
             f"{path}: must hold moments of this mixture as it is now, got those of other parameters"
         )
     return Moments(**content)
@@ -133,15 +134,15 @@ def _part(mixture: DPMM, origin: Tensor, share: float) -> dict[str, Tensor]:
 
 def _check_together(mixtures: Sequence[DPMM], patches: Sequence[int]) -> None:
     if not mixtures or len(mixtures) != len(patches):
-        raise ValueError(
+        raise InputError(
             "mixtures and patches must be as many, at least one,"
             f" got {len(mixtures)} and {len(patches)}"
         )
     if min(patches) < 1:
-        raise ValueError(f"patches must be at least 1 each, got {list(patches)}")
+        raise InputError(f"patches must be at least 1 each, got {list(patches)}")
     kinds = {(type(m.covariance).__name__, m.features, m.offsets.dtype) for m in mixtures}
     if len(kinds) > 1:
-        raise ValueError(
+        raise InputError(
             "mixtures must be of one covariance, dimension and precision, got "
             + ", ".join(
                 f"{kind} with {features} features in {dtype}"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from monai_dpmm.errors import InputError
 from monai_dpmm.mixture.gaussian import Density, LinearDensity
 
 __all__ = ["VonMisesFisher", "kappa_of", "log_bessel"]
@@ -35,7 +36,7 @@ class VonMisesFisher(nn.Module):
     def __init__(self, components: int, features: int, floor: float) -> None:
         super().__init__()
         if features < 2:
-            raise ValueError(f"features must be at least 2 on a sphere, got {features}")
+            raise InputError(f"features must be at least 2 on a sphere, got {features}")
         self.floor = floor
         self.register_buffer("concentration", torch.ones(components))
 
@@ -47,7 +48,7 @@ class VonMisesFisher(nn.Module):
         """
         norms = torch.linalg.vector_norm(x, dim=1)
         if bool((norms - 1).abs().max() > _UNIT_TOLERANCE):
-            raise ValueError(
+            raise InputError(
                 "x must be of unit norm for von_mises_fisher, got norms from"
                 f" {norms.min():.4g} to {norms.max():.4g}"
             )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from monai_dpmm.errors import InputError
 from monai_dpmm.mixture.dpmm import DPMM, ScoreKind
 from monai_dpmm.network.geometry import (
     foreground_patches,
@@ -47,7 +48,7 @@ def embed_patches(
     grid = _grid(patch_grid)
     features = backbone(images)
     if features.ndim != 4 or features.shape[0] != images.shape[0]:
-        raise ValueError(
+        raise InputError(
             "backbone must map (S, 3, H, W) to (S, D, h, w), got shape "
             f"{tuple(features.shape)} for images of shape {tuple(images.shape)}"
         )
@@ -104,12 +105,12 @@ class AnomalyDetector(nn.Module):
         super().__init__()
         dim = getattr(backbone, "embedding_dim", mixture.features)
         if dim != mixture.features:
-            raise ValueError(
+            raise InputError(
                 f"mixture must have the backbone's {dim} features, got features={mixture.features}"
             )
         rates = torch.tensor(sorted(false_positive_rates), dtype=torch.float64)
         if rates.numel() == 0 or rates[0] <= 0 or rates[-1] >= 1:
-            raise ValueError(
+            raise InputError(
                 f"false_positive_rates must lie in (0, 1), got {list(false_positive_rates)}"
             )
         self.backbone = backbone
@@ -190,7 +191,7 @@ class AnomalyDetector(nn.Module):
         matches = [i for i, rate in enumerate(rates) if abs(rate - false_positive_rate) < 1e-6]
         if not matches:
             kept = ", ".join(f"{rate:g}" for rate in rates)
-            raise ValueError(
+            raise InputError(
                 f"false_positive_rate must be one of {kept}, got {false_positive_rate}"
             )
         threshold = self.thresholds[matches[0]]
@@ -207,5 +208,5 @@ def _grid(patch_grid: Sequence[int] | None) -> tuple[int, int] | None:
         return None
     sides = [side for side in patch_grid if isinstance(side, int) and side > 0]
     if len(patch_grid) != 2 or len(sides) != 2:
-        raise ValueError(f"patch_grid must be two positive whole numbers, got {patch_grid}")
+        raise InputError(f"patch_grid must be two positive whole numbers, got {patch_grid}")
     return sides[0], sides[1]

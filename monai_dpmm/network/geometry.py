@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from monai_dpmm.errors import InputError
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_ASPECT = 8.0
@@ -39,7 +41,7 @@ def slice_axes(axis: int | Sequence[int]) -> tuple[int, ...]:
     """
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
     if not axes or len(set(axes)) < len(axes) or not set(axes) <= {0, 1, 2}:
-        raise ValueError(f"axis must be 0, 1 or 2, or several different of them, got {axis}")
+        raise InputError(f"axis must be 0, 1 or 2, or several different of them, got {axis}")
     return axes
 
 
@@ -55,7 +57,7 @@ def extract_slices(volume: Tensor, axis: int = 2) -> Tensor:
     if volume.ndim == 3:
         return volume.unsqueeze(0)
     if volume.ndim != 4:
-        raise ValueError(
+        raise InputError(
             f"volume must be (C, X, Y, Z) or an image (C, H, W), got shape {tuple(volume.shape)}"
         )
     _check_axis(axis)
@@ -65,7 +67,7 @@ def extract_slices(volume: Tensor, axis: int = 2) -> Tensor:
 def stack_slices(slices: Tensor, axis: int = 2) -> Tensor:
     """Volume of the slices, the inverse of `extract_slices`: (S, C, H, W) -> (C, X, Y, Z)."""
     if slices.ndim != 4:
-        raise ValueError(f"slices must be (S, C, H, W), got shape {tuple(slices.shape)}")
+        raise InputError(f"slices must be (S, C, H, W), got shape {tuple(slices.shape)}")
     _check_axis(axis)
     return slices.movedim(0, axis + 1)
 
@@ -86,10 +88,10 @@ def image_shape(shape: tuple[int, int], size: int, multiple: int) -> tuple[int, 
             (resample it to isotropic pixels first).
     """
     if size < multiple or size % multiple:
-        raise ValueError(f"size must be a positive multiple of {multiple}, got {size}")
+        raise InputError(f"size must be a positive multiple of {multiple}, got {size}")
     short, long = min(shape), max(shape)
     if short < 1 or long / short > MAX_ASPECT:
-        raise ValueError(
+        raise InputError(
             f"slices must be at most {MAX_ASPECT:g} times as long as wide, got"
             f" {shape[0]}x{shape[1]} pixels: resample to isotropic voxels first (Spacingd) or slice"
             " along another axis"
@@ -107,7 +109,7 @@ def prepare_slices(slices: Tensor, size: int, multiple: int) -> Tensor:
         ValueError: where the channels are neither 1 nor 3, or see `image_shape`.
     """
     if slices.ndim != 4 or slices.shape[1] not in (1, 3):
-        raise ValueError(
+        raise InputError(
             f"slices must be (S, 1, H, W) or (S, 3, H, W), got shape {tuple(slices.shape)}"
         )
     images = _resized(slices.float(), size, multiple)
@@ -169,4 +171,4 @@ def upsample_components(components: Tensor, shape: Any) -> Tensor:
 
 def _check_axis(axis: int) -> None:
     if axis not in (0, 1, 2):
-        raise ValueError(f"axis must be 0, 1 or 2, got {axis}")
+        raise InputError(f"axis must be 0, 1 or 2, got {axis}")

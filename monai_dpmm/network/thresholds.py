@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from monai_dpmm.errors import InputError
+
 __all__ = ["DEFAULT_RATES", "TOP_FRACTION", "image_score", "thresholds_at"]
 
 DEFAULT_RATES = (0.01, 0.05, 0.1)
@@ -24,10 +26,10 @@ def thresholds_at(scores: Tensor, rates: Tensor) -> Tensor:
     ordered = scores.flatten().sort().values
     count = ordered.numel()
     if count == 0 or not torch.isfinite(ordered[[0, -1]]).all():
-        raise ValueError(f"scores must be finite and not empty, got {count} of them")
+        raise InputError(f"scores must be finite and not empty, got {count} of them")
     lowest = rates.min().item()
     if count * lowest < 1 - 1e-6:
-        raise ValueError(
+        raise InputError(
             f"a false-positive rate of {lowest:g} needs at least {1 / lowest:.0f} healthy"
             f" validation patches, got {count}"
         )
@@ -45,8 +47,8 @@ def image_score(scores: Tensor, fraction: float = TOP_FRACTION) -> Tensor:
         ValueError: for a fraction outside (0, 1] or no scores.
     """
     if not 0 < fraction <= 1:
-        raise ValueError(f"fraction must lie in (0, 1], got {fraction}")
+        raise InputError(f"fraction must lie in (0, 1], got {fraction}")
     if scores.numel() == 0:
-        raise ValueError("scores must not be empty")
+        raise InputError("scores must not be empty")
     count = max(1, round(fraction * scores.numel()))
     return scores.flatten().topk(count).values.mean()

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from monai_dpmm.errors import InputError, MissingFileError
 from monai_dpmm.files import json_object, load_tensors
 from monai_dpmm.network.backbones.registry import Backbone, create_backbone, load_backbone
 
@@ -36,12 +37,12 @@ def load_weights(
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: must exist, there is no such file (train a model first)")
+        raise MissingFileError(f"{file}: must exist, there is no such file (train a model first)")
     state = load_tensors(file)
     try:
         network.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file}: must fit the network, {_reason(error)}") from error
+        raise InputError(f"{file}: must fit the network, {_reason(error)}") from error
     trained = file.with_suffix(".json")
     if settings is not None and trained.is_file():
         _compare(json_object(trained), settings, trained)

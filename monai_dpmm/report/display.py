@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from monai_dpmm.errors import InputError
+
 PLANES = ("sagittal", "coronal", "axial")
 _LETTERS = ("APSI", "RLSI", "RLAP")  # per axis: left, right, top, bottom of the screen
 _SAMPLES = 1 << 20
@@ -66,16 +68,16 @@ class Scan(NamedTuple):
                 axis or a spacing out of range.
         """
         if axis not in (0, 1, 2):
-            raise ValueError(f"axis must be 0, 1 or 2, got {axis}")
+            raise InputError(f"axis must be 0, 1 or 2, got {axis}")
         if len(spacing) != 3 or not all(math.isfinite(s) and s > 0 for s in spacing):
-            raise ValueError(f"spacing must be 3 positive numbers in mm, got {tuple(spacing)}")
+            raise InputError(f"spacing must be 3 positive numbers in mm, got {tuple(spacing)}")
         given = {"image": image, "anomaly": anomaly, "mask": mask}
         given |= {"components": components, "label": label}
         arrays = {k: None if v is None else checked_array(k, v) for k, v in given.items()}
         shape = np.shape(image)
         for name, array in arrays.items():
             if array is not None and array.shape != shape:
-                raise ValueError(f"{name} must have the image's shape {shape}, got {array.shape}")
+                raise InputError(f"{name} must have the image's shape {shape}, got {array.shape}")
         picture = len(shape) == 2
         if picture:  # flipped here, because `displayed_slice` flips both axes of a slice
             arrays = {k: None if v is None else v[::-1, ::-1, None] for k, v in arrays.items()}
@@ -91,13 +93,13 @@ def checked_array(name: str, array: Any) -> np.ndarray:
     """The array itself, (X, Y, Z) or (X, Y), real and somewhere finite; else a ValueError."""
     array = np.asarray(array)
     if array.ndim not in (2, 3) or 0 in array.shape:
-        raise ValueError(
+        raise InputError(
             f"{name} must be a volume (X, Y, Z) or an image (X, Y), got shape {array.shape}"
         )
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}")
+        raise InputError(f"{name} must hold real numbers, got dtype {array.dtype}")
     if array.dtype.kind == "f" and not np.isfinite(array).any():
-        raise ValueError(f"{name} must have finite values, got only NaN or infinity")
+        raise InputError(f"{name} must have finite values, got only NaN or infinity")
     return array
 
 
@@ -143,10 +145,10 @@ def peak_slices(
         ValueError: for a count below 1 or a first slice that does not exist.
     """
     if count < 1:
-        raise ValueError(f"slices must be at least 1, got {count}")
+        raise InputError(f"slices must be at least 1, got {count}")
     scores = slice_scores(anomaly, axis)
     if first is not None and not 0 <= first < len(scores):
-        raise ValueError(f"index must be in 0..{len(scores) - 1} along axis {axis}, got {first}")
+        raise InputError(f"index must be in 0..{len(scores) - 1} along axis {axis}, got {first}")
     taken: list[int] = [] if first is None else [first]
     apart = max(1, len(scores) // (2 * count))
     middle = abs(np.arange(len(scores)) - (len(scores) - 1) / 2)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ignite.engine import Engine, Events
 
 from monai_dpmm.engines.distributed import interleaved, is_main_process
-from monai_dpmm.errors import InputError
+from monai_dpmm.errors import FileError, InputError
 from monai_dpmm.files import json_number, json_object, json_value
 from monai_dpmm.report.report import METRICS, metrics_table, write_report
 
@@ -55,7 +55,7 @@ def publish_report(
             path = write_report(folder, subjects=subjects, **shared, **options)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OSError(f"{folder}: could not be written, {reason}") from error
+        raise FileError(f"{folder}: could not be written, {reason}") from error
     protocol = {k: v for k, v in (settings or {}).items() if k == "protocol"}
     print(metrics_table({**(metrics or {}), **protocol}, subjects, intervals))
     if moved is not None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from monai_dpmm.errors import InputError
 from monai_dpmm.files import replacement
 from monai_dpmm.report.display import checked_array, heat_range, peak_voxel
 from monai_dpmm.report.environment import environment
@@ -110,9 +111,9 @@ def write_report(
         require_nilearn()
     folder, ranked = Path(folder), _ranked(subjects)
     if not ranked:
-        raise ValueError("subjects must not be empty, got none")
+        raise InputError("subjects must not be empty, got none")
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"folder must be a folder, got the file {folder}")
+        raise InputError(f"folder must be a folder, got the file {folder}")
     curves = training_figure(history) if history else None
     view = {"axis": axis, "slices": slices, "heat": _common_heat(ranked)}
     with_viewers = has_nilearn() if viewers is None else viewers
@@ -140,7 +141,7 @@ def _ranked(subjects: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Subjects, the highest score first, those without one last."""
     for number, subject in enumerate(subjects):
         if "name" not in subject:
-            raise ValueError(f"subjects[{number}] must have the key 'name', got {sorted(subject)}")
+            raise InputError(f"subjects[{number}] must have the key 'name', got {sorted(subject)}")
 
     def key(subject: Mapping[str, Any]) -> float:
         score = subject.get("score")
@@ -172,7 +173,7 @@ def _naming(subject: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"subject {formatted(str(subject['name']))}: {error}") from None
+        raise InputError(f"subject {formatted(str(subject['name']))}: {error}") from None
 
 
 def _write_subject(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from monai.data.utils import create_file_basename
 
-from monai_dpmm.errors import InputError, printable
+from monai_dpmm.errors import InputError, cause, printable
 from monai_dpmm.files import json_number, json_object
 from monai_dpmm.io.datalist import data_root, datalist
 from monai_dpmm.report.handler import SAVED, curves_of, publish_report, scan_subject
@@ -114,7 +114,7 @@ def _findings(file: Path) -> dict[str, Any]:
             key: json_number(found[key]) for key in ("score", "threshold", *_OPERATING_POINT)
         }
     except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise InputError(f"{file}: must be the findings of a scan, {error!r}") from error
+        raise InputError(f"{file}: must be the findings of a scan, {cause(error)}") from error
     return numbers
 
 
@@ -136,7 +136,7 @@ def _earlier(file: Path) -> _Earlier | None:
             "measured_with": dict(report["environment"]),
         }
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        raise InputError(f"{file}: must be the metrics.json of a report, {error!r}") from error
+        raise InputError(f"{file}: must be the metrics.json of a report, {cause(error)}") from error
     return _Earlier(subjects, options)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from monai_dpmm.errors import InputError, MissingPackageError
 from monai_dpmm.report.display import (
     PLANES,
     Scan,
@@ -107,7 +108,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install matplotlib") from error
+        raise MissingPackageError("figures need matplotlib: pip install matplotlib") from error
 
 
 def heat_scale(
@@ -119,10 +120,10 @@ def heat_scale(
         ValueError: for a threshold that is not finite, or ends that are not (low, high).
     """
     if threshold is not None and not math.isfinite(threshold):
-        raise ValueError(f"threshold must be finite, got {threshold}")
+        raise InputError(f"threshold must be finite, got {threshold}")
     low, high = heat or heat_range(anomaly, threshold)
     if not low < high:
-        raise ValueError(f"heat must be (low, high) with low < high, got {heat}")
+        raise InputError(f"heat must be (low, high) with low < high, got {heat}")
     return HeatScale(low, high, threshold, bool(np.nanmax(anomaly) > high))
 
 

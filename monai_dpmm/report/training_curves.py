@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from monai_dpmm.errors import InputError
 from monai_dpmm.report.panels import FONT
 from monai_dpmm.report.scan_figure import require_matplotlib
 
@@ -65,14 +66,14 @@ def _checked_history(history: Mapping[str, Sequence[float | None]]) -> dict[str,
         if k in history
     }
     if "epoch" not in curves or len(curves) < 2:
-        raise ValueError(
+        raise InputError(
             f"history must have the key 'epoch' and one of {known[1:]}, got {sorted(history)}"
         )
     lengths = {k: len(v) for k, v in curves.items()}
     if len(set(lengths.values())) > 1 or not lengths["epoch"]:
-        raise ValueError(f"history must have lists of one length, at least 1, got {lengths}")
+        raise InputError(f"history must have lists of one length, at least 1, got {lengths}")
     if not all(np.isfinite(v).any() for v in curves.values()):
-        raise ValueError("history must have a finite value in every list")
+        raise InputError("history must have a finite value in every list")
     return curves
 
 

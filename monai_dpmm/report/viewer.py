@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from monai_dpmm.errors import InputError, MissingPackageError
 from monai_dpmm.report.display import grey_range, peak_voxel
 from monai_dpmm.report.panels import HEAT_MAP, HeatScale
 from monai_dpmm.report.scan_figure import heat_scale
@@ -40,7 +41,7 @@ def has_nilearn() -> bool:
 def require_nilearn() -> None:
     """Raise an ImportError that says what to install where nilearn is missing."""
     if not has_nilearn():
-        raise ImportError("viewer pages need nilearn: pip install monai-dpmm[demo]")
+        raise MissingPackageError("viewer pages need nilearn: pip install monai-dpmm[demo]")
 
 
 def can_view(image: np.ndarray) -> bool:
@@ -101,12 +102,12 @@ def viewer_page(
 
 def _check(image: np.ndarray, anomaly: np.ndarray, affine: np.ndarray) -> None:
     if not can_view(image):
-        raise ValueError(f"image must be a volume of several slices, got shape {image.shape}")
+        raise InputError(f"image must be a volume of several slices, got shape {image.shape}")
     if anomaly.shape != image.shape:
-        raise ValueError(f"anomaly must have the image's shape {image.shape}, got {anomaly.shape}")
+        raise InputError(f"anomaly must have the image's shape {image.shape}, got {anomaly.shape}")
     finite = np.shape(affine) == (4, 4) and bool(np.isfinite(affine).all())
     if not finite or abs(np.linalg.det(affine)) < 1e-9:
-        raise ValueError(f"affine must be invertible, (4, 4), got {np.asarray(affine).tolist()}")
+        raise InputError(f"affine must be invertible, (4, 4), got {np.asarray(affine).tolist()}")
 
 
 def _grey(image: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from monai_dpmm.errors import InputError
+from monai_dpmm.errors import FileError, InputError
 from monai_dpmm.io.loading import LoadVolume
 
 _VOLUMES = ("image", "anomaly", "mask", "components", "label")
@@ -36,7 +36,7 @@ def subject_volumes(
     affine = next((affine for _, affine in loaded.values() if affine is not None), None)
     for key, (_, other) in loaded.items():
         if affine is not None and other is not None and not np.allclose(affine, other, atol=1e-3):
-            raise ValueError(f"{key} must lie on the image's grid, got another affine")
+            raise InputError(f"{key} must lie on the image's grid, got another affine")
     spacing = subject.get("spacing", (1, 1, 1)) if affine is None else voxel_sizes(affine)
     return {key: array for key, (array, _) in loaded.items()}, spacing, affine
 
@@ -52,7 +52,7 @@ def subject_volume(
     """
     value = subject.get(key)
     if value is None and key in ("image", "anomaly"):
-        raise ValueError(f"{key} must be an array or a file, got {sorted(subject)}")
+        raise InputError(f"{key} must be an array or a file, got {sorted(subject)}")
     if isinstance(value, str | os.PathLike):
         picture = str(subject.get("image", "")).lower().endswith(_PICTURES)
         return _loaded(key, Path(value), picture)
@@ -72,11 +72,11 @@ def _loaded(key: str, path: Path, picture: bool) -> tuple[np.ndarray, np.ndarray
         if image.ndim == 2:
             image = nib.Nifti1Image(np.asanyarray(image.dataobj)[..., None], image.affine)
         if image.ndim != 3:
-            raise ValueError(f"{key} must be a volume (X, Y, Z), got shape {image.shape} in {path}")
+            raise InputError(f"{key} must be a volume (X, Y, Z), got shape {image.shape} in {path}")
         image = image if picture else nib.as_closest_canonical(image)
         array = np.asanyarray(image.dataobj)
     except Exception as error:  # nibabel raises whatever a damaged header makes NumPy raise
-        raise ValueError(f"{key} must be a readable volume, got {path}: {error}") from None
+        raise InputError(f"{key} must be a readable volume, got {path}: {error}") from None
     array = array.astype(np.float32) if array.dtype.kind == "f" else array
     return (array[..., 0], None) if picture else (array, image.affine)
 
@@ -93,7 +93,7 @@ def _read(path: Path) -> Any:
     try:
         image = LoadVolume(None, allow_constant=True)(path)
     except InputError as error:
-        raise OSError(str(error).removeprefix(f"{path}: ")) from error
+        raise FileError(str(error).removeprefix(f"{path}: ")) from error
     return nib.Nifti1Image(_array(image), to_affine_nd(3, image.affine.numpy()))
 
 

@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser
 from torch import Tensor
 
 from monai_dpmm.engines.embedding_store import EmbeddedDataset, embedded_dataset
-from monai_dpmm.errors import InputError
+from monai_dpmm.errors import InputError, MissingPackageError
 from monai_dpmm.files import json_object, whole_file
 from monai_dpmm.report.environment import environment
 from monai_dpmm.study.models.baselines import (
@@ -144,13 +144,15 @@ def compare(
         ImportError: where a package of the extra `evaluation` is missing.
     """
     if seeds < 1:
-        raise ValueError(f"seeds must be at least 1, got {seeds}")
+        raise InputError(f"seeds must be at least 1, got {seeds}")
     unknown = [name for name in methods or () if name not in METHODS]
     if unknown:
-        raise ValueError(f"methods must be among {', '.join(METHODS)}, got {unknown[0]!r}")
+        raise InputError(f"methods must be among {', '.join(METHODS)}, got {unknown[0]!r}")
     for package in ("scipy", "sklearn", "tabulate"):
         if find_spec(package) is None:
-            raise ImportError(f"compare needs {package}: pip install 'monai-dpmm[evaluation]'")
+            raise MissingPackageError(
+                f"compare needs {package}: pip install 'monai-dpmm[evaluation]'"
+            )
     dataset = embedded_dataset(parser, Path(folder) / "embeddings")
     if not any(bool(scan.masks.any()) for scan in dataset.tests()):
         raise InputError(f"{parser['dataset_dir']}: must have test scans with lesions, got none")

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monai_dpmm.errors import InputError
+from monai_dpmm.errors import InputError, cause
 from monai_dpmm.io.layouts import IMAGE_SUFFIXES
 
 __all__ = ["MAP_SUFFIXES", "find_maps", "laid_over", "load_map", "matched_maps"]
@@ -94,11 +94,9 @@ def load_map(path: Path, picture: bool = False) -> tuple[NDArray[np.float32], Te
             return _nifti(path)
         array = _tiff(path) if suffix.startswith(".tif") else _numpy(path)
         if array.dtype.kind not in "fiub":
-            raise ValueError(f"numbers of type {array.dtype}")
+            raise InputError(f"numbers of type {array.dtype}")
     except Exception as error:  # the readers raise whatever their libraries raise
-        raise InputError(
-            f"{path}: must be a readable anomaly map, got {type(error).__name__}: {error}"
-        ) from error
+        raise InputError(f"{path}: must be a readable anomaly map, got {cause(error)}") from error
     rows_first = picture or suffix.startswith(".tif")
     array = np.squeeze(array) if rows_first else array
     return (array.T if rows_first else array).astype(np.float32), None
@@ -144,7 +142,7 @@ def _numpy(path: Path) -> NDArray[np.generic]:
         return loaded
     with loaded:
         if len(loaded.files) != 1:
-            raise ValueError(f"arrays {', '.join(loaded.files)} where one is needed")
+            raise InputError(f"arrays {', '.join(loaded.files)} where one is needed")
         return loaded[loaded.files[0]]
 
 
@@ -153,7 +151,7 @@ def _tiff(path: Path) -> NDArray[np.generic]:
 
     with Image.open(path) as image:
         if getattr(image, "n_frames", 1) != 1:
-            raise ValueError(f"{image.n_frames} pages where one is needed")
+            raise InputError(f"{image.n_frames} pages where one is needed")
         return np.asarray(image)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from monai_dpmm.errors import InputError
 from monai_dpmm.study.runs import RATES
 from monai_dpmm.study.significance import bootstrap_interval, holm, paired_p_value, scan_means
 from monai_dpmm.study.tables import Table, spread, write_tables
@@ -32,7 +33,7 @@ def paper_tables(trials: Sequence[Trial], reference: str = "dpmm") -> list[Table
     """
     methods = _by_method(trials)
     if reference not in methods:
-        raise ValueError(f"reference must be one of {', '.join(methods)}, got {reference!r}")
+        raise InputError(f"reference must be one of {', '.join(methods)}, got {reference!r}")
     where = _measured_with(trials)
     main = [name for name in methods if name != "dpmm-raw"]
     first = [methods[name] for name in main]

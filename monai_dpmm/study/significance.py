@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from monai_dpmm.errors import InputError
+
 __all__ = ["bootstrap_interval", "holm", "paired_p_value", "scan_means"]
 
 _RESAMPLES = 9999
@@ -22,7 +24,7 @@ def paired_p_value(first: Sequence[float], second: Sequence[float], *, seed: int
     from scipy.stats import permutation_test
 
     if len(first) != len(second) or not len(first):
-        raise ValueError(
+        raise InputError(
             f"paired values must be as many as each other, got {len(first)} and {len(second)}"
         )
     if np.array_equal(first, second) or len(first) == 1:

@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, Transform
 from torch import Tensor, nn
 
+from monai_dpmm.errors import InputError
 from monai_dpmm.network.detector import embed_patches
 from monai_dpmm.network.geometry import extract_slices, prepare_slices, stack_slices
 from monai_dpmm.network.thresholds import TOP_FRACTION, image_score
@@ -72,9 +73,9 @@ class ExtractSlices(InvertibleTransform):
 
     def __init__(self, axis: int = 2, step: int = 1) -> None:
         if axis not in (0, 1, 2):
-            raise ValueError(f"axis must be 0, 1 or 2, got {axis}")
+            raise InputError(f"axis must be 0, 1 or 2, got {axis}")
         if step < 1:
-            raise ValueError(f"step must be at least 1, got {step}")
+            raise InputError(f"step must be at least 1, got {step}")
         self.axis = axis
         self.step = step
 
@@ -89,7 +90,7 @@ class ExtractSlices(InvertibleTransform):
         """Volume of the slices: (S, C, H, W) -> (C, X, Y, Z), or (C, H, W) from one 2D image."""
         info = self.pop_transform(slices)["extra_info"] if isinstance(slices, MetaTensor) else {}
         if info.get("step", self.step) != 1:
-            raise ValueError(f"slices must be taken with step=1 to be inverted, got {self.step}")
+            raise InputError(f"slices must be taken with step=1 to be inverted, got {self.step}")
         flat = plain(slices)
         volume = flat[0] if info.get("ndim") == 3 else stack_slices(flat, self.axis)
         return like(volume, slices)
@@ -119,7 +120,7 @@ class NormalizeSlices(Transform):
         margin: float = 0.0,
     ) -> None:
         if size < patch_size or size % patch_size:
-            raise ValueError(f"size must be a positive multiple of {patch_size}, got {size}")
+            raise InputError(f"size must be a positive multiple of {patch_size}, got {size}")
         self.size = size
         self.patch_size = patch_size
         in_range = percentiles is None and window is None
@@ -155,7 +156,7 @@ class EmbedPatches(Transform):
         unit_norm: bool = True,
     ) -> None:
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+            raise InputError(f"batch_size must be at least 1, got {batch_size}")
         self.backbone = backbone.eval()
         self.batch_size = batch_size
         self.options = {

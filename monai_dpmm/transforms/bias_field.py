@@ -13,6 +13,7 @@ from monai.data.utils import affine_to_spacing
 from monai.transforms import Transform
 from torch import Tensor
 
+from monai_dpmm.errors import InputError
 from monai_dpmm.transforms.metatensors import like, plain
 
 __all__ = ["CorrectBiasField"]
@@ -39,7 +40,7 @@ class CorrectBiasField(Transform):
     def __init__(self, shrink: int = 4, iterations: int = 50) -> None:
         for name, value in (("shrink", shrink), ("iterations", iterations)):
             if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise InputError(f"{name} must be at least 1, got {value}")
         self.shrink = shrink
         self.iterations = iterations
 
@@ -47,16 +48,16 @@ class CorrectBiasField(Transform):
         """The scan corrected."""
         scan = plain(image).float()
         if scan.shape[0] != 1:
-            raise ValueError(f"image must have one channel, got {scan.shape[0]}")
+            raise InputError(f"image must have one channel, got {scan.shape[0]}")
         low = float(scan.min())
         if low < 0:
-            raise ValueError(
+            raise InputError(
                 f"image must have intensities of at least 0, as MR has them, got {low:g}: the bias"
                 " field is a factor"
             )
         sides = [i for i, side in enumerate(scan.shape[1:]) if side > 1]  # a slice has a plane
         if len(sides) < 2 or min(scan.shape[1 + i] for i in sides) < _SMALLEST // 2:
-            raise ValueError(
+            raise InputError(
                 f"image must have sides of {_SMALLEST // 2} voxels or more, or be one slice, got"
                 f" {tuple(scan.shape[1:])}"
             )

@@ -9,6 +9,7 @@ from monai.config import KeysCollection
 from monai.transforms import InvertibleTransform, MapTransform, Transform
 from monai.utils import ensure_tuple
 
+from monai_dpmm.errors import InputError
 from monai_dpmm.io.loading import LoadVolume
 from monai_dpmm.network.geometry import slice_axes
 from monai_dpmm.transforms.array import (
@@ -78,7 +79,7 @@ class _Dictionary(MapTransform):
         self.transform: Any = self.array_transform(*args, **kwargs)
         self.output_keys = self.keys if output_keys is None else ensure_tuple(output_keys)
         if len(self.output_keys) != len(self.keys):
-            raise ValueError(
+            raise InputError(
                 f"output_keys must be as many as keys, got {self.output_keys} for {self.keys}"
             )
 

@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 from torch import Tensor
 
+from monai_dpmm.errors import InputError
 from monai_dpmm.files import whole_file
 from monai_dpmm.io.formats import saved_beside
 from monai_dpmm.transforms.operating_point import Detector
@@ -98,7 +99,7 @@ class AnomalyFindingsd(Transform):
         score_key: Hashable = "score",
     ) -> None:
         if smallest < 0:
-            raise ValueError(f"smallest must not be negative, got {smallest}")
+            raise InputError(f"smallest must not be negative, got {smallest}")
         self.detector = detector
         self.false_positive_rate = false_positive_rate
         self.smallest = smallest
@@ -159,14 +160,14 @@ def _array(image: Tensor) -> np.ndarray:
 
 def _check(scores: np.ndarray, region: np.ndarray, smallest: float) -> None:
     if scores.shape != region.shape or scores.ndim not in (2, 3):
-        raise ValueError(
+        raise InputError(
             "anomaly and mask must both be (X, Y, Z) or (H, W), got"
             f" {scores.shape} and {region.shape}"
         )
     if not np.isfinite(scores).all():
-        raise ValueError(f"anomaly must be finite, got {(~np.isfinite(scores)).sum()} NaN or inf")
+        raise InputError(f"anomaly must be finite, got {(~np.isfinite(scores)).sum()} NaN or inf")
     if not smallest >= 0:
-        raise ValueError(f"smallest must not be negative, got {smallest}")
+        raise InputError(f"smallest must not be negative, got {smallest}")
 
 
 def _world(affine: Tensor | None) -> np.ndarray:
@@ -174,7 +175,7 @@ def _world(affine: Tensor | None) -> np.ndarray:
     array = np.zeros(0) if affine is None else np.asarray(affine, dtype=np.float64)
     if array.shape != (4, 4) or not abs(np.linalg.det(array)) > 0:
         got = "none" if affine is None else array.tolist()
-        raise ValueError(f"affine must be an invertible 4 x 4 matrix for a volume, got {got}")
+        raise InputError(f"affine must be an invertible 4 x 4 matrix for a volume, got {got}")
     return array
 
 

@@ -8,6 +8,7 @@ from monai.transforms import Transform
 from numpy.typing import NDArray
 from torch import Tensor
 
+from monai_dpmm.errors import InputError
 from monai_dpmm.transforms.metatensors import like, plain
 
 __all__ = ["MaskForeground", "body_mask"]
@@ -62,13 +63,13 @@ class MaskForeground(Transform):
 
     def __init__(self, closing: int = 3) -> None:
         if closing < 0:
-            raise ValueError(f"closing must be at least 0, got {closing}")
+            raise InputError(f"closing must be at least 0, got {closing}")
         self.closing = closing
 
     def __call__(self, image: Tensor) -> Tensor:
         """The scan with its air masked."""
         scan = plain(image)
         if scan.shape[0] != 1:
-            raise ValueError(f"image must have one channel, got {scan.shape[0]}")
+            raise InputError(f"image must have one channel, got {scan.shape[0]}")
         body = torch.from_numpy(body_mask(scan[0].float().cpu().numpy(), self.closing))
         return like(scan.where(body.to(scan.device), scan.min()), image)

@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from monai_dpmm.errors import InputError
+
 __all__ = ["WINDOWS", "Window", "intensity_range", "rescale_intensity"]
 
 WINDOWS: dict[str, tuple[float, float]] = {
@@ -45,18 +47,18 @@ def intensity_range(
             is not known, for a negative margin or one of a window, or where the image is constant.
     """
     if not margin >= 0 or (margin and window is not None):
-        raise ValueError(f"margin must be at least 0, and 0 for a window, got {margin}")
+        raise InputError(f"margin must be at least 0, and 0 for a window, got {margin}")
     if window is not None and percentiles is None:
         return _fixed(window)
     if percentiles is None or window is not None:
-        raise ValueError(
+        raise InputError(
             f"give either percentiles or window, got percentiles={percentiles}, window={window}"
         )
     if not 0 <= percentiles[0] < percentiles[1] <= 100:
-        raise ValueError(f"percentiles must satisfy 0 <= low < high <= 100, got {percentiles}")
+        raise InputError(f"percentiles must satisfy 0 <= low < high <= 100, got {percentiles}")
     foreground = image[image > image.min()]
     if foreground.numel() == 0:
-        raise ValueError(f"image must not be constant, every voxel is {image.flatten()[0].item()}")
+        raise InputError(f"image must not be constant, every voxel is {image.flatten()[0].item()}")
     low, high = (_percentile(foreground, q) for q in percentiles)
     reach = margin * (high - low)
     low, high = max(low - reach, image.min().item()) if reach else low, high + reach
@@ -80,10 +82,10 @@ def _fixed(window: Window) -> tuple[float, float]:
     """Ends of a window, given or looked up."""
     if isinstance(window, str):
         if window not in WINDOWS:
-            raise ValueError(f"window must be one of {', '.join(WINDOWS)}, got {window!r}")
+            raise InputError(f"window must be one of {', '.join(WINDOWS)}, got {window!r}")
         return WINDOWS[window]
     if not window[0] < window[1]:
-        raise ValueError(f"window must be (low, high) with low < high, got {window}")
+        raise InputError(f"window must be (low, high) with low < high, got {window}")
     return float(window[0]), float(window[1])
 
 

@@ -11,6 +11,8 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 from torch.nn import functional as F
 
+from monai_dpmm.errors import InputError
+
 __all__ = ["IgnoreLabelledPatchesD", "IgnoreLabelledPatchesDict", "IgnoreLabelledPatchesd"]
 
 
@@ -47,7 +49,7 @@ def _without(embeddings: Tensor, labels: Tensor) -> Tensor:
     """Embeddings with zeros where a patch's pixels hold a label above 0."""
     slices, height, width = embeddings.shape[:3]
     if labels.shape[0] != slices:
-        raise ValueError(
+        raise InputError(
             f"label must have as many slices as its image, {slices}, got {labels.shape[0]}"
         )
     marked = F.adaptive_max_pool2d((labels > 0).to(torch.float32), (height, width))

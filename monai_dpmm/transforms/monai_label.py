@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from monai.transforms import Transform
 
+from monai_dpmm.errors import InputError
 from monai_dpmm.network.thresholds import DEFAULT_RATES
 
 __all__ = [
@@ -106,7 +107,7 @@ def _chosen(value: Any) -> Any:
 
 def _output(value: Any) -> Output:
     if value not in get_args(Output):
-        raise ValueError(f"output must be one of {', '.join(get_args(Output))}, got {value!r}")
+        raise InputError(f"output must be one of {', '.join(get_args(Output))}, got {value!r}")
     return value
 
 
@@ -114,7 +115,7 @@ def _rate(value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise ValueError(f"false_positive_rate must be a number, got {value!r}") from None
+        raise InputError(f"false_positive_rate must be a number, got {value!r}") from None
 
 
 def _suffix(data: Mapping[Hashable, Any]) -> str | None:

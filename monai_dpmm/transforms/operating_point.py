@@ -10,6 +10,8 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
+from monai_dpmm.errors import InputError
+
 __all__ = ["CONFIDENCE", "FalsePositiveVolumes", "OperatingPoint", "mean_interval", "voxel_ml"]
 
 CONFIDENCE = 0.95
@@ -37,7 +39,7 @@ class FalsePositiveVolumes:
         """
         scores = anomaly.detach().as_subclass(Tensor).float().flatten().cpu()
         if not len(scores) or not bool(scores.isfinite().all()):
-            raise ValueError(f"anomaly scores must be finite and some, got {scores.numel()} voxels")
+            raise InputError(f"anomaly scores must be finite and some, got {scores.numel()} voxels")
         bins, counts = _upper(scores).unique(return_counts=True)
         above = len(scores) - torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         self._curves.append((bins, above.double() * ml))
@@ -57,11 +59,11 @@ class FalsePositiveVolumes:
                 scan take on average, or before any scan was added.
         """
         if not self._curves:
-            raise ValueError("at least one healthy scan must be added before a threshold is found")
+            raise InputError("at least one healthy scan must be added before a threshold is found")
         candidates = torch.cat([bins for bins, _ in self._curves]).unique()
         mean = sum(_above(curve, candidates) for curve in self._curves) / len(self)
         if not 0 < ml_per_scan < float(mean[0]):
-            raise ValueError(
+            raise InputError(
                 f"ml_per_scan must be positive and less than the {float(mean[0]):.1f} ml that score"
                 f" above the lowest in a mean scan, got {ml_per_scan}"
             )
@@ -173,7 +175,7 @@ class OperatingPoint:
             return by_rate
         before = self.found["patch_thresholds"].get(f"{false_positive_rate:g}")
         if before is None or not math.isclose(float(by_rate), before, rel_tol=1e-4, abs_tol=1e-6):
-            raise ValueError(
+            raise InputError(
                 f"the model's patch threshold at a rate of {false_positive_rate:g} must be the"
                 f" {before} of when its volumes were calibrated, got {float(by_rate)}: calibrate it"
                 " again"
@@ -187,14 +189,14 @@ def _chosen(
     if volume is None:
         return None
     if not thresholds:
-        raise ValueError(
+        raise InputError(
             f"false_positive_volume={volume} needs thresholds calibrated by volume, the model has"
             " none: run `python -m monai_dpmm calibrate DIR` on the data that it was trained on"
         )
     found = [one for one in thresholds if math.isclose(one["ml_per_scan"], volume)]
     if not found:
         kept = ", ".join(f"{one['ml_per_scan']:g}" for one in thresholds)
-        raise ValueError(f"false_positive_volume must be one of {kept} ml, got {volume}")
+        raise InputError(f"false_positive_volume must be one of {kept} ml, got {volume}")
     return found[0]
 
 

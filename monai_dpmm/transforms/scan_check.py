@@ -16,6 +16,7 @@ from monai.transforms import Transform
 from scipy.stats import t as student
 from torch import Tensor
 
+from monai_dpmm.errors import InputError
 from monai_dpmm.network.geometry import slice_axes
 
 __all__ = [
@@ -73,7 +74,7 @@ def scan_reference(usages: Sequence[Tensor]) -> dict[str, Any]:
         ValueError: for fewer than 3 scans.
     """
     if len(usages) < MIN_SCANS:
-        raise ValueError(f"usages must be of at least {MIN_SCANS} scans, got {len(usages)}")
+        raise InputError(f"usages must be of at least {MIN_SCANS} scans, got {len(usages)}")
     total = torch.stack(list(usages)).sum(0)
     distances = [usage_distance(u, (total - u) / (len(usages) - 1)) for u in usages]
     rounded = (total / len(usages) * _SCALE).round().long()
@@ -106,7 +107,7 @@ class ScanCheck(Transform):
         axis: int | Sequence[int] = 2,
     ) -> None:
         if not 0 < false_alarm_rate < 1:
-            raise ValueError(f"false_alarm_rate must lie in (0, 1), got {false_alarm_rate}")
+            raise InputError(f"false_alarm_rate must lie in (0, 1), got {false_alarm_rate}")
         self.reference = reference
         self.false_alarm_rate = false_alarm_rate
         self.axis = slice_axes(axis)[0]

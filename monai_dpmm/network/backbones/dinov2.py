@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from monai_dpmm.errors import InputError
 from monai_dpmm.files import load_tensors
 
 HEAD_DIM = 64
@@ -118,7 +119,7 @@ def read_checkpoint(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]
         return family, settings, _hub_layout(state)
     except (ValueError, IndexError, RuntimeError) as error:  # of shapes that none has
         reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"{path} is not an official DINOv2 checkpoint: {reason}") from error
+        raise InputError(f"{path} is not an official DINOv2 checkpoint: {reason}") from error
 
 
 _NAMES = {
@@ -151,15 +152,15 @@ def _settings(state: Any) -> tuple[str, dict[str, Any]]:
     if not isinstance(state, Mapping) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     ):
-        raise ValueError("it is not a dictionary of tensors")
+        raise InputError("it is not a dictionary of tensors")
     required = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight")
     if missing := [key for key in required if key not in state]:
-        raise ValueError(f"it has no {', '.join(missing)}")
+        raise InputError(f"it has no {', '.join(missing)}")
     features, _, patch_size, _ = state["patch_embed.proj.weight"].shape
     positions = state["pos_embed"].shape[1] - 1
     side = math.isqrt(positions)
     if features % HEAD_DIM or side * side != positions:
-        raise ValueError(
+        raise InputError(
             f"its {features} features must be a multiple of {HEAD_DIM} and its {positions} "
             "positions a square"
         )
@@ -201,5 +202,5 @@ def _hub_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif part in _BLOCK_NAMES:
             converted[prefix + _BLOCK_NAMES[part] + kind] = value
         else:
-            raise ValueError(f"it has an unknown weight {key}")
+            raise InputError(f"it has an unknown weight {key}")
     return converted

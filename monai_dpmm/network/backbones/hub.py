@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from monai_dpmm.errors import InputError, MissingFileError, cause
 from monai_dpmm.files import json_object
 from monai_dpmm.network.backbones.dinov2 import HEAD_DIM, Dinov2, Dinov3, read_checkpoint
 
@@ -91,7 +92,7 @@ def load_folder(folder: Path) -> nn.Module:
         ValueError: for another kind of model, or files that are broken or do not fit.
     """
     if not _is_complete(folder):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{folder} must hold config.json and model.safetensors, as Hugging Face folders do "
             f"(pickled weights are not read). {advice(folder.name)}"
         )
@@ -100,9 +101,9 @@ def load_folder(folder: Path) -> nn.Module:
         config = json_object(file)
         family = config["model_type"]
     except (ValueError, KeyError) as error:
-        raise ValueError(f"{file} must be JSON and name a model_type: {error!r}") from error
+        raise InputError(f"{file} must be JSON and name a model_type: {cause(error)}") from error
     if not isinstance(family, str) or family not in _FAMILIES:
-        raise ValueError(f"{file} must have model_type {', '.join(_FAMILIES)}, got {family!r}")
+        raise InputError(f"{file} must have model_type {', '.join(_FAMILIES)}, got {family!r}")
     return _filled(folder, family, config, lambda: _state(folder))
 
 
@@ -132,7 +133,7 @@ def _state(folder: Path) -> dict[str, Tensor]:
     index = json_object(whole.with_suffix(".safetensors.index.json"))
     shards = sorted(set(index["weight_map"].values()))
     if elsewhere := [shard for shard in shards if Path(shard).name != shard]:
-        raise ValueError(f"weights must lie in the folder, got {elsewhere[0]!r}")
+        raise InputError(f"weights must lie in the folder, got {elsewhere[0]!r}")
     return {key: value for shard in shards for key, value in load_file(folder / shard).items()}
 
 
@@ -155,13 +156,13 @@ def _filled(
                 output_loading_info=True,
             )
     except Exception as error:  # safetensors raises Exception itself, transformers anything
-        raise ValueError(f"{source} cannot be loaded: {_reason(error)}") from error
+        raise InputError(f"{source} cannot be loaded: {_reason(error)}") from error
     # Newer releases report a mismatch as (name, shape, shape), older ones as the name alone.
     misfits = (key if isinstance(key, str) else key[0] for key in report["mismatched_keys"])
     lacking = {*report["missing_keys"], *misfits}
     lacking.discard("embeddings.mask_token")
     if lacking:
-        raise ValueError(
+        raise InputError(
             f"{source} must hold every weight in the shape that its config says, "
             f"got none for {len(lacking)}: {', '.join(sorted(lacking)[:3])}"
         )
@@ -218,7 +219,7 @@ def hub_folder(repository: str) -> Path:
         HfApi().model_info(repository, timeout=HUB_TIMEOUT_S)
         return Path(snapshot_download(repository, allow_patterns=files))
     except Exception as error:  # the errors of the hub's HTTP client have no common base
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no weights: {repository} is neither in the Hugging Face cache ({HF_HUB_CACHE}) nor "
             f"to be had from the hub ({_reason(error)}). {advice(repository)}"
         ) from error

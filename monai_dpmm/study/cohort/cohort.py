@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from monai_dpmm.errors import ExistingFileError, InputError
 from monai_dpmm.study.cohort.phantom import SPLITS, Template, grid_affine, load_template, simulated
 
 __all__ = ["make_demo_cohort"]
@@ -72,11 +73,11 @@ def _checked(**parameters: Any) -> dict[str, Any]:
     for name, low in {"train": 1, "val": 1, "test": 1, "seed": 0}.items():
         value = parameters[name]
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < low:
-            raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}")
+            raise InputError(f"{name} must be an integer of at least {low}, got {value!r}")
         parameters[name] = int(value)
     spacing = parameters["spacing"]
     if not isinstance(spacing, int | float | np.number) or not 1 <= spacing <= 8:
-        raise ValueError(f"spacing must be 1 to 8 mm, got {spacing!r}")
+        raise InputError(f"spacing must be 1 to 8 mm, got {spacing!r}")
     return {**parameters, "spacing": float(spacing)}
 
 
@@ -99,7 +100,7 @@ def _is_complete(folder: Path, parameters: dict[str, Any]) -> bool:
         found = json.loads((folder / MANIFEST).read_text())
         found = {"recipe": found["recipe"], **found["parameters"]}
     except (OSError, ValueError, KeyError, TypeError):
-        raise FileExistsError(
+        raise ExistingFileError(
             f"folder must be new, empty or a demo cohort, got {folder}, which holds something else:"
             " choose another folder"
         ) from None
@@ -108,7 +109,7 @@ def _is_complete(folder: Path, parameters: dict[str, Any]) -> bool:
         f"{k} is {found.get(k)}, asked for was {v}" for k, v in asked.items() if found.get(k) != v
     ]
     if differ:
-        raise FileExistsError(
+        raise ExistingFileError(
             f"{folder} holds a demo cohort of other parameters: {'; '.join(differ)}: choose another"
             " folder or delete this one"
         )

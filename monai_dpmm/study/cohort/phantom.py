@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
+from monai_dpmm.errors import MissingPackageError
 from monai_dpmm.study.cohort.lesions import (
     KINDS,
     Array,
@@ -53,7 +54,7 @@ def load_template() -> Template:
     try:
         from nilearn import datasets
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             "the demo cohort needs nilearn, which holds the brain template:"
             " pip install monai-dpmm[demo]"
         ) from error

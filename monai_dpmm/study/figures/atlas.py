@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from monai_dpmm.errors import InputError
 from monai_dpmm.study.figures.scenes import Frame, SlicePatches
 from monai_dpmm.study.figures.style import PanelSheet, write
 
@@ -78,7 +79,7 @@ def atlas_figure(atlas: Atlas, weights: np.ndarray, colors: np.ndarray) -> Figur
 
     shown = {k: examples for k, examples in atlas.examples.items() if examples}
     if not shown:
-        raise ValueError("atlas must hold patches, got none")
+        raise InputError("atlas must hold patches, got none")
     blocks = 2 if len(shown) > 6 else 1
     rows = math.ceil(len(shown) / blocks)
     sheet = PanelSheet(rows, blocks * (atlas.count + 1), 1.0)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from monai_dpmm.errors import InputError
 from monai_dpmm.report.display import Scan, displayed_slice, heat_range
 from monai_dpmm.report.panels import (
     HEAT_MAP,
@@ -44,7 +45,7 @@ def component_figure(scans: Sequence[tuple[str, Scan]], colors: np.ndarray) -> F
         ValueError: for no scans.
     """
     if not scans:
-        raise ValueError("scans must not be empty, got none")
+        raise InputError("scans must not be empty, got none")
     flat = any(scan.image.shape[scan.axis] < 3 for _, scan in scans)
     heights = _HEIGHTS[1:2] if flat else _HEIGHTS
     tiles = [(name, scan, i) for name, scan in scans for i in _slices(scan, heights)]
@@ -76,7 +77,7 @@ def case_figure(cases: Cases, threshold: float) -> Figure:
     """
     chosen = cases.chosen()
     if not chosen:
-        raise ValueError("cases must not be empty, got none")
+        raise InputError("cases must not be empty, got none")
     scans = [case.scan for case in chosen]
     ranges = [heat_range(scan.anomaly, threshold) for scan in scans]
     scale = HeatScale(min(r[0] for r in ranges), max(r[1] for r in ranges), threshold, False)

@@ -12,7 +12,7 @@ import torch
 from monai.bundle import ConfigParser
 from tqdm import tqdm
 
-from monai_dpmm.errors import InputError
+from monai_dpmm.errors import InputError, InputTypeError, cause
 from monai_dpmm.files import json_object
 from monai_dpmm.io.datalist import datalist
 from monai_dpmm.metrics.image_metrics import dice_score
@@ -94,9 +94,11 @@ def _trials(comparison: Path) -> list[dict[str, Any]]:
             first = next(iter(trial["scores"].values()))
             numbers = [trial["prototypes"], *(first[key] for key in _TRADED)]
             if not all(isinstance(number, int | float) for number in numbers):
-                raise TypeError(f"numbers are needed, got {numbers}")
+                raise InputTypeError(f"numbers are needed, got {numbers}")
     except (ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
-        raise InputError(f"{comparison}: must be the file of a comparison, {error!r}") from error
+        raise InputError(
+            f"{comparison}: must be the file of a comparison, {cause(error)}"
+        ) from error
     return trials
 
 

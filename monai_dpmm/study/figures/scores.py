@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from monai_dpmm.errors import InputError
 from monai_dpmm.metrics.score_histogram import ScoreHistogram, key_scores
 from monai_dpmm.study.figures.style import (
     ANOMALOUS,
@@ -118,7 +119,7 @@ def tradeoff_figure(trials: Sequence[Mapping[str, Any]]) -> Figure:
         ValueError: for no trials.
     """
     if not trials:
-        raise ValueError("trials must not be empty, got none")
+        raise InputError("trials must not be empty, got none")
     methods: dict[str, list[Mapping[str, Any]]] = {}
     for trial in trials:
         first = next(iter(trial["scores"].values()))
@@ -181,7 +182,7 @@ def _counts(pool: ScoreHistogram) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     scores = key_scores(bins[:, 0]).double().numpy()
     healthy, anomalous = bins[:, 2].double().numpy(), bins[:, 3].double().numpy()
     if not healthy.sum() or not anomalous.sum():
-        raise ValueError(
+        raise InputError(
             f"pool must have healthy and anomalous pixels, got {int(healthy.sum())} and"
             f" {int(anomalous.sum())}"
         )

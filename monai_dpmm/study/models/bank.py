@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from monai_dpmm.errors import InputError, InputTypeError
 from monai_dpmm.mixture.precision import exact, is_traced
 from monai_dpmm.mixture.scores import ScoreKind
 from monai_dpmm.study.models.coreset import coreset
@@ -55,11 +56,11 @@ class MemoryBank(nn.Module):
     def __init__(self, features: int, *, size: int | float | None = None, seed: int = 0) -> None:
         super().__init__()
         if features < 1:
-            raise ValueError(f"features must be at least 1, got {features}")
+            raise InputError(f"features must be at least 1, got {features}")
         if isinstance(size, float) and not 0 < size <= 1:
-            raise ValueError(f"size as a fraction must lie in (0, 1], got {size}")
+            raise InputError(f"size as a fraction must lie in (0, 1], got {size}")
         if size is not None and size <= 0:
-            raise ValueError(f"size must be at least 1, got {size}")
+            raise InputError(f"size must be at least 1, got {size}")
         self.features = features
         self.size = size
         self.seed = seed
@@ -78,11 +79,11 @@ class MemoryBank(nn.Module):
         """
         self._check(patches, "patches")
         if not len(patches):
-            raise ValueError(
+            raise InputError(
                 f"patches must hold at least one patch, got shape {tuple(patches.shape)}"
             )
         if not all(bool(torch.isfinite(part).all()) for part in patches.split(_DEVICE_CHUNK)):
-            raise ValueError("patches must be finite, got NaN or infinite values")
+            raise InputError("patches must be finite, got NaN or infinite values")
         if self.size is not None:
             generator = torch.Generator().manual_seed(self.seed)
             patches = patches[coreset(patches, self.size, generator=generator)]
@@ -165,9 +166,9 @@ class MemoryBank(nn.Module):
 
     def _check(self, x: Tensor, name: str) -> None:
         if not is_traced() and (x.ndim != 2 or x.shape[1] != self.features):
-            raise ValueError(f"{name} must be (N, {self.features}), got shape {tuple(x.shape)}")
+            raise InputError(f"{name} must be (N, {self.features}), got shape {tuple(x.shape)}")
         if not x.is_floating_point():
-            raise TypeError(f"{name} must be of floating point, got {x.dtype}")
+            raise InputTypeError(f"{name} must be of floating point, got {x.dtype}")
 
 
 class _Metric(NamedTuple):
@@ -208,7 +209,7 @@ _METRICS = {
 def _metric(kind: str) -> _Metric:
     if kind not in _METRICS:
         kinds = ", ".join(_METRICS)
-        raise ValueError(f"kind must be one of {kinds} for a memory bank, got {kind!r}")
+        raise InputError(f"kind must be one of {kinds} for a memory bank, got {kind!r}")
     return _METRICS[kind]
 
 
@@ -218,7 +219,7 @@ def _make_room(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: obj
     if saved is None:
         return
     if saved.ndim != 2 or saved.shape[1] != bank.features:
-        raise ValueError(
+        raise InputError(
             f"checkpoint has prototypes of shape {tuple(saved.shape)}, this MemoryBank has"
             f" features={bank.features}"
         )

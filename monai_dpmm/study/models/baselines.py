@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from monai_dpmm.errors import InputError, MissingPackageError
 from monai_dpmm.mixture.dpmm import DPMM
 from monai_dpmm.study.models.bank import MemoryBank
 from monai_dpmm.study.models.padim import PaDiM
@@ -65,7 +66,7 @@ class BankModel:
         seed: int = 0,
     ) -> None:
         if slices is not None and slices < 1:
-            raise ValueError(f"slices must be at least 1, got {slices}")
+            raise InputError(f"slices must be at least 1, got {slices}")
         self.module = MemoryBank(features, size=size, seed=seed)
         self.slices = slices
         self.seed = seed
@@ -83,7 +84,7 @@ class BankModel:
         """
         if self.slices is not None:
             if self.slices > len(slices):
-                raise ValueError(
+                raise InputError(
                     f"slices must be at most the {len(slices)} healthy ones, got {self.slices}"
                 )
             generator = torch.Generator().manual_seed(self.seed)
@@ -119,7 +120,7 @@ class KMeansModel:
         try:
             from sklearn.cluster import KMeans
         except ImportError:
-            raise ImportError(
+            raise MissingPackageError(
                 "k-means needs scikit-learn: pip install 'monai-dpmm[evaluation]'"
             ) from None
         self.module = MemoryBank(features)
@@ -169,7 +170,7 @@ class MixtureModel:
     ) -> None:
         for name, value in (("epochs", epochs), ("batch_size", batch_size)):
             if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise InputError(f"{name} must be at least 1, got {value}")
         self.module = DPMM(features, **{**options, "seed": seed})
         self.epochs = epochs
         self.batch_size = batch_size
@@ -247,7 +248,7 @@ class PaDiMModel:
     def score(self, slices: Tensor, kind: Any) -> Tensor:
         """Mahalanobis distance, the only kind: (S, h, w, D) -> (S, h, w)."""
         if kind != "mahalanobis":
-            raise ValueError(f"kind must be mahalanobis for PaDiM, got {kind!r}")
+            raise InputError(f"kind must be mahalanobis for PaDiM, got {kind!r}")
         return self.module.score(slices).cpu()
 
 

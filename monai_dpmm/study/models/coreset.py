@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from monai_dpmm.errors import InputError
 from monai_dpmm.mixture.precision import full_float32
 
 __all__ = ["coreset", "coreset_size", "projected_features"]
@@ -42,14 +43,14 @@ def coreset(
         ValueError: where x is no finite (N, D) tensor with N >= 1, or for arguments out of range.
     """
     if x.ndim != 2 or not len(x):
-        raise ValueError(f"x must be (N, D) with N at least 1, got shape {tuple(x.shape)}")
+        raise InputError(f"x must be (N, D) with N at least 1, got shape {tuple(x.shape)}")
     count = coreset_size(len(x), size)
     first = torch.randint(len(x), (1,), generator=generator).to(x.device)
     with torch.autocast(x.device.type, enabled=False), full_float32():
         points = _projected(x, projected_features(len(x), distortion), generator)
         squares = points.square().sum(1)
         if not bool(torch.isfinite(squares).all()):
-            raise ValueError("x must be finite, got NaN or infinite values")
+            raise InputError("x must be finite, got NaN or infinite values")
         return _k_center_greedy(points, squares, count, first)
 
 
@@ -61,10 +62,10 @@ def coreset_size(patches: int, size: int | float) -> int:
     """
     if isinstance(size, float):
         if not 0 < size <= 1:
-            raise ValueError(f"size as a fraction must lie in (0, 1], got {size}")
+            raise InputError(f"size as a fraction must lie in (0, 1], got {size}")
         return max(1, round(size * patches))
     if not 1 <= size <= patches:
-        raise ValueError(f"size must be from 1 to the {patches} patches, got {size}")
+        raise InputError(f"size must be from 1 to the {patches} patches, got {size}")
     return size
 
 
@@ -77,7 +78,7 @@ def projected_features(patches: int, distortion: float = 0.9) -> int:
         ValueError: for a distortion outside (0, 1).
     """
     if not 0 < distortion < 1:
-        raise ValueError(f"distortion must lie in (0, 1), got {distortion}")
+        raise InputError(f"distortion must lie in (0, 1), got {distortion}")
     needed = 4 * math.log(patches) / (distortion**2 / 2 - distortion**3 / 3)
     return max(1, int(needed))
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from monai_dpmm.errors import InputError
 from monai_dpmm.mixture.precision import exact
 
 __all__ = ["PaDiM"]
@@ -61,9 +62,9 @@ class PaDiM(nn.Module):
         super().__init__()
         for name, value in (("features", features), ("grid", min(grid)), ("selected", selected)):
             if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise InputError(f"{name} must be at least 1, got {value}")
         if not regularization > 0:
-            raise ValueError(f"regularization must be positive, got {regularization}")
+            raise InputError(f"regularization must be positive, got {regularization}")
         self.features = features
         self.grid = (int(grid[0]), int(grid[1]))
         self.regularization = regularization
@@ -89,7 +90,7 @@ class PaDiM(nn.Module):
             total += x.sum(0)
             square += x.square().sum()
         if count.sum() < 2 or not torch.isfinite(square):
-            raise ValueError(
+            raise InputError(
                 f"slices must hold at least 2 patches, all finite, got {int(count.sum())} with a"
                 f" sum of squares of {float(square):g}"
             )
@@ -137,7 +138,7 @@ class PaDiM(nn.Module):
 
     def _checked(self, x: Tensor) -> Tensor:
         if tuple(x.shape) != (*self.grid, self.features):
-            raise ValueError(
+            raise InputError(
                 f"slices must be of shape {(*self.grid, self.features)}, got {tuple(x.shape)}"
             )
         return x

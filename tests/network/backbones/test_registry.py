@@ -713,10 +713,10 @@ def test_the_backbone_of_a_trained_model_is_its_own(trained):
     ("settings", "reason"),
     [
         ("{}", "KeyError: 'backbone_architecture'"),
-        ("[]", "ValueError: values by name are needed, got list"),
-        ("[" * 100_000, "ValueError: it is nested too deeply"),
+        ("[]", "values by name are needed, got list"),
+        ("[" * 100_000, "it is nested too deeply"),
         ("no JSON", "JSONDecodeError"),
-        ('{"backbone_architecture": "resnet"}', "ValueError: architecture must be one of"),
+        ('{"backbone_architecture": "resnet"}', "architecture must be one of"),
         ('{"backbone_architecture": "dinov2_vits14"}', "RuntimeError: Error.* in loading"),
     ],
 )
