@@ -1,27 +1,42 @@
 """Unsupervised anomaly detection for medical volumes with a Dirichlet process mixture.
 
 After Schulthess and Konukoglu, "Anomaly Detection by Clustering DINO Embeddings using a Dirichlet
-Process Mixture", MICCAI 2025. Names are imported when they are first used.
+Process Mixture", MICCAI 2025. The public names stand in `__init__.pyi`, where type checkers find
+them, and are imported when they are first used.
 """
 
 from __future__ import annotations
 
+import ast
+import warnings
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
 
-_TRANSFORMS = (
-    *("EmbedPatches", "ExtractSlices", "ImageScore"),
-    *("NormalizeSlices", "RescaleIntensity", "ThresholdAnomaly"),
-)
-_OTHERS = ("CorrectBiasField", "LoadVolume", "MaskForeground")
-_SUFFIXES = ("d", "D", "Dict")  # of MONAI's dictionary transforms
-_FINDINGS = ("AnomalyFindings", "SaveFindings")
-_EXPORTS = {
-    "mixture.adaptation": ("revive",),
-    "network.backbones.registry": ("create_backbone", "load_backbone"),
+_STUB = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+_HOMES = {
+    alias.name: node.module
+    for node in _STUB.body
+    if isinstance(node, ast.ImportFrom)
+    for alias in node.names
+}
+# Names that were public in 0.1 development versions: their module's path is the way to them now.
+_DEPRECATED = {
+    "engines.slices": ("SliceDataset", "collate_patches"),
+    "metrics.anomaly_metrics": ("pixel_metrics",),
+    "metrics.froc": ("froc", "lesion_counts", "scan_events"),
+    "metrics.image_metrics": ("Thresholds", "dice_score"),
+    "metrics.score_histogram": ("ScoreHistogram",),
+    "network.detector": ("embed_patches",),
+    "network.thresholds": ("image_score", "thresholds_at"),
+    "report.report": ("write_report",),
+    "report.viewer": ("viewer_page",),
+    "study.external_maps": ("find_maps", "load_map", "matched_maps"),
+    "study.figures.publication": ("write_figures",),
+    "study.models.bank": ("MemoryBank",),
     "study.models.baselines": (
         "BankModel",
         "KMeansModel",
@@ -29,89 +44,36 @@ _EXPORTS = {
         "NormalityModel",
         "PaDiMModel",
     ),
-    "app.release": ("write_bundle",),
-    "network.thresholds": ("image_score", "thresholds_at"),
-    "study.cohort.cohort": ("make_demo_cohort",),
-    "io.dataset_check": ("check_dataset",),
-    "engines.slices": ("SliceDataLoader", "SliceDataset", "collate_patches"),
-    "network.detector": ("AnomalyDetector", "embed_patches"),
-    "io.dicom_output": (*(f"SaveDicom{suffix}" for suffix in _SUFFIXES), "dicom_sources"),
-    "engines.distributed": (
-        *("close_process_group", "is_main_process", "local_device"),
-        *("open_process_group", "own_items"),
-    ),
-    "engines.engines": ("EMTrainer", "LikelihoodEvaluator"),
-    "errors": ("InputError", "one_line_errors"),
-    "mixture.estimator": ("DirichletProcessMixture",),
-    "transforms.findings": (
-        *(f"{name}{suffix}" for name in _FINDINGS for suffix in _SUFFIXES),
-        "anomaly_findings",
-    ),
-    "engines.handlers": (
-        *("BestModelSaver", "History", "ThresholdCalibration", "TrainingCheckpoint"),
-        "Validation",
-    ),
-    "engines.inferer": ("AnomalyInferer",),
-    "transforms.labels": tuple(f"IgnoreLabelledPatches{suffix}" for suffix in _SUFFIXES),
-    "study.models.bank": ("MemoryBank",),
     "study.models.padim": ("PaDiM",),
-    "metrics.froc": ("froc", "lesion_counts", "scan_events"),
-    "io.label_loading": ("LoadLabelD", "LoadLabelDict", "LoadLabeld"),
-    "io.loading": ("LoadVolume",),
-    "metrics.image_metrics": ("Thresholds", "dice_score"),
-    "metrics.anomaly_metrics": ("AnomalyMetrics", "pixel_metrics"),
-    "mixture.em": ("Moments",),
-    "mixture.federation": ("load_moments", "merged", "pooled_moments", "save_moments"),
-    "mixture.dpmm": ("DPMM",),
-    "io.formats": ("SaveVolumeD", "SaveVolumeDict", "SaveVolumed", "volume_writer"),
-    "study.figures.publication": ("write_figures",),
-    "transforms.regions": ("connected_regions",),
-    "engines.skipping": ("ScanDataset", "ScanEvaluator", "collate_scans"),
-    "io.datalist": ("data_root", "datalist", "existing_file"),
-    "report.report": ("write_report",),
-    "report.handler": ("ReportWriter",),
-    "transforms.scan_check": (
-        *("ScanCheck", *(f"CheckScan{suffix}" for suffix in _SUFFIXES)),
-        *("prototype_usage", "scan_reference", "usage_distance"),
-    ),
-    "engines.scan_handlers": ("ScanCalibration", "SuspiciousScans"),
-    "study.external_maps": ("find_maps", "load_map", "matched_maps"),
     "study.scoring": ("healthy_thresholds", "measured_maps", "write_scores"),
-    "transforms.monai_label": (
-        *(f"{name}{suffix}" for name in ("ReadRequest", "AnswerRequest") for suffix in _SUFFIXES),
-        "rate_choices",
-    ),
-    "metrics.score_histogram": ("ScoreHistogram",),
-    "transforms.operating_point": (
-        "FalsePositiveVolumes",
-        "OperatingPoint",
-        "mean_interval",
-        "voxel_ml",
-    ),
-    "report.viewer": ("viewer_page",),
-    "engines.warm_start": ("WarmStart",),
-    "network.weights": ("bundled_backbone", "load_weights", "model_setting"),
-    "transforms.array": _TRANSFORMS,
-    "transforms.bias_field": ("CorrectBiasField",),
-    "transforms.foreground": ("MaskForeground",),
-    "transforms.dictionary": tuple(
-        f"{name}{suffix}" for name in (*_TRANSFORMS, *_OTHERS) for suffix in _SUFFIXES
-    ),
+    "transforms.operating_point": ("FalsePositiveVolumes", "mean_interval", "voxel_ml"),
+    "transforms.regions": ("connected_regions",),
+    "transforms.scan_check": ("ScanCheck", "prototype_usage", "scan_reference", "usage_distance"),
 }
-_HOMES = {name: module for module, names in _EXPORTS.items() for name in names}
+_DEPRECATED_HOMES = {name: f"{__name__}.{m}" for m, names in _DEPRECATED.items() for name in names}
 
 __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+    """A public name; `XD` and `XDict`, as MONAI has them beside each dictionary transform `Xd`."""
+    listed = name
+    for suffix in ("Dict", "D"):
+        if name not in _HOMES and name.endswith(suffix):
+            listed = f"{name.removesuffix(suffix)}d"
+            break
+    if listed in _HOMES:
+        value = getattr(import_module(_HOMES[listed]), listed)
+        globals()[name] = value
+        return value
+    if name in _DEPRECATED_HOMES:
+        told = f"monai_dpmm.{name} is deprecated: import it from {_DEPRECATED_HOMES[name]}"
+        warnings.warn(told, DeprecationWarning, stacklevel=2)
+        return getattr(import_module(_DEPRECATED_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     # MONAI's configs get every attribute that is listed, so what cannot be imported must not be.
-    absent = () if find_spec("sklearn") else _EXPORTS["mixture.estimator"]
+    absent = () if find_spec("sklearn") else ("DirichletProcessMixture",)
     return sorted({*globals(), *__all__}.difference(absent))

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,39 @@ def test_public_names_are_exported():
         assert getattr(monai_dpmm, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
         _ = monai_dpmm.Nothing
+
+
+def test_dictionary_transforms_have_the_aliases_that_monai_gives_them():
+    assert monai_dpmm.LoadVolumeD is monai_dpmm.LoadVolumeDict is monai_dpmm.LoadVolumed
+    assert "LoadVolumeD" not in monai_dpmm.__all__
+    with pytest.raises(AttributeError, match="DatalistD"):
+        _ = monai_dpmm.DatalistD
+
+
+@pytest.mark.parametrize("name", sorted(monai_dpmm._DEPRECATED_HOMES))
+def test_names_that_are_no_longer_public_say_where_they_are(name):
+    with pytest.warns(DeprecationWarning, match=rf"{name}.*import it from monai_dpmm\."):
+        assert getattr(monai_dpmm, name) is not None
+
+
+@pytest.mark.slow
+def test_type_checkers_see_the_public_names(tmp_path):
+    """A user's own code is checked against our signatures, through `__init__.pyi` and `py.typed`."""
+    code = "import monai_dpmm\nmonai_dpmm.DPMM(384, components='many')\nmonai_dpmm.Nothing\n"
+    (tmp_path / "user.py").write_text(code)
+    command = [sys.executable, "-m", "mypy", "--ignore-missing-imports", "--follow-imports=silent"]
+    environment = {**os.environ, "MYPYPATH": str(ROOT)}
+    result = subprocess.run(
+        [*command, "user.py"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "user.py:2" in result.stdout
+    assert 'expected "int"' in result.stdout
+    assert "user.py:3" in result.stdout
 
 
 def test_without_scikit_learn_all_that_is_listed_can_be_imported(monkeypatch):

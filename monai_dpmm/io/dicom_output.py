@@ -16,8 +16,6 @@ from monai_dpmm.files import whole_file
 from monai_dpmm.io.formats import saved_beside
 
 __all__ = [
-    "SaveDicomD",
-    "SaveDicomDict",
     "SaveDicomd",
     "dicom_sources",
     "parametric_map",
@@ -290,6 +288,3 @@ def _version() -> str:
 def _save(dataset: Any, path: Path) -> None:
     with whole_file(path) as partial:
         dataset.save_as(partial)
-
-
-SaveDicomD = SaveDicomDict = SaveDicomd

@@ -16,8 +16,6 @@ from monai_dpmm.errors import FileError, InputError, cause
 from monai_dpmm.files import whole_file
 
 __all__ = [
-    "SaveVolumeD",
-    "SaveVolumeDict",
     "SaveVolumed",
     "saved_beside",
     "volume_writer",
@@ -97,9 +95,6 @@ class SaveVolumed(SaveImaged):
             told = [line.strip() for line in str(error).splitlines() if "rror" in line]
             reason = (told or [cause(error)])[-1][:200]
             raise FileError(f"{folder}: volumes could not be written there, {reason}") from error
-
-
-SaveVolumeD = SaveVolumeDict = SaveVolumed
 
 
 def _source_name(meta: Mapping[str, Any] | None, saver: Any) -> dict[str, Any]:

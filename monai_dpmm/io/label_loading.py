@@ -12,7 +12,7 @@ from monai.transforms import Transform
 from monai_dpmm.errors import InputError
 from monai_dpmm.io.loading import LoadVolume
 
-__all__ = ["LabelRule", "LoadLabelD", "LoadLabelDict", "LoadLabeld", "lesions"]
+__all__ = ["LabelRule", "LoadLabeld", "lesions"]
 
 LabelRule = Literal["positive", "255"]
 
@@ -79,6 +79,3 @@ def lesions(mask: MetaTensor, rule: LabelRule | int = "positive") -> MetaTensor:
 def _check_rule(rule: LabelRule | int) -> None:
     if str(rule) not in get_args(LabelRule):
         raise InputError(f"rule must be one of {', '.join(get_args(LabelRule))}, got {rule!r}")
-
-
-LoadLabelD = LoadLabelDict = LoadLabeld

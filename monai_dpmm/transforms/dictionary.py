@@ -24,32 +24,14 @@ from monai_dpmm.transforms.bias_field import CorrectBiasField
 from monai_dpmm.transforms.foreground import MaskForeground
 
 __all__ = [
-    "CorrectBiasFieldD",
-    "CorrectBiasFieldDict",
     "CorrectBiasFieldd",
-    "EmbedPatchesD",
-    "EmbedPatchesDict",
     "EmbedPatchesd",
-    "ExtractSlicesD",
-    "ExtractSlicesDict",
     "ExtractSlicesd",
-    "ImageScoreD",
-    "ImageScoreDict",
     "ImageScored",
-    "LoadVolumeD",
-    "LoadVolumeDict",
     "LoadVolumed",
-    "MaskForegroundD",
-    "MaskForegroundDict",
     "MaskForegroundd",
-    "NormalizeSlicesD",
-    "NormalizeSlicesDict",
     "NormalizeSlicesd",
-    "RescaleIntensityD",
-    "RescaleIntensityDict",
     "RescaleIntensityd",
-    "ThresholdAnomalyD",
-    "ThresholdAnomalyDict",
     "ThresholdAnomalyd",
 ]
 
@@ -186,14 +168,3 @@ class ImageScored(_Dictionary):
     """Dictionary version of `ImageScore`."""
 
     array_transform = ImageScore
-
-
-LoadVolumeD = LoadVolumeDict = LoadVolumed
-MaskForegroundD = MaskForegroundDict = MaskForegroundd
-CorrectBiasFieldD = CorrectBiasFieldDict = CorrectBiasFieldd
-RescaleIntensityD = RescaleIntensityDict = RescaleIntensityd
-ExtractSlicesD = ExtractSlicesDict = ExtractSlicesd
-NormalizeSlicesD = NormalizeSlicesDict = NormalizeSlicesd
-EmbedPatchesD = EmbedPatchesDict = EmbedPatchesd
-ThresholdAnomalyD = ThresholdAnomalyDict = ThresholdAnomalyd
-ImageScoreD = ImageScoreDict = ImageScored

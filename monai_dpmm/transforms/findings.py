@@ -19,11 +19,7 @@ from monai_dpmm.transforms.operating_point import Detector
 from monai_dpmm.transforms.regions import connected_regions
 
 __all__ = [
-    "AnomalyFindingsD",
-    "AnomalyFindingsDict",
     "AnomalyFindingsd",
-    "SaveFindingsD",
-    "SaveFindingsDict",
     "SaveFindingsd",
     "anomaly_findings",
 ]
@@ -232,7 +228,3 @@ def _positions(of: str, world: np.ndarray, voxel: np.ndarray) -> dict[str, list[
         f"{of}_mm": [right, anterior, superior],
         f"{of}_lps_mm": [-right, -anterior, superior],
     }
-
-
-AnomalyFindingsD = AnomalyFindingsDict = AnomalyFindingsd
-SaveFindingsD = SaveFindingsDict = SaveFindingsd

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from monai_dpmm.errors import InputError
 
-__all__ = ["IgnoreLabelledPatchesD", "IgnoreLabelledPatchesDict", "IgnoreLabelledPatchesd"]
+__all__ = ["IgnoreLabelledPatchesd"]
 
 
 class IgnoreLabelledPatchesd(Transform):
@@ -54,6 +54,3 @@ def _without(embeddings: Tensor, labels: Tensor) -> Tensor:
         )
     marked = F.adaptive_max_pool2d((labels > 0).to(torch.float32), (height, width))
     return embeddings * (marked.amax(dim=1) == 0).unsqueeze(-1)
-
-
-IgnoreLabelledPatchesD = IgnoreLabelledPatchesDict = IgnoreLabelledPatchesd

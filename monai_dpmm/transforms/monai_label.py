@@ -17,11 +17,7 @@ from monai_dpmm.errors import InputError
 from monai_dpmm.network.thresholds import DEFAULT_RATES
 
 __all__ = [
-    "AnswerRequestD",
-    "AnswerRequestDict",
     "AnswerRequestd",
-    "ReadRequestD",
-    "ReadRequestDict",
     "ReadRequestd",
     "rate_choices",
 ]
@@ -125,7 +121,3 @@ def _suffix(data: Mapping[Hashable, Any]) -> str | None:
         return None
     known = Path(path).is_file() and str(path).lower().endswith(_WRITTEN_SUFFIXES)
     return None if known else ".nii.gz"
-
-
-ReadRequestD = ReadRequestDict = ReadRequestd
-AnswerRequestD = AnswerRequestDict = AnswerRequestd

@@ -21,8 +21,6 @@ from monai_dpmm.network.geometry import slice_axes
 
 __all__ = [
     "MIN_SCANS",
-    "CheckScanD",
-    "CheckScanDict",
     "CheckScand",
     "ScanCheck",
     "prototype_usage",
@@ -200,6 +198,3 @@ def _sentence(found: Mapping[str, Any]) -> str:
         f" which differ by {low:.0f} to {high:.0f} % from each other (p = {found['p_value']:.2g}"
         f" against {found['scans']} scans, {how})"
     )
-
-
-CheckScanD = CheckScanDict = CheckScand

@@ -9,7 +9,8 @@ import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
-from monai_dpmm import IgnoreLabelledPatchesd, collate_patches
+from monai_dpmm import IgnoreLabelledPatchesd
+from monai_dpmm.engines.slices import collate_patches
 
 CONFIG = Path(__file__).parents[2] / "configs/train.json"
 
