@@ -135,7 +135,7 @@ def test_names_that_are_no_longer_public_say_where_they_are(name):
 
 @pytest.mark.slow
 def test_type_checkers_see_the_public_names(tmp_path):
-    """A user's own code is checked against our signatures, through `__init__.pyi` and `py.typed`."""
+    """A user's own code is checked against our signatures."""
     code = "import monai_dpmm\nmonai_dpmm.DPMM(384, components='many')\nmonai_dpmm.Nothing\n"
     (tmp_path / "user.py").write_text(code)
     command = [sys.executable, "-m", "mypy", "--ignore-missing-imports", "--follow-imports=silent"]
