@@ -10,8 +10,7 @@ import argparse
 import json
 
 import torch
-
-from monai_dpmm.app.benchmark import scoring_cost, stand_in_detector
+from workload import scoring_cost, stand_in_detector
 
 
 def main() -> None:

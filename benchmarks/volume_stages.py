@@ -25,9 +25,9 @@ import torch
 from monai.bundle import ConfigParser
 from nilearn.datasets import load_mni152_template
 from nilearn.image import resample_img
+from workload import stand_in_detector, volume_clock
 
 from monai_dpmm import load_backbone
-from monai_dpmm.app.benchmark import stand_in_detector, volume_clock
 from monai_dpmm.app.cli import configs_dir
 from monai_dpmm.network.backbones.registry import EMBEDDED
 

@@ -14,6 +14,8 @@ from monai_dpmm.app.release import configs_dir
 from monai_dpmm.app.workflows import run_workflow
 from monai_dpmm.errors import INTERRUPTED, USAGE, UsageError, one_line_errors, report_line
 
+_MOVED = "benchmark is a script of the source: python benchmarks/costs.py SCAN -f FOLDER"
+
 __all__ = ["configs_dir", "main", "run_workflow"]
 
 
@@ -28,8 +30,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             interrupted, the process ends with code 130.
     """
     one_line_errors()
-    args = command_parser().parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else argv
     try:
+        if arguments[:1] == ["benchmark"]:  # of one earlier version
+            raise UsageError(_MOVED)
+        args = command_parser().parse_args(argv)
         args.run(args)
         sys.stdout.flush()
     except UsageError as error:

@@ -12,7 +12,7 @@ from monai_dpmm.app.workflows import PLANS, applicable, merged_config, planned, 
 from monai_dpmm.errors import printable
 
 __all__ = [
-    *("benchmark", "bundle", "check", "compare", "completion", "figures", "report", "score"),
+    *("bundle", "check", "compare", "completion", "figures", "report", "score"),
     "workflows",
 ]
 
@@ -95,33 +95,6 @@ def bundle(args: Namespace) -> None:
     """Write a trained model as a bundle."""
     folder = write_bundle(args.out, args.folder, data=args.data, metrics=args.metrics)
     print(f"Bundle: {folder}, and {folder.name}.zip beside it")
-
-
-def benchmark(args: Namespace) -> None:
-    """Measure what the method costs on this machine."""
-    import torch
-
-    from monai_dpmm.app.benchmark import StepSize
-    from monai_dpmm.app.costs import costs, costs_table
-    from monai_dpmm.app.timing import available_device
-    from monai_dpmm.files import whole_file
-
-    device = available_device(args.device)
-    torch.set_num_threads(args.threads or torch.get_num_threads())
-    found = costs(
-        StepSize(args.patches, args.features, args.components),
-        device,
-        backbone=args.backbone,
-        image_size=args.image_size,
-        images=args.images,
-        repeats=args.repeats,
-        folder=args.folder,
-        scan=args.scan,
-    )
-    print(costs_table(found))
-    if args.json is not None:
-        with whole_file(args.json) as partial:
-            partial.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def completion(args: Namespace) -> None:

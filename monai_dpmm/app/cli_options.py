@@ -17,7 +17,7 @@ _HEALTHY = "folder of healthy scans, or data set with train and val"
 
 __all__ = [
     *("SHELLS", "override"),
-    *("benchmark", "bundle", "calibrate", "check", "compare", "completion", "demo", "evaluate"),
+    *("bundle", "calibrate", "check", "compare", "completion", "demo", "evaluate"),
     *("figures", "infer", "report", "score", "train"),
 ]
 
@@ -144,36 +144,6 @@ def figures(command: ArgumentParser) -> None:
     _add_out(command, None, "folder of the figures (default: figures in -f)")
 
 
-def benchmark(command: ArgumentParser) -> None:
-    """Options of `benchmark`."""
-    command.add_argument(
-        "scan", type=Path, nargs="?", metavar="SCAN", help="volume to time the model's stages on"
-    )
-    _add_folder(command.add_argument_group("folders"))
-    sizes = command.add_argument_group("EM step")
-    for name, default, told in (
-        ("patches", 12288, "N, of a batch"),
-        ("features", 384, "D, of an embedding"),
-        ("components", 500, "K, the truncation"),
-    ):
-        _add_number(sizes, name, default, told)
-    network = command.add_argument_group("scoring beside the backbone")
-    network.add_argument(
-        "--backbone", default="dinov2_vits14", metavar="NAME", help="default: %(default)s"
-    )
-    _add_number(network, "image-size", 448, "pixels of a slice's shorter side")
-    _add_number(network, "images", 4, "slices at the backbone at once")
-    measuring = command.add_argument_group("measuring")
-    measuring.add_argument(
-        "--device", choices=("cpu", "cuda"), help="default: cuda where there is one, else cpu"
-    )
-    measuring.add_argument(
-        "--threads", type=_positive, metavar="N", help="of the CPU (default: all)"
-    )
-    _add_number(measuring, "repeats", 5, "whose median counts")
-    measuring.add_argument("--json", type=Path, metavar="FILE", help="file for all numbers")
-
-
 def bundle(command: ArgumentParser) -> None:
     """Options of `bundle`."""
     command.add_argument(
@@ -193,11 +163,6 @@ def bundle(command: ArgumentParser) -> None:
 def completion(command: ArgumentParser) -> None:
     """Options of `completion`."""
     command.add_argument("shell", choices=SHELLS)
-
-
-def _add_number(group: Any, name: str, default: int, told: str) -> None:
-    help_ = f"{told} (default: %(default)s)"
-    group.add_argument(f"--{name}", type=_positive, default=default, metavar="N", help=help_)
 
 
 def _add_out(command: ArgumentParser, default: Path | None, told: str) -> None:

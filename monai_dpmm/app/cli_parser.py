@@ -67,15 +67,6 @@ Nothing is measured again: metrics are those of the report that is there.
 example:
   monai-dpmm report scans -f brain --slices 3 -o report_of_brain
 """,
-    "benchmark": """\
-Ratios and shares are medians over repeats of one run. The weights of the
-backbone are random, which does not change the time; the stages of a volume
-are those of the model in -f, and are timed where SCAN is given.
-
-examples:
-  monai-dpmm benchmark --threads 1
-  monai-dpmm benchmark scan.nii.gz -f brain --json costs.json
-""",
     "score": "",
     "bundle": "",
     "completion": """\
@@ -100,7 +91,6 @@ _HELP = {
     "compare": "fit the DPMM and its baselines to the same embeddings",
     "score": "measure anomaly maps that any tool saved, one file an image",
     "figures": "draw a paper's figures of a trained model, as PDF and PNG",
-    "benchmark": "measure what the method costs on this machine",
     "bundle": "write a trained model as a bundle of its own, folder and zip",
     "completion": "print a script that completes commands in a shell",
 }

@@ -44,15 +44,14 @@ def test_examples_are_commands_that_the_parser_takes(name):
     lines = re.findall(r"^  monai-dpmm ([^>]*?)(?:   .*)?$", COMMANDS[name].epilog, re.MULTILINE)
     for line in lines:
         assert command_parser().parse_args(line.split()).command == name
-    assert lines or name not in ("train", "evaluate", "infer", "report", "benchmark")
+    assert lines or name not in ("train", "evaluate", "infer", "report")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["benchmark", "--patches", "0"], "must be a whole number from 1 on, got '0'"),
-        (["benchmark", "--repeats", "x"], "must be a whole number from 1 on, got 'x'"),
-        (["benchmark", "--device", "tpu"], "invalid choice: 'tpu'"),
+        (["compare", "scans", "--seeds", "0"], "must be a whole number from 1 on, got '0'"),
+        (["compare", "scans", "--seeds", "x"], "must be a whole number from 1 on, got 'x'"),
         (["report", "scans", "--axis", "3"], "invalid choice: 3"),
         (["report", "scans", "--slices", "-1"], "must be a whole number from 1 on, got '-1'"),
         (["completion", "tcsh"], "invalid choice: 'tcsh'"),

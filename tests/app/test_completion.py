@@ -55,7 +55,7 @@ def completed(request, tmp_path):
 
 def test_commands_and_options(completed):
     assert completed("monai-dpmm tr") == {"train"}
-    assert {"demo", "report", "benchmark", "completion"} <= completed("monai-dpmm ")
+    assert {"demo", "report", "completion"} <= completed("monai-dpmm ")
     assert completed("monai-dpmm train --d") == {"--dry-run"}
     assert completed("monai-dpmm completion ") == {*SHELLS}
 

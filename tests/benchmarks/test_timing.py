@@ -2,12 +2,13 @@ import math
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import timing
 import torch
+from timing import STATM, Clock, available_device, in_turn, median_ratio, peak
 
-from monai_dpmm.app import timing
-from monai_dpmm.app.timing import STATM, Clock, available_device, in_turn, median_ratio, peak
 from monai_dpmm.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -93,7 +94,7 @@ def test_freed_blocks_are_given_back_although_a_later_one_stays():
     """Of 100 blocks of 100 kB all but the last are freed; in a process of its own."""
     code = """
 import sys
-from monai_dpmm.app.timing import resident, return_freed_blocks
+from timing import resident, return_freed_blocks
 if sys.argv[1] == "returned":
     return_freed_blocks()
 before = resident()
@@ -102,7 +103,11 @@ del blocks[:-1]
 print((resident() - before) / 1e6)
 """
     kept, returned = (
-        float(subprocess.check_output([sys.executable, "-c", code, how]))
+        float(
+            subprocess.check_output(
+                [sys.executable, "-c", code, how], cwd=Path(timing.__file__).parent
+            )
+        )
         for how in ("kept", "returned")
     )
     assert kept > 8

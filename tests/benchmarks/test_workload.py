@@ -3,8 +3,8 @@
 import pytest
 import torch
 from monai.bundle import ConfigParser
-
-from monai_dpmm.app.benchmark import (
+from timing import STATM
+from workload import (
     SURVIVING,
     StepSize,
     clustered,
@@ -17,8 +17,8 @@ from monai_dpmm.app.benchmark import (
     volume_clock,
     volume_cost,
 )
+
 from monai_dpmm.app.cli import configs_dir
-from monai_dpmm.app.timing import STATM
 
 CPU = torch.device("cpu")
 SMALL = StepSize(300, 16, 12)
@@ -69,7 +69,7 @@ def test_memory_grows_with_the_components_of_a_step():
 
 
 def test_memory_is_unknown_where_the_system_does_not_tell(monkeypatch, tmp_path):
-    monkeypatch.setattr("monai_dpmm.app.benchmark.STATM", tmp_path / "none")
+    monkeypatch.setattr("workload.STATM", tmp_path / "none")
     assert fresh_step_memory(SMALL, CPU, threads=1) is None
 
 

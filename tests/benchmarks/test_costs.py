@@ -4,10 +4,9 @@ import json
 
 import pytest
 import torch
+from costs import costs_table, main
+from workload import StepSize
 
-from monai_dpmm.app.benchmark import StepSize
-from monai_dpmm.app.cli import main
-from monai_dpmm.app.costs import costs_table
 from monai_dpmm.errors import InputError, expected_error
 
 SMALL = [
@@ -18,7 +17,7 @@ SMALL = [
 
 def _run(capsys, tmp_path, *options):
     file = tmp_path / "costs.json"
-    main(["benchmark", *map(str, options), *SMALL, "--json", str(file)])
+    main([*map(str, options), *SMALL, "--json", str(file)])
     return json.loads(file.read_text()), capsys.readouterr().out
 
 
@@ -78,18 +77,18 @@ def test_times_of_a_gpu_are_told():
 
 @pytest.mark.parametrize("missing", ["model", "scan"])
 def test_what_a_volume_needs_is_asked_for_first(missing, trained, cohort, tmp_path, monkeypatch):
-    monkeypatch.setattr("monai_dpmm.app.costs.step_cost", None)  # nothing is measured
+    monkeypatch.setattr("costs.step_cost", None)  # nothing is measured
     folder = tmp_path if missing == "model" else trained
     scan = tmp_path / "none" if missing == "scan" else cohort / "test/images/test_000.nii.gz"
     with pytest.raises(
         InputError, match=r"model\.pt: must exist|none: must be a data set's folder"
     ):
-        main(["benchmark", str(scan), "-f", str(folder), *SMALL])
+        main([str(scan), "-f", str(folder), *SMALL])
 
 
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path, capsys):
     file = tmp_path / "none" / "costs.json"
     with pytest.raises(OSError, match=r"costs\.json: could not be written, No such file") as caught:
-        main(["benchmark", *SMALL, "--json", str(file)])
+        main([*SMALL, "--json", str(file)])
     assert expected_error(caught.value) is caught.value
     assert "One EM step" in capsys.readouterr().out

@@ -1,27 +1,31 @@
-"""All that `benchmark` measures on a machine, as a dictionary for JSON and as a table."""
+"""What the method costs on this machine: an EM step, scoring, and the stages of a volume.
+
+    python benchmarks/costs.py --threads 1
+    python benchmarks/costs.py scan.nii.gz -f brain --json costs.json
+
+Ratios and shares are medians over repeats of one run. The weights of the backbone are random, which
+does not change the time; the stages of a volume are those of the model in -f, and are timed where
+SCAN is given.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from timing import available_device
+from workload import StepSize, scoring_cost, stand_in_detector, step_cost, volume_cost
 
-from monai_dpmm.app.benchmark import (
-    StepSize,
-    scoring_cost,
-    stand_in_detector,
-    step_cost,
-    volume_cost,
-)
 from monai_dpmm.app.workflows import PLANS, merged_config, planned
+from monai_dpmm.errors import one_line_errors, printable
+from monai_dpmm.files import whole_file
 from monai_dpmm.io.datalist import datalist, existing_file
 from monai_dpmm.report.environment import environment
-from monai_dpmm.report.html import formatted
-
-__all__ = ["costs", "costs_table"]
 
 _WIDTH = 44  # of a quantity's name
 
@@ -111,7 +115,7 @@ def costs_table(found: Mapping[str, Any]) -> str:
         return "\n".join([*lines, "One volume: not timed, no scan was given"])
     stages = [_line(name, f"{100 * share:.1f} %") for name, share in volume["shares"].items()]
     whole = [_line("time / time of embedding alone", volume["to_embedding"]), *_times(volume)]
-    return "\n".join([*lines, f"One volume: {formatted(volume['scan'])}", *stages, *whole])
+    return "\n".join([*lines, f"One volume: {printable(volume['scan'])}", *stages, *whole])
 
 
 def _line(name: str, value: float | str | None) -> str:
@@ -123,3 +127,42 @@ def _times(found: Mapping[str, Any]) -> list[str]:
     """Lines of the milliseconds, which a GPU has."""
     names = {"step_ms": "time, ms", "forward_ms": "forward pass, ms", "total_ms": "all stages, ms"}
     return [_line(told, float(found[key])) for key, told in names.items() if key in found]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    one_line_errors()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("scan", type=Path, nargs="?", metavar="SCAN")
+    parser.add_argument("-f", "--folder", type=Path, default=Path("."), help="of the model")
+    for field, told in (("patches", "N"), ("features", "D"), ("components", "K")):
+        default = StepSize._field_defaults[field]
+        parser.add_argument(f"--{field}", type=int, default=default, help=f"{told} of the EM step")
+    parser.add_argument("--backbone", default="dinov2_vits14", help="of random weights")
+    parser.add_argument("--image-size", type=int, default=448, help="of a slice's shorter side")
+    parser.add_argument("--images", type=int, default=4, help="slices at the backbone at once")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one")
+    parser.add_argument("--threads", type=int, help="of torch")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="file for all numbers")
+    args = parser.parse_args(argv)
+    device = available_device(args.device)
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    found = costs(
+        StepSize(args.patches, args.features, args.components),
+        device,
+        backbone=args.backbone,
+        image_size=args.image_size,
+        images=args.images,
+        repeats=args.repeats,
+        folder=args.folder,
+        scan=args.scan,
+    )
+    print(costs_table(found))
+    if args.json is not None:
+        with whole_file(args.json) as partial:
+            partial.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""What the method costs, beside what cannot be avoided: an EM step, scoring, a whole volume."""
+"""What benchmarks measure: an EM step, scoring, a whole volume, and what cannot be avoided."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from timing import STATM, Clock, in_turn, median_ratio, peak, return_freed_blocks
 from torch import Tensor
 from torch.nn import functional as F
 
-from monai_dpmm.app.timing import STATM, Clock, in_turn, median_ratio, peak, return_freed_blocks
 from monai_dpmm.mixture.dpmm import DPMM, CovarianceKind
 from monai_dpmm.mixture.precision import full_float32
 from monai_dpmm.network.backbones.registry import create_backbone
@@ -36,6 +36,7 @@ _STAGES = {
     "ImageScored": "threshold and findings",
     "AnomalyFindingsd": "threshold and findings",
     "SaveVolumed": "save",
+    "SaveResultsd": "save",
     "SaveFindingsd": "save",
     "SaveDicomd": "save",
     "AnswerRequestd": "save",
