@@ -20,7 +20,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from monai_dpmm.app.cli import configs_dir
-from monai_dpmm.app.cli_options import override
+from monai_dpmm.app.options import override
 from monai_dpmm.engines.embedding_store import embedded_dataset
 
 

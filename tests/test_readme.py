@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from monai_dpmm.app.cli_parser import command_parser
+from monai_dpmm.app.cli import command_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}

@@ -1,26 +1,49 @@
-"""Command line: `python -m monai_dpmm COMMAND`, thin over the bundle's workflows.
-
-The parser is in `cli_parser`, what the commands do in `cli_commands`.
-"""
+"""Command line: `python -m monai_dpmm COMMAND`, each a module of `commands`."""
 
 from __future__ import annotations
 
 import os
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
-from monai_dpmm.app.cli_parser import command_parser
+from monai_dpmm import __version__
+from monai_dpmm.app.commands import all_commands
 from monai_dpmm.app.release import configs_dir
 from monai_dpmm.app.workflows import run_workflow
 from monai_dpmm.errors import INTERRUPTED, USAGE, UsageError, one_line_errors, report_line
 
-_MOVED = "benchmark is a script of the source: python benchmarks/costs.py SCAN -f FOLDER"
+_EPILOG = """\
+A first model, and what it finds in other scans:
+  monai-dpmm check healthy_scans
+  monai-dpmm train healthy_scans -f brain
+  monai-dpmm infer scans -f brain
 
-__all__ = ["configs_dir", "main", "run_workflow"]
+demo, train, calibrate, evaluate and infer are workflows of the bundle, which
+MONAI runs as well, for example
+  python -m monai.bundle run training --config_file configs/train.json \\
+    --dataset_dir healthy_scans
+Any value of their configs can be set with -s, and --dry-run prints them all.
+
+exit codes:
+  0    done
+  1    a problem of the data or the model, told in one line on standard error;
+       also where check finds one, or infer did all scans but some. A traceback,
+       also 1, is a bug: please report it. Where the variable
+       MONAI_DPMM_TRACEBACK is set, every error has its traceback
+  2    an option, key or config that there is none of; nothing has been run
+  130  interrupted (Ctrl-C)
+"""
+_MOVED = {  # commands of one earlier version
+    "benchmark": "is a script of the source: python benchmarks/costs.py SCAN -f FOLDER",
+    "completion": "is shtab's: shtab --shell bash monai_dpmm.app.cli.command_parser",
+}
+
+__all__ = ["command_parser", "configs_dir", "main", "run_workflow"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the arguments and run the command.
+    """Parse the arguments and run the command; without any, print the help.
 
     A problem of the data or the model is raised, and reported by the interpreter as one line with
     exit code 1.
@@ -30,11 +53,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             interrupted, the process ends with code 130.
     """
     one_line_errors()
-    arguments = sys.argv[1:] if argv is None else argv
+    given = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
-        if arguments[:1] == ["benchmark"]:  # of one earlier version
-            raise UsageError(_MOVED)
-        args = command_parser().parse_args(argv)
+        if given[0] in _MOVED:
+            raise UsageError(f"{given[0]} {_MOVED[given[0]]}")
+        args = command_parser().parse_args(given)
         args.run(args)
         sys.stdout.flush()
     except UsageError as error:
@@ -47,3 +70,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("\ninterrupted", file=sys.stderr)
         sys.stdout.flush()
         os._exit(INTERRUPTED)  # threads of libraries that still compute abort an orderly exit
+
+
+def command_parser() -> ArgumentParser:
+    """Parser of all commands; the result's `run` is what to call with it."""
+    parser = ArgumentParser(
+        prog="monai-dpmm",
+        description="Unsupervised anomaly detection for medical volumes.",
+        epilog=_EPILOG,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-V", "--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(
+        required=True, metavar="COMMAND", dest="command", title="commands"
+    )
+    for command in all_commands():
+        declared = commands.add_parser(
+            command.name,
+            help=command.help,
+            description=f"{command.help[:1].upper()}{command.help[1:]}.",
+            epilog=command.examples,
+            formatter_class=RawDescriptionHelpFormatter,
+        )
+        declared.set_defaults(run=command.run)
+        command.options(declared)
+    return parser

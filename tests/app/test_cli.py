@@ -1,7 +1,6 @@
 """Exit codes and lines of the commands, as their users meet them."""
 
 import json
-import re
 import shutil
 import signal
 import subprocess
@@ -19,12 +18,13 @@ from monai_dpmm.app.cli import configs_dir, main
 
 INTERRUPTED = """\
 import os, sys
-from monai_dpmm.app import cli, cli_commands
+from monai_dpmm.app import cli
+from monai_dpmm.app.commands import bundled
 
 def interrupted(names, **overrides):
     raise KeyboardInterrupt
 
-cli_commands.run_workflow = interrupted
+bundled.run_workflow = interrupted
 cli.main(sys.argv[1:])
 """
 
@@ -48,9 +48,10 @@ def _last_lines(text):
     return [line for line in text.splitlines() if " - INFO - " not in line and line][-1:]
 
 
-def test_help_names_the_commands(capsys):
+@pytest.mark.parametrize("arguments", [["--help"], []])
+def test_help_names_the_commands(arguments, capsys):
     with pytest.raises(SystemExit) as exit_:
-        main(["--help"])
+        main(arguments)
     assert exit_.value.code == 0
     text = capsys.readouterr().out
     for command in ("demo", "train", "calibrate", "evaluate", "infer", "score", "check", "report"):
@@ -68,7 +69,6 @@ def test_version(option, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "COMMAND"),
         (["train"], "DATASET"),
         (["train", "x", "-s", "epochs"], "must be KEY=VALUE, got 'epochs'"),
         (["guess"], "invalid choice"),
@@ -113,12 +113,20 @@ def test_a_problem_of_the_data_is_one_line_and_exits_with_1(tmp_path):
     assert "Traceback" not in result.stderr
 
 
-def test_a_command_that_is_a_script_now_names_it(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "way"),
+    [
+        (["benchmark", "scan.nii.gz", "--threads", "1"], "python benchmarks/costs.py SCAN -f"),
+        (["completion", "bash"], "shtab --shell bash monai_dpmm.app.cli.command_parser"),
+    ],
+)
+def test_a_command_that_moved_names_the_new_way(arguments, way, capsys):
     with pytest.raises(SystemExit) as exit_:
-        main(["benchmark", "scan.nii.gz", "--threads", "1"])
+        main(arguments)
     assert exit_.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(r"benchmark.*python benchmarks/costs\.py SCAN -f FOLDER", line)
+    assert line.startswith(f"error: {arguments[0]} is ")
+    assert way in line
 
 
 def test_a_refused_scan_does_not_stop_the_others_and_exits_with_1(trained, cohort, tmp_path):
@@ -165,7 +173,7 @@ def test_the_configs_are_found():
 
 
 def test_what_others_import_is_there():
-    assert {"configs_dir", "main", "run_workflow"} == set(cli.__all__)
+    assert {"command_parser", "configs_dir", "main", "run_workflow"} == set(cli.__all__)
 
 
 def _printed_config(capsys):

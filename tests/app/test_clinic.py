@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from monai_dpmm.app.cli_parser import command_parser
+from monai_dpmm.app.cli import command_parser
 from monai_dpmm.app.release import configs_dir
 
 PAGE = Path(__file__).parents[2] / "docs" / "clinic.md"

@@ -2,7 +2,7 @@ import argparse
 
 import pytest
 
-from monai_dpmm.app.cli_options import override
+from monai_dpmm.app.options import override
 
 
 @pytest.mark.parametrize(

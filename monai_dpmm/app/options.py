@@ -1,0 +1,117 @@
+"""What commands are made of: their record, the options that several share, the config of these."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from monai_dpmm.app.settings import TEXTS
+from monai_dpmm.app.workflows import PLANS, applicable, merged_config, planned
+
+LABELLED = "data set with test/images and test/labels"
+SETTINGS_HELP = """\
+examples of -s:
+  -s max_epochs=10 -s image_size=224     numbers and lists as in JSON
+  -s train#trainer#max_epochs=10         a key within another
+"""
+_PYTHON = {"True": True, "False": False, "None": None}
+
+__all__ = [
+    *("LABELLED", "SETTINGS_HELP", "Command", "add_folder", "add_out", "add_settings"),
+    *("config", "models_folder", "override", "overrides", "positive"),
+]
+
+
+class Command(NamedTuple):
+    """A command: its name, one line of help, what declares its options, what runs it, examples."""
+
+    name: str
+    help: str
+    options: Callable[[ArgumentParser], None]
+    run: Callable[[Namespace], None]
+    examples: str = ""
+
+
+def override(text: str) -> tuple[str, Any]:
+    """Key and value of KEY=VALUE; the value is JSON, or as Python writes it, or else text.
+
+    That of a setting which is text, such as a folder's name, is text: 2024 is no number there.
+    """
+    key, separator, value = text.partition("=")
+    if not key or not separator:
+        raise argparse.ArgumentTypeError(f"must be KEY=VALUE, got {text!r}")
+    try:
+        read = _PYTHON[value] if value in _PYTHON else json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+    return key, value if key in TEXTS and not isinstance(read, str) else read
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
+def add_folder(group: Any, folder: str = ".") -> None:
+    """Option -f, the folder of models and results."""
+    group.add_argument(
+        *("-f", "--folder"),
+        type=Path,
+        metavar="DIR",
+        default=Path(folder),
+        help="where models/ and output/ are read and written (default: %(default)s)",
+    )
+
+
+def add_out(command: ArgumentParser, default: Path | None, told: str) -> None:
+    """Option -o, the folder that is written."""
+    group = command.add_argument_group("output")
+    group.add_argument("-o", "--out", type=Path, metavar="DIR", default=default, help=told)
+
+
+def add_settings(command: ArgumentParser, folder: str = ".") -> argparse._ArgumentGroup:
+    """Options -f, -c and -s of what runs by the bundle's configs; returns the group of the last."""
+    add_folder(command.add_argument_group("folders"), folder)
+    group = command.add_argument_group("settings")
+    group.add_argument(
+        *("-c", "--config"),
+        action="append",
+        metavar="NAME",
+        help="config laid over the command's own, by name or file; may be repeated",
+    )
+    group.add_argument(
+        *("-s", "--set"),
+        action="append",
+        type=override,
+        metavar="KEY=VALUE",
+        help="value of a config; may be repeated",
+    )
+    return group
+
+
+def overrides(args: Namespace) -> dict[str, Any]:
+    """What the options of `add_settings` and the data set set, by key."""
+    values = dict(args.set or [])
+    values.setdefault("bundle_root", str(args.folder))
+    if getattr(args, "dataset", None) is not None:
+        values.setdefault("dataset_dir", str(args.dataset))
+    return values
+
+
+def config(args: Namespace) -> Any:
+    """The merged config of a command that makes its own use of it."""
+    overlays, values = list(args.config or []), overrides(args)
+    (plan,) = PLANS[args.command]
+    (checked,) = applicable([planned(plan, overlays, None)], values)
+    return merged_config(planned(plan, overlays, models_folder(values)), checked)
+
+
+def models_folder(values: dict[str, Any]) -> Path:
+    """Folder of the trained model."""
+    return Path(values.get("ckpt_dir", Path(values["bundle_root"]) / "models"))
