@@ -21,7 +21,7 @@ from monai_dpmm.errors import (
 )
 from monai_dpmm.network.backbones.registry import load_backbone
 from monai_dpmm.network.geometry import stack_slices
-from monai_dpmm.study.figures.style import save_figure
+from monai_dpmm.study.figures.sheet import save_figure
 
 
 def _caught(function):

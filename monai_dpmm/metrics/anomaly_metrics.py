@@ -68,11 +68,12 @@ class AnomalyMetrics(Metric):
       `monai_dpmm.metrics.froc`), whose curve is `froc`.
 
     What is not defined, as the AUROC of healthy images alone, is NaN. `subjects` holds one
-    dictionary an image. With `bootstrap`, `intervals` holds the 95 % percentile intervals by name,
-    (low, high), from resamples of the patients, or of the images whose patient is unknown; none of
-    a single patient. An item's patient is at "patient", in the output or the batch; and at
-    "anomalous", where it is known, whether the image is, whatever its mask: a slice that was sorted
-    out as anomalous may have an empty one. Otherwise it is if its mask is not empty.
+    dictionary an image, `pool` the pixels of this process's images. With `bootstrap`, `intervals`
+    holds the 95 % percentile intervals by name, (low, high), from resamples of the patients, or of
+    the images whose patient is unknown; none of a single patient. An item's patient is at
+    "patient", in the output or the batch; and at "anomalous", where it is known, whether the image
+    is, whatever its mask: a slice that was sorted out as anomalous may have an empty one. Otherwise
+    it is if its mask is not empty.
 
     Pixels are counted in a histogram (`ScoreHistogram`): however many images come, the memory is
     some 200 MB and 30 bytes a pixel of the largest image, and processes exchange bins instead of
@@ -119,7 +120,7 @@ class AnomalyMetrics(Metric):
 
     def reset(self) -> None:
         """Forget all images."""
-        self._pool = ScoreHistogram(None if self.exact else MAX_BINS)
+        self.pool = ScoreHistogram(None if self.exact else MAX_BINS)
         self._histograms = ImageHistograms()
         self._images: list[ImageRecord] = []
         self._result: dict[str, float] | None = None
@@ -156,7 +157,7 @@ class AnomalyMetrics(Metric):
             self._add(name, _plain(pred)[0], _plain(label)[0] > 0, item)
 
     def _add(self, name: str, scores: Tensor, label: Tensor, item: Mapping[str, Any]) -> None:
-        histogram = ScoreHistogram(self._pool.max_bins)
+        histogram = ScoreHistogram(self.pool.max_bins)
         try:
             if self._size is not None:
                 scores, label = resized(scores, label, self._size)
@@ -172,7 +173,7 @@ class AnomalyMetrics(Metric):
         named = {"name": name} if patient is None else {"name": name, "patient": patient}
         self.subjects.append(named | record.metrics)
         self._images.append(record)
-        self._pool.merge(histogram)
+        self.pool.merge(histogram)
         if self.bootstrap:
             self._histograms.add(histogram)
 
@@ -208,8 +209,8 @@ class AnomalyMetrics(Metric):
 
     def _pooled(self) -> dict[str, float]:
         """Metrics of the pixels of all images of all processes."""
-        pool = ScoreHistogram(self._pool.max_bins)
-        for histogram in interleaved([self._pool]):
+        pool = ScoreHistogram(self.pool.max_bins)
+        for histogram in interleaved([self.pool]):
             pool.merge(histogram)
         areas = {"auroc": pool.auroc(), "aupr": pool.aupr(), "aupro": pool.aupro()}
         dice = pool.best_dice()

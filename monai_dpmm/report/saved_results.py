@@ -19,7 +19,7 @@ FORMATS = (".nii.gz", ".nii", ".nrrd", ".mha")  # that volumes are written in
 _SHOWN = 3  # files that are named
 _OPERATING_POINT = ("false_positive_rate", "false_positive_volume_ml")
 
-__all__ = ["rewrite_report"]
+__all__ = ["findings_of", "rewrite_report", "saved_files"]
 
 
 class _Earlier(NamedTuple):
@@ -70,11 +70,11 @@ def rewrite_report(
     items, root = datalist(dataset_dir, "test"), data_root(dataset_dir)
     subjects, points, missing = [], [], []
     for item in items:
-        saved = _saved_files(item["image"], results, root)
+        saved = saved_files(item["image"], results, root)
         if absent := [path for path in saved.values() if not path.is_file()]:
             missing.append(absent[0])
             continue
-        found = _findings(saved["findings"])
+        found = findings_of(saved["findings"])
         shown = {"label": item.get("label") if with_labels else None}
         shown |= {key: found[key] for key in ("score", "threshold")}
         subjects.append(scan_subject(item["image"], saved, **shown))
@@ -92,7 +92,7 @@ def rewrite_report(
         print(printable(left))
 
 
-def _saved_files(image: str, results: Path, root: str) -> dict[str, Path]:
+def saved_files(image: str, results: Path, root: str) -> dict[str, Path]:
     """Files of a scan's results by postfix, there or not; volumes in the format written last."""
     # MONAI takes what follows a last dot from the name, unless it is a folder's
     source = f"{image}.dcm" if Path(image).is_dir() else image
@@ -106,7 +106,7 @@ def _saved_files(image: str, results: Path, root: str) -> dict[str, Path]:
     return files | {"findings": path("findings", ".json")}
 
 
-def _findings(file: Path) -> dict[str, Any]:
+def findings_of(file: Path) -> dict[str, Any]:
     """What `SaveFindingsd` wrote of a scan."""
     try:
         found = json_object(file)

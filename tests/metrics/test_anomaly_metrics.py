@@ -342,7 +342,7 @@ def test_a_protocol_resizes_map_and_mask(protocol):
     label[:, 7:14, 14:28] = 255
     metrics = AnomalyMetrics(_Detector(), protocol=protocol)
     metrics.update([{"pred": label / 255, "label": label}])
-    counted = metrics._pool.bins[:, 2:4].sum(0).tolist()
+    counted = metrics.pool.bins[:, 2:4].sum(0).tolist()
     assert counted == [size * size * 15 // 16, size * size // 16]
     result = metrics.compute()
     assert metrics.protocol == str(protocol)

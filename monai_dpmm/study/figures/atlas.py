@@ -1,4 +1,4 @@
-"""The prototypes of a mixture, shown by the patches nearest to them."""
+"""The prototypes of a mixture, shown by the places of scans that are nearest to them."""
 
 from __future__ import annotations
 
@@ -9,63 +9,71 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from monai_dpmm.errors import InputError
-from monai_dpmm.study.figures.scenes import Frame, SlicePatches
-from monai_dpmm.study.figures.style import PanelSheet, write
+from monai_dpmm.report.display import Scan, displayed_slice
+from monai_dpmm.report.panels import PREDICTED, draw_contour
+from monai_dpmm.study.figures.sheet import PanelSheet, write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_CONTEXT = 3.5  # patches on each side of the one in the middle
+_SIDE = 7  # patches, of a picture
+_SLICES = 24  # of a scan
 
 __all__ = ["Atlas", "Example", "atlas_figure"]
 
 
 class Example(NamedTuple):
-    """A patch with what is around it.
+    """A place that is near to a prototype, with what is around it.
 
     Attributes:
         score: the lower, the nearer to the prototype.
-        picture: (H, W) in [0, 1], the patch in the middle.
-        patch: its height and width in pixels.
+        picture: (H, W) in [0, 1], the place in the middle, black beyond the slice.
+        area: where the prototype is the nearest one, (H, W).
     """
 
     score: float
     picture: np.ndarray
-    patch: tuple[float, float]
+    area: np.ndarray
 
 
 class Atlas:
-    """The nearest patches of some components, from any number of scans in bounded memory.
+    """The nearest places of some components, from any number of scans in bounded memory.
 
     Args:
         components: indices of the components.
-        examples: patches kept of each.
+        count: examples kept of each.
         scans: how many will be added; a scan gives at most its share of the examples, each from
             another slice.
+        patch: side of a patch, as a share of a slice's shorter side.
     """
 
-    def __init__(self, components: Iterable[int], examples: int, scans: int) -> None:
+    def __init__(self, components: Iterable[int], count: int, scans: int, patch: float) -> None:
         self.examples: dict[int, list[Example]] = {int(k): [] for k in components}
-        self.count = examples
-        self.share = math.ceil(examples / scans)
+        self.count = count
+        self.patch = patch
+        self.share = math.ceil(count / scans)
 
-    def add(self, frame: Frame, slices: Iterable[SlicePatches]) -> None:
-        """Take the nearest patches of a scan."""
+    def add(self, scan: Scan) -> None:
+        """Take the nearest places of a scan with component map, outside its lesions."""
+        assert scan.components is not None
+        components = scan.components if scan.label is None else scan.components * (scan.label == 0)
+        slices, half = scan.image.shape[scan.axis], _SIDE * self.patch * min(scan.extent) / 2
         found: dict[int, list[Example]] = {k: [] for k in self.examples}
-        for patches in slices:
-            for k, best in found.items():
-                scores = np.where(patches.components == k, patches.scores, np.inf)
-                place = np.unravel_index(int(scores.argmin()), scores.shape)
-                worst = best[-1].score if len(best) == self.share else math.inf
-                if scores[place] < worst:
-                    example = _example(frame, patches, (int(place[0]), int(place[1])))
-                    found[k] = _nearest([*best, example], self.share)
-        for k, best in found.items():
-            self.examples[k] = _nearest([*self.examples[k], *best], self.count)
+        for index in range(0, slices, max(1, slices // _SLICES)):
+            volumes = (scan.image, scan.anomaly, components)
+            picture, scores, nearest = (displayed_slice(v, scan.axis, index) for v in volumes)
+            for k in np.intersect1d(list(found), nearest - 1).astype(int):
+                area = nearest == k + 1
+                masked = np.where(area, scores, np.inf)
+                place = np.unravel_index(int(masked.argmin()), masked.shape)
+                crops = (_around(array, place, half, scan.extent) for array in (picture, area))
+                found[k] = _best([*found[k], Example(float(masked[place]), *crops)], self.share)
+        for k, examples in found.items():
+            self.examples[k] = _best([*self.examples[k], *examples], self.count)
 
 
 def atlas_figure(atlas: Atlas, weights: np.ndarray, colors: np.ndarray) -> Figure:
-    """Prototypes in rows, their nearest patches in columns, the nearest first.
+    """Prototypes in rows, the places nearest to them in columns, the nearest first.
 
     Args:
         atlas: of the components to show, in this order.
@@ -73,13 +81,13 @@ def atlas_figure(atlas: Atlas, weights: np.ndarray, colors: np.ndarray) -> Figur
         colors: of all prototypes, (K, 3), see `monai_dpmm.study.figures.prototype_colors`.
 
     Raises:
-        ValueError: where no patch belongs to any of the components.
+        InputError: where no place belongs to any of the components.
     """
     from matplotlib.patches import Rectangle
 
     shown = {k: examples for k, examples in atlas.examples.items() if examples}
     if not shown:
-        raise InputError("atlas must hold patches, got none")
+        raise InputError("atlas must hold places, got none")
     blocks = 2 if len(shown) > 6 else 1
     rows = math.ceil(len(shown) / blocks)
     sheet = PanelSheet(rows, blocks * (atlas.count + 1), 1.0)
@@ -93,36 +101,26 @@ def atlas_figure(atlas: Atlas, weights: np.ndarray, colors: np.ndarray) -> Figur
         write(label, 0.5, 0.16, f"{100 * weights[k]:.2g} %", fontsize=6, color="#59636e")
         for column, example in enumerate(examples, 1):
             axes = sheet.panel(row, block * (atlas.count + 1) + column)
-            axes.imshow(
-                example.picture,
-                cmap="gray",
-                vmin=0,
-                vmax=1,
-                aspect="auto",
-                interpolation="bilinear",
-            )
-            height, width = example.picture.shape
-            h, w = example.patch
-            corner = ((width - w) / 2 - 0.5, (height - h) / 2 - 0.5)
-            axes.add_patch(Rectangle(corner, w, h, fill=False, edgecolor="#f0a800", linewidth=1))
+            style = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "bilinear"}
+            axes.imshow(example.picture, extent=(0, 1, 1, 0), aspect="auto", **style)
+            draw_contour(axes, example.area, (1, 1), PREDICTED, "nearest", 0.8)
+            axes.set(xlim=(0, 1), ylim=(1, 0))
     sheet.note(
-        "Prototypes of the largest weights (below the colour: number and weight) and the patches"
-        " nearest to them (outlined), the nearest first."
+        "Prototypes of the largest weights (number and weight below the colour) where they fit best"
+        " outside lesions. Outlined: patches nearest to the prototype."
     )
     return sheet.figure
 
 
-def _nearest(examples: list[Example], count: int) -> list[Example]:
+def _best(examples: list[Example], count: int) -> list[Example]:
     return sorted(examples, key=lambda example: example.score)[:count]
 
 
-def _example(frame: Frame, patches: SlicePatches, place: tuple[int, int]) -> Example:
-    """Patch (i, j) in the middle of its surroundings, black beyond the slice, the right way up."""
-    cell = [n / g for n, g in zip(patches.pixels.shape, patches.scores.shape, strict=True)]
-    reach = [math.ceil(_CONTEXT * side) for side in cell]
-    middle = [round((i + 0.5) * side) for i, side in zip(place, cell, strict=True)]
-    padded = np.pad(patches.pixels, [(r, r) for r in reach])
-    crop = padded[tuple(slice(m, m + 2 * r) for m, r in zip(middle, reach, strict=True))]
-    turned = frame.upright(np.zeros((2, 1))).shape == (1, 2)
-    patch = (cell[1], cell[0]) if turned else (cell[0], cell[1])
-    return Example(float(patches.scores[place]), frame.upright(crop).copy(), patch)
+def _around(
+    array: np.ndarray, place: tuple[np.intp, ...], half: float, extent: tuple[float, float]
+) -> np.ndarray:
+    """A square of twice `half` mm around a place of a slice of that extent, 0 beyond the slice."""
+    sizes = (extent[1] / array.shape[0], extent[0] / array.shape[1])
+    reach = [max(1, round(half / size)) for size in sizes]
+    padded = np.pad(array, [(r, r) for r in reach])
+    return padded[tuple(slice(p, p + 2 * r + 1) for p, r in zip(place, reach, strict=True))].copy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -18,8 +18,7 @@ from monai_dpmm.report.panels import (
     draw_heat,
     draw_slice,
 )
-from monai_dpmm.study.figures.cases import Cases
-from monai_dpmm.study.figures.style import PanelSheet, short, write
+from monai_dpmm.study.figures.sheet import PanelSheet, short, write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +29,15 @@ _HEIGHTS = (0.35, 0.5, 0.65)  # of the slices that hold anything
 _LINE = 0.9  # points
 _ROWS = ("scan", "score", "mask")
 
-__all__ = ["case_figure", "component_figure"]
+__all__ = ["Case", "case_figure", "component_figure"]
+
+
+class Case(NamedTuple):
+    """A scan of one slice under two lines of text: which it is, and how well it was found."""
+
+    title: str
+    quality: str
+    scan: Scan
 
 
 def component_figure(scans: Sequence[tuple[str, Scan]], colors: np.ndarray) -> Figure:
@@ -57,7 +64,7 @@ def component_figure(scans: Sequence[tuple[str, Scan]], colors: np.ndarray) -> F
         draw_slice(panels[0], scan, index, _GREY, describe=number == 0, points=6)
         _draw_prototypes(panels[1], scan, index, colors)
         for axes in panels:
-            _outline_label(axes, scan, index)
+            _outline(axes, scan, index, "label")
         if flat:
             write(panels[1], 0.5, 0.04, short(name), color="white", fontsize=6)
         elif column == 0:
@@ -69,33 +76,28 @@ def component_figure(scans: Sequence[tuple[str, Scan]], colors: np.ndarray) -> F
     return sheet.figure
 
 
-def case_figure(cases: Cases, threshold: float) -> Figure:
-    """Slice, scores and mask of cases, a column each, from the best to the worst by AUPR.
+def case_figure(cases: Sequence[Case], threshold: float) -> Figure:
+    """Slice, scores and mask of cases, a column each, in the order that they are given in.
 
     Raises:
-        ValueError: for no cases.
+        InputError: for no cases.
     """
-    chosen = cases.chosen()
-    if not chosen:
+    if not cases:
         raise InputError("cases must not be empty, got none")
-    scans = [case.scan for case in chosen]
+    scans = [case.scan for case in cases]
     ranges = [heat_range(scan.anomaly, threshold) for scan in scans]
     scale = HeatScale(min(r[0] for r in ranges), max(r[1] for r in ranges), threshold, False)
-    sheet = PanelSheet(len(_ROWS), len(chosen), _shape(scans), head=0.36, foot=0.55)
-    for column, case in enumerate(chosen):
+    sheet = PanelSheet(len(_ROWS), len(cases), _shape(scans), head=0.36, foot=0.55)
+    for column, (title, quality, scan) in enumerate(cases):
         axes = [sheet.panel(row, column) for row in range(len(_ROWS))]
-        draw_slice(axes[0], case.scan, 0, _GREY, describe=column == 0, points=6)
-        draw_heat(axes[1], case.scan, 0, _GREY, scale)
-        draw_slice(axes[2], case.scan, 0, _GREY)
-        mask = displayed_slice(case.scan.anomaly, case.scan.axis, 0) > threshold
-        if mask.any():
-            draw_contour(axes[2], mask, case.scan.extent, PREDICTED, "predicted", _LINE)
-        for ax in (axes[0], axes[2]):
-            _outline_label(ax, case.scan, 0)
-        rank = f"{cases.rank(case)} of {len(cases.values)}: {short(case.name, 14)}"
-        quality = f"AUPR {case.aupr:.2f}, Dice {case.dice:.2f}"
-        write(axes[0], 0.5, 1 + 0.19 / sheet.height, rank, fontsize=6)
-        write(axes[0], 0.5, 1 + 0.07 / sheet.height, quality, fontsize=6)
+        draw_slice(axes[0], scan, 0, _GREY, describe=column == 0, points=6)
+        draw_heat(axes[1], scan, 0, _GREY, scale)
+        draw_slice(axes[2], scan, 0, _GREY)
+        _outline(axes[0], scan, 0, "label")
+        for name in ("predicted", "label"):
+            _outline(axes[2], scan, 0, name)
+        for text, inches in ((title, 0.19), (quality, 0.07)):
+            write(axes[0], 0.5, 1 + inches / sheet.height, text, fontsize=6)
     for row, name in enumerate(_ROWS):
         sheet.name_row(row, name)
     _draw_color_bar(sheet, scale)
@@ -142,8 +144,8 @@ def _draw_prototypes(axes: Axes, scan: Scan, index: int, colors: np.ndarray) -> 
     axes.autoscale(False)
 
 
-def _outline_label(axes: Axes, scan: Scan, index: int) -> None:
-    if scan.label is not None:
-        area = displayed_slice(scan.label, scan.axis, index) > 0
-        if area.any():
-            draw_contour(axes, area, scan.extent, LABEL, "label", _LINE)
+def _outline(axes: Axes, scan: Scan, index: int, name: str) -> None:
+    volume, color = (scan.label, LABEL) if name == "label" else (scan.mask, PREDICTED)
+    area = None if volume is None else displayed_slice(volume, scan.axis, index) > 0
+    if area is not None and area.any():
+        draw_contour(axes, area, scan.extent, color, name, _LINE)

@@ -9,7 +9,7 @@ import numpy as np
 
 from monai_dpmm.errors import InputError
 from monai_dpmm.metrics.score_histogram import ScoreHistogram, key_scores
-from monai_dpmm.study.figures.style import (
+from monai_dpmm.study.figures.sheet import (
     ANOMALOUS,
     HEALTHY,
     PALETTE,

@@ -1,69 +1,67 @@
 import numpy as np
 import pytest
 
+from monai_dpmm.report.display import Scan
 from monai_dpmm.study.figures.atlas import Atlas, atlas_figure
-from monai_dpmm.study.figures.scenes import Frame, SlicePatches
-
-FRAME = Frame(np.diag([1.0, -1, 1, 1]), 3, 2)
 
 
-def _slice(scores, components, shape=(40, 20)):
-    """A slice whose pixels tell their own place: the row in tens, the column in units."""
-    rows, columns = np.indices(shape)
-    pixels = (rows * 100 + columns).astype(np.float32)
-    return SlicePatches(pixels, np.array(scores, np.float32), np.array(components))
+def _scan(scores, components, label=None):
+    """A scan of axial slices (S, X, Y) of 4 patches of 2 x 2 mm in a row, of one in the other."""
+    scores, components = (
+        np.repeat(np.array(x, float), 2, axis=1)[..., None] for x in (scores, components)
+    )
+    arrays = [np.moveaxis(np.repeat(x, 2, axis=2), 0, 2) for x in (scores, components)]
+    image = np.arange(arrays[0].size).reshape(arrays[0].shape) / 100
+    return Scan.of(image, arrays[0], None, arrays[1], label)
 
 
-def test_the_nearest_patches_are_kept_each_from_another_slice():
-    slices = [
-        _slice([[0.3, 0.1], [0.2, 0.9]], [[5, 5], [5, 7]]),
-        _slice([[0.4, 0.8], [0.05, 0.7]], [[5, 7], [-1, 7]]),
-    ]
-    atlas = Atlas([5, 7, 9], examples=2, scans=1)
-    atlas.add(FRAME, slices)
+def _atlas(components, count, scans):
+    return Atlas(components, count, scans, patch=0.5)  # 1 mm: pictures of 7 x 7 mm
+
+
+def test_the_nearest_places_are_kept_each_from_another_slice():
+    scan = _scan([[0.3, 0.1, 0.2, 0.9], [0.4, 0.8, 0.05, 0.7]], [[6, 6, 6, 8], [6, 8, 0, 8]])
+    atlas = _atlas([5, 7, 9], count=2, scans=1)
+    atlas.add(scan)
     assert [e.score for e in atlas.examples[5]] == pytest.approx([0.1, 0.4])
     assert [e.score for e in atlas.examples[7]] == pytest.approx([0.7, 0.9])
     assert atlas.examples[9] == []
 
 
 def test_a_scan_gives_its_share_and_the_best_of_all_stay():
-    atlas = Atlas([1], examples=2, scans=2)
+    atlas = _atlas([1], count=2, scans=2)
     for score in (0.5, 0.3):
-        atlas.add(FRAME, [_slice([[score, score + 0.1]], [[1, 1]]), _slice([[0.9, 0.9]], [[1, 1]])])
+        atlas.add(_scan([[score, score + 0.1], [0.9, 0.9]], [[2, 2], [2, 2]]))
     assert [e.score for e in atlas.examples[1]] == pytest.approx([0.3, 0.5])
 
 
-def test_the_patch_is_in_the_middle_of_its_surroundings_upright():
-    """Patch (0, 1) of a 4 x 2 grid: its centre is the pixel (5, 15); beyond the slice is black."""
-    scores = np.full((4, 2), 0.9)
-    scores[0, 1] = 0.1
-    atlas = Atlas([3], examples=1, scans=1)
-    atlas.add(FRAME, [_slice(scores, np.full((4, 2), 3))])
+def test_places_in_lesions_are_left_out():
+    label = np.zeros((4, 2, 1))
+    label[:2] = 1
+    atlas = _atlas([1], count=2, scans=1)
+    atlas.add(_scan([[0.1, 0.7]], [[2, 2]], label))
+    assert [e.score for e in atlas.examples[1]] == pytest.approx([0.7])
+
+
+def test_the_place_is_in_the_middle_of_its_surroundings_and_its_area_is_outlined():
+    """On the screen the first axis runs to the left: the patch at 6 and 7 mm is the first one."""
+    scan = _scan([[0.9, 0.9, 0.9, 0.1]], [[2, 2, 2, 4]])
+    atlas = _atlas([3], count=1, scans=1)
+    atlas.add(scan)
     (example,) = atlas.examples[3]
-    assert example.picture.shape == (70, 70)
-    assert example.patch == (10, 10)
-    pixels = FRAME.upright(_slice(scores, scores).pixels)
-    ours = np.argwhere(example.picture == 515)  # row 5, column 15
-    assert abs(ours - 34.5).max() <= 1
+    middle = tuple((n - 1) // 2 for n in example.picture.shape)
+    assert example.picture.shape == example.area.shape
+    assert example.picture[middle] in scan.image[6:]
+    assert example.area[middle]
+    assert example.area.sum() == 4
     seen = set(example.picture.ravel()) - {0}
-    assert seen <= set(pixels.ravel())
+    assert seen <= set(scan.image.ravel())
     assert (example.picture == 0).mean() > 0.4
 
 
-def test_oblong_patches_turn_with_the_picture():
-    turned = Frame(np.array([[0, 1.0, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]), 3, 2)
-    patches = _slice([[0.1, 0.2]], [[0, 0]], shape=(40, 20))
-    sizes = []
-    for frame in (FRAME, turned):
-        atlas = Atlas([0], examples=1, scans=1)
-        atlas.add(frame, [patches])
-        sizes.append(atlas.examples[0][0].patch)
-    assert sorted(sizes) == [(10, 40), (40, 10)]
-
-
 def test_the_figure_has_a_row_for_each_prototype_that_was_found():
-    atlas = Atlas([5, 7, 9], examples=3, scans=1)
-    atlas.add(FRAME, [_slice([[0.3, 0.1]], [[5, 7]]), _slice([[0.4, 0.2]], [[5, 7]])])
+    atlas = _atlas([5, 7, 9], count=3, scans=1)
+    atlas.add(_scan([[0.3, 0.1], [0.4, 0.2]], [[6, 8], [6, 8]]))
     weights, colors = np.linspace(0, 0.1, 10), np.random.default_rng(0).random((10, 3))
     figure = atlas_figure(atlas, weights, colors)
     texts = [text.get_text() for axes in figure.axes for text in axes.texts]
@@ -74,5 +72,5 @@ def test_the_figure_has_a_row_for_each_prototype_that_was_found():
 
 
 def test_an_empty_atlas_is_refused():
-    with pytest.raises(ValueError, match="atlas must hold patches, got none"):
-        atlas_figure(Atlas([1], examples=3, scans=1), np.ones(3), np.ones((3, 3)))
+    with pytest.raises(ValueError, match="atlas must hold places, got none"):
+        atlas_figure(_atlas([1], count=3, scans=1), np.ones(3), np.ones((3, 3)))

@@ -5,27 +5,49 @@ import matplotlib.image
 import nibabel as nib
 import numpy as np
 import pytest
-from test_scenes import parser_of
+from monai.bundle import ConfigParser
+from workflows import run_bundle
 
-from monai_dpmm.app.cli import main
+from monai_dpmm.app.cli import configs_dir, main
 from monai_dpmm.errors import InputError
 from monai_dpmm.study.figures.publication import write_figures
 
 NAMES = ("cases", "components", "curves", "prototypes", "scores")
 
 
+def parser_of(root, dataset, **overrides):
+    """What the command reads: train, the model's own settings, evaluate."""
+    parser = ConfigParser()
+    names = [
+        configs_dir() / "train.json",
+        root / "models/model.json",
+        configs_dir() / "evaluate.json",
+    ]
+    parser.read_config([str(name) for name in names])
+    parser.update({"bundle_root": str(root), "dataset_dir": str(dataset), **overrides})
+    return parser
+
+
 @pytest.fixture(scope="module")
-def written(trained, cohort, tmp_path_factory):
-    """Folder of the figures that the command draws, a comparison beside the model."""
-    folder = tmp_path_factory.mktemp("figures")
-    root = folder / "root"
+def evaluated(trained, cohort, tmp_path_factory):
+    """Bundle root with the results of an evaluation, and a comparison beside the model."""
+    root = tmp_path_factory.mktemp("figures") / "root"
     shutil.copytree(trained / "models", root / "models")
+    configs = ["train", str(root / "models/model.json"), "evaluate"]
+    run_bundle("run", configs, bundle_root=root, dataset_dir=cohort)
     score = {"auroc": 0.9, "aupr": 0.5, "milliseconds": 2.0, "megabytes": 10.0}
     trial = {"label": "DPMM", "prototypes": 5, "scores": {"cosine": score}}
     (root / "comparison").mkdir()
     (root / "comparison" / "comparison.json").write_text(json.dumps({"trials": [trial]}))
-    main(["figures", str(cohort), "-f", str(root), "-o", str(folder / "out")])
-    return folder / "out"
+    return root
+
+
+@pytest.fixture(scope="module")
+def written(evaluated, cohort, tmp_path_factory):
+    """Folder of the figures that the command draws."""
+    folder = tmp_path_factory.mktemp("figures") / "out"
+    main(["figures", str(cohort), "-f", str(evaluated), "-o", str(folder)])
+    return folder
 
 
 def test_one_command_draws_all_figures(written):
@@ -41,28 +63,43 @@ def test_no_figure_is_blank_or_large(written, name):
     assert (written / f"{name}.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_without_training_scans_or_comparison(trained, cohort, tmp_path):
-    """A data set for testing only: the patches come from its test scans, never from labels."""
-    shutil.copytree(cohort / "test", tmp_path / "data" / "test")
-    parser = parser_of(trained, tmp_path / "data")
-    paths = write_figures(parser, tmp_path / "out", tmp_path / "nowhere.json")
+def test_without_a_comparison(evaluated, cohort, tmp_path):
+    paths = write_figures(parser_of(evaluated, cohort), tmp_path / "out", tmp_path / "nowhere.json")
     assert {path.stem for path in paths} == set(NAMES)
 
 
-def test_a_data_set_without_lesions_is_refused(trained, cohort, tmp_path):
+def test_cases_have_the_metrics_of_the_evaluation(evaluated, cohort, tmp_path, monkeypatch):
+    report = json.loads((evaluated / "output/report/metrics.json").read_text())
+    auprs = [s["metrics"]["aupr"] for s in report["subjects"] if s["metrics"]["anomalous"]]
+    shown = []
+
+    def case_figure(cases, threshold):
+        shown.extend(case.quality for case in cases)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("monai_dpmm.study.figures.publication.case_figure", case_figure)
+    with pytest.raises(KeyboardInterrupt):
+        write_figures(parser_of(evaluated, cohort), tmp_path / "out")
+    assert [text.split(",")[0] for text in shown] == [f"AUPR {a:.2f}" for a in sorted(auprs)[::-1]]
+
+
+def test_a_data_set_without_lesions_is_refused(evaluated, cohort, tmp_path):
     shutil.copytree(cohort / "test", tmp_path / "data" / "test")
     for path in (tmp_path / "data" / "test" / "labels").iterdir():
         label = nib.load(path)
         nib.save(nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), path)
     with pytest.raises(InputError, match="must have a test scan with a lesion, got 3 without"):
-        write_figures(parser_of(trained, tmp_path / "data"), tmp_path / "out")
+        write_figures(parser_of(evaluated, tmp_path / "data"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_model_is_told_from_a_missing_data_set(trained, cohort, tmp_path):
-    shutil.copytree(trained / "models", tmp_path / "models")
+def test_what_is_missing_is_told_in_one_line(evaluated, trained, cohort, tmp_path):
+    with pytest.raises(InputError, match=r"output: must hold .* run `monai-dpmm evaluate` first"):
+        write_figures(parser_of(trained, cohort), tmp_path / "out")
+    shutil.copytree(evaluated / "models", tmp_path / "models")
     (tmp_path / "models" / "model.pt").unlink()
+    parser = parser_of(tmp_path, cohort, output_dir=str(evaluated / "output"))
     with pytest.raises((InputError, FileNotFoundError), match=r"model\.pt: must exist"):
-        write_figures(parser_of(tmp_path, cohort), tmp_path / "out")
+        write_figures(parser, tmp_path / "out")
     with pytest.raises(InputError, match="nowhere: must be a data set's folder"):
-        write_figures(parser_of(trained, tmp_path / "nowhere"), tmp_path / "out")
+        write_figures(parser_of(evaluated, tmp_path / "nowhere"), tmp_path / "out")

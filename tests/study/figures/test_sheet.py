@@ -1,7 +1,7 @@
 import matplotlib
 import pytest
 
-from monai_dpmm.study.figures.style import (
+from monai_dpmm.study.figures.sheet import (
     PALETTE,
     WIDTH,
     PanelSheet,
