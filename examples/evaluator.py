@@ -41,7 +41,7 @@ def main() -> None:
     postprocessing = Compose(
         [
             Invertd("pred", transform=preprocessing, orig_keys="image"),  # back on the scan's grid
-            ThresholdAnomalyd("pred", detector, 0.01, output_keys="mask"),
+            ThresholdAnomalyd("pred", false_positive_rate=0.01, output_keys="mask"),
         ]
     )
     metrics = AnomalyMetrics(detector)

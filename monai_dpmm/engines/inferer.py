@@ -12,6 +12,7 @@ from torch import Tensor
 
 from monai_dpmm.errors import InputError
 from monai_dpmm.network.geometry import slice_axes
+from monai_dpmm.transforms.operating_point import THRESHOLDS
 
 __all__ = ["AnomalyInferer"]
 
@@ -21,7 +22,9 @@ class AnomalyInferer(SliceInferer):
 
     MONAI's `SliceInferer` over whole slices: at most `batch_size` of them are at the network at
     once, so memory does not grow with the number of slices. A 2D batch (B, C, H, W) goes to the
-    network `batch_size` images at a time. Metadata of a MetaTensor is kept.
+    network `batch_size` images at a time. Metadata of a MetaTensor is kept; a detector's thresholds
+    by rate are added to it as "thresholds", so that they travel with the volume: a labelling server
+    loads the network itself, and hands it to the inferer only.
 
     Along several axes, the volume is scored once for each, and the scores of a voxel are averaged.
     The detector should know slices of all these axes (see `ExtractSlicesd`). Its thresholds are
@@ -50,19 +53,6 @@ class AnomalyInferer(SliceInferer):
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
         super().__init__(roi_size=(-1, -1), sw_batch_size=batch_size, overlap=0.0)
         self.component_map = component_map
-        self._network: Callable[..., Any] | None = None
-
-    def threshold(self, false_positive_rate: float) -> Tensor:
-        """Threshold of the detector that the latest call used, see `AnomalyDetector.threshold`.
-
-        A labelling server loads the network itself and hands it to the inferer only.
-
-        Raises:
-            RuntimeError: before the first call.
-        """
-        if self._network is None:
-            raise RuntimeError("the inferer must be called before its detector's threshold is read")
-        return self._network.threshold(false_positive_rate)  # type: ignore[attr-defined]
 
     @torch.no_grad()
     def __call__(
@@ -77,12 +67,11 @@ class AnomalyInferer(SliceInferer):
             *args: handed to the network.
             **kwargs: handed to the network.
         """
-        self._network = network
         call = network.maps if self.component_map else network  # type: ignore[attr-defined]
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         if inputs.ndim == 4:
             parts = [call(part, *args, **kwargs) for part in plain.split(self.sw_batch_size)]
-            return self._like(torch.cat([torch.as_tensor(part) for part in parts]), inputs)
+            return _like(torch.cat([torch.as_tensor(part) for part in parts]), inputs, network)
         if inputs.ndim != 5:
             raise InputError(
                 f"inputs must be (B, C, X, Y, Z) or (B, C, H, W), got shape {tuple(inputs.shape)}"
@@ -94,7 +83,7 @@ class AnomalyInferer(SliceInferer):
             for axis in others:
                 anomaly = anomaly + self._scored(plain, axis, network, *args, **kwargs)
             result = torch.cat([anomaly / len(self.axes), result[:, 1:]], dim=1)
-        return self._like(result, inputs)
+        return _like(result, inputs, network)
 
     def _scored(
         self, volume: Tensor, axis: int, call: Callable[..., Any], *args: Any, **kwargs: Any
@@ -103,11 +92,18 @@ class AnomalyInferer(SliceInferer):
         self.spatial_dim = axis
         return super().__call__(volume, call, *args, **kwargs)
 
-    @staticmethod
-    def _like(result: Tensor, inputs: Tensor) -> Tensor:
-        if not isinstance(inputs, MetaTensor):
-            return result
-        like = MetaTensor(result)
-        like.copy_meta_from(inputs)
-        like.is_batch = inputs.is_batch
-        return like
+
+def _like(result: Tensor, inputs: Tensor, network: Any) -> Tensor:
+    """The result with the metadata of its inputs and the thresholds of the network."""
+    if not isinstance(inputs, MetaTensor):
+        return result
+    like = MetaTensor(result)
+    like.copy_meta_from(inputs)
+    like.is_batch = inputs.is_batch
+    # what the inputs say of thresholds goes: a file's header may hold anything
+    like.meta = {key: value for key, value in like.meta.items() if key != THRESHOLDS}
+    found = getattr(network, "thresholds_by_rate", None)
+    if found is not None:
+        each = {rate: [value] * len(inputs) for rate, value in found.items()}
+        like.meta[THRESHOLDS] = each if like.is_batch else found
+    return like

@@ -16,7 +16,7 @@ from monai_dpmm.network.geometry import (
     upsample_components,
     upsample_scores,
 )
-from monai_dpmm.network.thresholds import DEFAULT_RATES, thresholds_at
+from monai_dpmm.network.thresholds import DEFAULT_RATES, threshold_of, thresholds_at
 
 __all__ = ["AnomalyDetector", "embed_patches"]
 
@@ -180,6 +180,12 @@ class AnomalyDetector(nn.Module):
         """
         self.thresholds.copy_(thresholds_at(patch_scores, self.false_positive_rates))
 
+    @property
+    def thresholds_by_rate(self) -> dict[str, float]:
+        """Thresholds by false-positive rate, as text ("0.01"); NaN before `calibrate`."""
+        rates = [f"{rate:g}" for rate in self.false_positive_rates.tolist()]
+        return dict(zip(rates, self.thresholds.tolist(), strict=True))
+
     def threshold(self, false_positive_rate: float) -> Tensor:
         """Score above which a patch is anomalous at a calibrated rate: a 0-d tensor.
 
@@ -187,19 +193,9 @@ class AnomalyDetector(nn.Module):
             ValueError: where no threshold is kept for the rate.
             RuntimeError: before `calibrate`.
         """
-        rates = self.false_positive_rates.tolist()
-        matches = [i for i, rate in enumerate(rates) if abs(rate - false_positive_rate) < 1e-6]
-        if not matches:
-            kept = ", ".join(f"{rate:g}" for rate in rates)
-            raise InputError(
-                f"false_positive_rate must be one of {kept}, got {false_positive_rate}"
-            )
-        threshold = self.thresholds[matches[0]]
-        if torch.isnan(threshold):
-            raise RuntimeError(
-                "thresholds are not calibrated: run validation on healthy scans first"
-            )
-        return threshold
+        return self.thresholds.new_tensor(
+            threshold_of(self.thresholds_by_rate, false_positive_rate)
+        )
 
 
 def _grid(patch_grid: Sequence[int] | None) -> tuple[int, int] | None:

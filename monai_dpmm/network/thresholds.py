@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from monai_dpmm.errors import InputError
 
-__all__ = ["DEFAULT_RATES", "TOP_FRACTION", "image_score", "thresholds_at"]
+__all__ = ["DEFAULT_RATES", "TOP_FRACTION", "image_score", "threshold_of", "thresholds_at"]
 
 DEFAULT_RATES = (0.01, 0.05, 0.1)
 TOP_FRACTION = 0.01
@@ -35,6 +38,23 @@ def thresholds_at(scores: Tensor, rates: Tensor) -> Tensor:
         )
     allowed = torch.floor(rates.double() * count + 1e-9).long()  # 0.29 * 100 is 28.999...
     return ordered[(count - 1 - allowed).to(ordered.device)]
+
+
+def threshold_of(thresholds: Mapping[str, float], false_positive_rate: float) -> float:
+    """Threshold at a calibrated rate, of thresholds by rate: {"0.01": 0.3, ...}.
+
+    Raises:
+        ValueError: where no threshold is kept for the rate.
+        RuntimeError: where it is NaN, before the detector was calibrated.
+    """
+    threshold = thresholds.get(f"{false_positive_rate:g}")
+    if threshold is None:
+        raise InputError(
+            f"false_positive_rate must be one of {', '.join(thresholds)}, got {false_positive_rate}"
+        )
+    if math.isnan(threshold):
+        raise RuntimeError("thresholds are not calibrated: run validation on healthy scans first")
+    return float(threshold)
 
 
 def image_score(scores: Tensor, fraction: float = TOP_FRACTION) -> Tensor:

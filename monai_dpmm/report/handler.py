@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,10 +18,10 @@ from monai_dpmm.report.report import METRICS, metrics_table, write_report
 
 if TYPE_CHECKING:
     from monai_dpmm.metrics.anomaly_metrics import AnomalyMetrics
-    from monai_dpmm.network.detector import AnomalyDetector
 
 __all__ = ["ReportWriter", "curves_of", "publish_report", "scan_subject"]
 
+OPERATING_POINT = ("false_positive_rate", "false_positive_volume_ml")
 SAVED = ("anomaly", "mask", "component")  # what the names of a scan's results end with
 _READ_BY_NIBABEL = (".nii", ".nii.gz", ".mgz", ".mgh")
 
@@ -140,7 +141,8 @@ def scan_subject(
 class ReportWriter:
     """Write the report of all volumes that an engine has saved, when it has finished.
 
-    The engine's postprocessing must have put the image-level score at "score" and saved
+    The engine's postprocessing must have put the image-level score at "score", the mask's threshold
+    at "threshold" (see `ThresholdAnomalyd`) and saved
     "pred_anomaly", "pred_mask" and "pred_component" by SaveImaged with savepath_in_metadict=True;
     the report reads those files one at a time, so that memory does not grow with their number. The
     table of metrics is printed. Of several processes, each with its own images (`own_items`), the
@@ -148,8 +150,8 @@ class ReportWriter:
 
     Args:
         folder: of the report, see `monai_dpmm.report.report.write_report`.
-        detector: whose threshold is shown.
-        false_positive_rate: rate of the threshold that made the masks.
+        detector: deprecated and without effect, as is the rate: the threshold is among the data.
+        false_positive_rate: see `detector`.
         metrics: of the evaluation, if there were labels.
         history: JSON file of the training's `History`, if there is one.
     """
@@ -157,17 +159,23 @@ class ReportWriter:
     def __init__(
         self,
         folder: str | Path,
-        detector: AnomalyDetector,
-        false_positive_rate: float,
+        detector: Any = None,
+        false_positive_rate: float | None = None,
         metrics: AnomalyMetrics | None = None,
         history: str | Path | None = None,
     ) -> None:
+        if detector is not None or false_positive_rate is not None:
+            warnings.warn(
+                "detector and false_positive_rate go: the threshold is among the data, where"
+                " ThresholdAnomalyd puts it",
+                DeprecationWarning,
+                stacklevel=2,
+            )
         self.folder = Path(folder)
-        self.detector = detector
-        self.false_positive_rate = false_positive_rate
         self.metrics = metrics
         self.history = None if history is None else Path(history)
         self.subjects: list[dict[str, Any]] = []
+        self.point: dict[str, Any] = {}
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator."""
@@ -181,10 +189,11 @@ class ReportWriter:
                 item["image"].meta["filename_or_obj"],
                 {name: item[f"pred_{name}"].meta["saved_to"] for name in SAVED},
                 score=item["score"],
-                threshold=float(self.detector.threshold(self.false_positive_rate)),
+                threshold=item["threshold"]["threshold"],
                 label=(getattr(item.get("label"), "meta", None) or {}).get("filename_or_obj"),
             )
             self.subjects.append(subject)
+            self.point = {key: item["threshold"][key] for key in OPERATING_POINT}
 
     def __call__(self, engine: Engine) -> None:
         """Write the report and print its table.
@@ -194,24 +203,26 @@ class ReportWriter:
         """
         details = [] if self.metrics is None else self.metrics.subjects
         for subject, detail in zip(self.subjects, details, strict=False):
-            subject["metrics"] = _shown(detail, self.false_positive_rate)
+            subject["metrics"] = _shown(detail, self.point["false_positive_rate"])
         subjects = interleaved(self.subjects)
         if subjects and is_main_process():
             numbers = {k: v for k, v in engine.state.metrics.items() if isinstance(v, float)}
+            settings = {key: value for key, value in self.point.items() if value is not None}
             protocol = {} if self.metrics is None else {"protocol": self.metrics.protocol}
             publish_report(
                 self.folder,
                 subjects,
                 metrics=numbers or None,
                 intervals={} if self.metrics is None else self.metrics.intervals,
-                settings={"false_positive_rate": self.false_positive_rate} | protocol,
+                settings=settings | protocol,
                 history=curves_of(self.history),
             )
 
 
-def _shown(detail: dict[str, Any], rate: float) -> dict[str, Any]:
+def _shown(detail: dict[str, Any], rate: float | None) -> dict[str, Any]:
     """What a table shows of an image: lesions and false positives at the rate of its mask only."""
-    counts, own = ("found_at_", "false_positives_at_"), f"_at_fpr_{rate:.3g}"
+    counts = ("found_at_", "false_positives_at_")
+    own = () if rate is None else f"_at_fpr_{rate:.3g}"
     return {
         name: value
         for name, value in detail.items()

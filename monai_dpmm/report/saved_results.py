@@ -11,13 +11,18 @@ from monai.data.utils import create_file_basename
 from monai_dpmm.errors import InputError, cause, printable
 from monai_dpmm.files import json_number, json_object
 from monai_dpmm.io.datalist import data_root, datalist
-from monai_dpmm.report.handler import SAVED, curves_of, publish_report, scan_subject
+from monai_dpmm.report.handler import (
+    OPERATING_POINT,
+    SAVED,
+    curves_of,
+    publish_report,
+    scan_subject,
+)
 from monai_dpmm.report.html import formatted
 from monai_dpmm.report.report import METRICS
 
 FORMATS = (".nii.gz", ".nii", ".nrrd", ".mha")  # that volumes are written in
 _SHOWN = 3  # files that are named
-_OPERATING_POINT = ("false_positive_rate", "false_positive_volume_ml")
 
 __all__ = ["findings_of", "rewrite_report", "saved_files"]
 
@@ -78,7 +83,7 @@ def rewrite_report(
         shown = {"label": item.get("label") if with_labels else None}
         shown |= {key: found[key] for key in ("score", "threshold")}
         subjects.append(scan_subject(item["image"], saved, **shown))
-        points.append({key: found.get(key) for key in _OPERATING_POINT})
+        points.append({key: found.get(key) for key in OPERATING_POINT})
     if not subjects:
         raise InputError(
             f"{results}: must hold results of a scan to report on (infer and evaluate write them),"
@@ -110,9 +115,7 @@ def findings_of(file: Path) -> dict[str, Any]:
     """What `SaveFindingsd` wrote of a scan."""
     try:
         found = json_object(file)
-        numbers = {
-            key: json_number(found[key]) for key in ("score", "threshold", *_OPERATING_POINT)
-        }
+        numbers = {key: json_number(found[key]) for key in ("score", "threshold", *OPERATING_POINT)}
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise InputError(f"{file}: must be the findings of a scan, {cause(error)}") from error
     return numbers

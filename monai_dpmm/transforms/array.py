@@ -5,7 +5,9 @@ Their dictionary versions are in `monai_dpmm.transforms.dictionary`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from monai.data import MetaTensor
@@ -18,7 +20,12 @@ from monai_dpmm.network.geometry import extract_slices, prepare_slices, stack_sl
 from monai_dpmm.network.thresholds import TOP_FRACTION, image_score
 from monai_dpmm.transforms.intensity import Window, rescale_intensity
 from monai_dpmm.transforms.metatensors import like, plain
-from monai_dpmm.transforms.operating_point import Detector
+from monai_dpmm.transforms.operating_point import (
+    THRESHOLDS,
+    OperatingPoint,
+    operating_point,
+    volume_threshold,
+)
 
 __all__ = [
     "EmbedPatches",
@@ -180,20 +187,70 @@ class EmbedPatches(Transform):
 class ThresholdAnomaly(Transform):
     """Mask of an anomaly map, uint8 0 or 1, the same shape: score above the calibrated threshold.
 
+    The network's thresholds come with the map, in the metadata that `AnomalyInferer` gives it.
+
     Args:
-        detector: whose thresholds are read at each call, so a checkpoint may be loaded later; an
-            `AnomalyInferer` stands for the detector that it used last.
-        false_positive_rate: one of the rates at which the detector was calibrated.
+        detector: deprecated; whose thresholds are taken where the map has none.
+        false_positive_rate: one of the rates at which the network was calibrated.
+        false_positive_volume: mean ml of false positives in a healthy scan, one of those that were
+            calibrated; it counts before any rate.
+        volume_thresholds: what `FalsePositiveVolumes.calibrated` found (models/model.json).
+
+    Raises:
+        ValueError: for a volume that was not calibrated.
     """
 
-    def __init__(self, detector: Detector, false_positive_rate: float = 0.05) -> None:
-        self.detector = detector
+    def __init__(
+        self,
+        detector: Any = None,
+        false_positive_rate: float = 0.05,
+        *,
+        false_positive_volume: float | None = None,
+        volume_thresholds: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        if detector is not None:
+            warnings.warn(
+                "detector goes: the thresholds come with the map of AnomalyInferer",
+                DeprecationWarning,
+                stacklevel=2,
+            )
         self.false_positive_rate = false_positive_rate
+        self.volume = volume_threshold(false_positive_volume, volume_thresholds)
+        if isinstance(detector, OperatingPoint):
+            self.volume, detector = detector.volume, detector.detector
+        self.detector = detector
 
     def __call__(self, anomaly: Tensor, false_positive_rate: float | None = None) -> Tensor:
-        rate = self.false_positive_rate if false_positive_rate is None else false_positive_rate
-        threshold = self.detector.threshold(rate).to(anomaly.device)
-        return like((plain(anomaly) > threshold).to(torch.uint8), anomaly)
+        """Mask at the rate, or at the configured one."""
+        return self.mask(anomaly, self.operating_point(anomaly, rate=false_positive_rate))
+
+    def operating_point(
+        self, *maps: Tensor | None, rate: float | None = None
+    ) -> dict[str, float | None]:
+        """Threshold and what it was calibrated for, see `operating_point`.
+
+        Args:
+            *maps: of which the first that carries thresholds counts.
+            rate: of false positives, instead of the configured one.
+
+        Raises:
+            ValueError: where there are no thresholds, or none at this rate.
+        """
+        carried = [m.meta.get(THRESHOLDS) for m in maps if isinstance(m, MetaTensor)]
+        carried.append(getattr(self.detector, "thresholds_by_rate", None))
+        known = next((thresholds for thresholds in carried if thresholds), None)
+        if known is None:
+            raise InputError(
+                "the anomaly map must carry the thresholds of a calibrated network, as that of"
+                " AnomalyInferer does, got none in its metadata"
+            )
+        rate = self.false_positive_rate if rate is None else rate
+        return operating_point(known, rate, self.volume)
+
+    @staticmethod
+    def mask(anomaly: Tensor, point: Mapping[str, Any]) -> Tensor:
+        """Mask of an anomaly map at an operating point."""
+        return like((plain(anomaly) > point["threshold"]).to(torch.uint8), anomaly)
 
 
 class ImageScore(Transform):

@@ -148,19 +148,42 @@ class CorrectBiasFieldd(_Dictionary):
 
 
 class ThresholdAnomalyd(_Dictionary):
-    """Dictionary version of `ThresholdAnomaly`.
+    """Dictionary version of `ThresholdAnomaly`; their threshold goes beside the masks.
 
-    A "false_positive_rate" among the data, the choice of a request, counts before the configured
+    At "threshold" is a dictionary of it and what it was calibrated for, see `operating_point`. A
+    "false_positive_rate" among the data, the choice of a request, counts before the configured
     one.
+
+    Args:
+        keys: keys of the anomaly maps.
+        *args: of `ThresholdAnomaly`.
+        inferred: key of what `AnomalyInferer` returned, where the maps have lost its metadata, as
+            `Invertd` gives them those of the scan; a map that has thresholds needs it not.
+        threshold_key: where the threshold goes.
+        **kwargs: of `ThresholdAnomaly`, and see `LoadVolumed`.
     """
 
     array_transform = ThresholdAnomaly
 
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *args: Any,
+        inferred: Hashable = "pred",
+        threshold_key: Hashable = "threshold",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(keys, *args, **kwargs)
+        self.inferred = inferred
+        self.threshold_key = threshold_key
+
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Data with the masks."""
+        """Data with the masks and their threshold."""
         result = dict(data)
         for key, output in self.key_iterator(result, self.output_keys):
-            result[output] = self.transform(result[key], result.get("false_positive_rate"))
+            maps = (result[key], result.get(self.inferred))
+            point = self.transform.operating_point(*maps, rate=result.get("false_positive_rate"))
+            result |= {output: self.transform.mask(result[key], point), self.threshold_key: point}
         return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -15,7 +16,6 @@ from torch import Tensor
 from monai_dpmm.errors import InputError
 from monai_dpmm.files import whole_file
 from monai_dpmm.io.formats import saved_beside
-from monai_dpmm.transforms.operating_point import Detector
 from monai_dpmm.transforms.regions import connected_regions
 
 __all__ = [
@@ -68,52 +68,56 @@ class AnomalyFindingsd(Transform):
     """Data with the findings at "findings", see `anomaly_findings`, a dictionary for JSON.
 
     It also holds the image-level "score", and the "threshold" of the mask with what it was
-    calibrated for: its "false_positive_rate" (the request's, where the data hold one), or the mean
-    "false_positive_volume_ml" of a healthy scan, the other being None. A "scan_check" among the
-    data is taken along.
+    calibrated for: its "false_positive_rate", or the mean "false_positive_volume_ml" of a healthy
+    scan, the other being None. A "scan_check" among the data is taken along.
 
     Args:
-        detector: whose threshold made the mask, see `ThresholdAnomaly`.
-        false_positive_rate: at which the mask was made, if the data name no other.
+        detector: deprecated and without effect, as are the rate and the volume: the threshold is
+            among the data.
+        false_positive_rate: see `detector`.
         smallest: see `anomaly_findings`.
-        false_positive_volume: at which the mask was made, see `OperatingPoint`; it counts before
-            any rate.
+        false_positive_volume: see `detector`.
         anomaly_key: key of the anomaly scores on the scan's own grid, (1, spatial...).
         mask_key: key of the mask.
         score_key: key of the image-level score.
+        threshold_key: key of the mask's threshold, see `ThresholdAnomalyd`.
     """
 
     def __init__(
         self,
-        detector: Detector,
-        false_positive_rate: float = 0.05,
+        detector: Any = None,
+        false_positive_rate: float | None = None,
         smallest: float = 0.0,
         *,
         false_positive_volume: float | None = None,
         anomaly_key: Hashable = "pred_anomaly",
         mask_key: Hashable = "pred_mask",
         score_key: Hashable = "score",
+        threshold_key: Hashable = "threshold",
     ) -> None:
         if smallest < 0:
             raise InputError(f"smallest must not be negative, got {smallest}")
-        self.detector = detector
-        self.false_positive_rate = false_positive_rate
+        given = (detector, false_positive_rate, false_positive_volume)
+        if any(value is not None for value in given):
+            warnings.warn(
+                "detector, false_positive_rate and false_positive_volume go: the threshold is"
+                " among the data, where ThresholdAnomalyd puts it",
+                DeprecationWarning,
+                stacklevel=2,
+            )
         self.smallest = smallest
-        self.false_positive_volume = false_positive_volume
         self.anomaly_key = anomaly_key
         self.mask_key = mask_key
         self.score_key = score_key
+        self.threshold_key = threshold_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Data with the findings."""
         anomaly, mask = data[self.anomaly_key], data[self.mask_key]
         affine = anomaly.affine if isinstance(anomaly, MetaTensor) else None
-        rate = float(data.get("false_positive_rate", self.false_positive_rate))
         findings = {
             "score": float(data[self.score_key]),
-            "threshold": float(self.detector.threshold(rate)),
-            "false_positive_rate": rate if self.false_positive_volume is None else None,
-            "false_positive_volume_ml": self.false_positive_volume,
+            **data[self.threshold_key],
             **anomaly_findings(anomaly[0], mask[0], affine, smallest=self.smallest),
         }
         if data.get("scan_check") is not None:

@@ -1,8 +1,12 @@
-"""Thresholds by the false-positive volume of healthy scans, in ml a scan, and how sure they are."""
+"""Where a mask begins: at a false-positive rate of patches, or at a false-positive volume of scans.
+
+Thresholds by volume are found on healthy scans, in ml a scan, with how sure they are.
+"""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -11,10 +15,15 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from monai_dpmm.errors import InputError
+from monai_dpmm.network.thresholds import threshold_of
 
-__all__ = ["CONFIDENCE", "FalsePositiveVolumes", "OperatingPoint", "mean_interval", "voxel_ml"]
+__all__ = [
+    *("CONFIDENCE", "THRESHOLDS", "FalsePositiveVolumes", "OperatingPoint"),
+    *("mean_interval", "operating_point", "volume_threshold", "voxel_ml"),
+]
 
 CONFIDENCE = 0.95
+THRESHOLDS = "thresholds"  # of the network by rate, in the metadata of a map
 _IGNORED = 2**10 - 1  # trailing bits of a float32 score: bins of 1.2e-4 of the score
 
 
@@ -80,8 +89,7 @@ class FalsePositiveVolumes:
         exceeds with a probability of at most 1 / (scans + 1); "scans", how many there were; and
         "patch_thresholds" of the detector by rate, by which it is known again.
         """
-        rates = [f"{rate:g}" for rate in detector.false_positive_rates.tolist()]
-        known = dict(zip(rates, detector.thresholds.tolist(), strict=True))
+        known = detector.thresholds_by_rate
         found = []
         for ml in ml_per_scan:
             threshold = self.threshold(ml)
@@ -127,77 +135,112 @@ def voxel_ml(affine: Tensor) -> float:
     return abs(float(torch.linalg.det(affine[:3, :3].double()))) / 1000
 
 
-class Detector(Protocol):
+class _Calibrated(Protocol):
     """What knows thresholds at false-positive rates, as an `AnomalyDetector` does."""
 
-    def threshold(self, false_positive_rate: float) -> Tensor:
-        """Score above which a voxel is anomalous: a 0-d tensor."""
+    @property
+    def thresholds_by_rate(self) -> dict[str, float]:
+        """Thresholds by rate, as text."""
 
 
-class _Calibrated(Protocol):
-    thresholds: Tensor
-    false_positive_rates: Tensor
-
-
-class OperatingPoint:
-    """Where a detector's threshold is asked for: by false-positive volume if one is chosen.
-
-    Stands for the detector in `ThresholdAnomaly` and `ReportWriter`.
+def volume_threshold(
+    false_positive_volume: float | None, volume_thresholds: Sequence[Mapping[str, Any]]
+) -> Mapping[str, Any] | None:
+    """What was calibrated for a false-positive volume in ml; None where no volume is chosen.
 
     Args:
-        detector: an `AnomalyDetector`, or an `AnomalyInferer` that stands for it; asked for the
-            threshold at a false-positive rate of patches where no volume is chosen.
-        false_positive_volume: mean ml of false positives in a healthy scan, one of those that were
-            calibrated; it counts before any rate.
+        false_positive_volume: mean ml of false positives in a healthy scan.
         volume_thresholds: what `FalsePositiveVolumes.calibrated` found (models/model.json).
 
     Raises:
         ValueError: for a volume that was not calibrated.
     """
+    if false_positive_volume is None:
+        return None
+    if not volume_thresholds:
+        raise InputError(
+            f"false_positive_volume={false_positive_volume} needs thresholds calibrated by volume,"
+            " the model has none: run `python -m monai_dpmm calibrate DIR` on the data that it was"
+            " trained on"
+        )
+    found = [
+        one for one in volume_thresholds if math.isclose(one["ml_per_scan"], false_positive_volume)
+    ]
+    if not found:
+        kept = ", ".join(f"{one['ml_per_scan']:g}" for one in volume_thresholds)
+        raise InputError(
+            f"false_positive_volume must be one of {kept} ml, got {false_positive_volume}"
+        )
+    return found[0]
+
+
+def operating_point(
+    thresholds: Mapping[str, float],
+    false_positive_rate: float,
+    volume: Mapping[str, Any] | None = None,
+) -> dict[str, float | None]:
+    """Threshold of a mask and what it was calibrated for, as the data carry it.
+
+    "threshold", and its "false_positive_rate" or, where a volume is chosen, the mean
+    "false_positive_volume_ml" of a healthy scan; the other is None.
+
+    Args:
+        thresholds: of the network by rate, see `AnomalyDetector.thresholds_by_rate`.
+        false_positive_rate: of healthy patches.
+        volume: of `volume_threshold`; it counts before any rate.
+
+    Raises:
+        ValueError: for a rate that was not calibrated, and where the network was trained again
+            after its volumes were calibrated.
+    """
+    by_rate = threshold_of(thresholds, false_positive_rate)
+    if volume is None:
+        return {
+            "threshold": by_rate,
+            "false_positive_rate": false_positive_rate,
+            "false_positive_volume_ml": None,
+        }
+    before = volume["patch_thresholds"].get(f"{false_positive_rate:g}")
+    if before is None or not math.isclose(by_rate, before, rel_tol=1e-4, abs_tol=1e-6):
+        raise InputError(
+            f"the model's patch threshold at a rate of {false_positive_rate:g} must be the"
+            f" {before} of when its volumes were calibrated, got {by_rate}: calibrate it again"
+        )
+    return {
+        "threshold": volume["threshold"],
+        "false_positive_rate": None,
+        "false_positive_volume_ml": volume["ml_per_scan"],
+    }
+
+
+class OperatingPoint:
+    """Deprecated: `ThresholdAnomaly` takes the volume itself, and the data carry its threshold.
+
+    Args:
+        detector: an `AnomalyDetector`.
+        false_positive_volume: see `volume_threshold`.
+        volume_thresholds: see `volume_threshold`.
+    """
 
     def __init__(
         self,
-        detector: Detector,
+        detector: _Calibrated,
         false_positive_volume: float | None = None,
         volume_thresholds: Sequence[Mapping[str, Any]] = (),
     ) -> None:
+        warnings.warn(
+            "OperatingPoint goes: give false_positive_volume and volume_thresholds to"
+            " ThresholdAnomaly; the data carry the threshold that it took",
+            DeprecationWarning,
+            stacklevel=2,
+        )
         self.detector = detector
-        self.found = _chosen(false_positive_volume, volume_thresholds)
+        self.volume = volume_threshold(false_positive_volume, volume_thresholds)
 
     def threshold(self, false_positive_rate: float) -> Tensor:
-        """Score above which a voxel is anomalous: a 0-d tensor.
-
-        Raises:
-            ValueError: where the detector was trained again after its volumes were calibrated.
-        """
-        by_rate = self.detector.threshold(false_positive_rate)
-        if self.found is None:
-            return by_rate
-        before = self.found["patch_thresholds"].get(f"{false_positive_rate:g}")
-        if before is None or not math.isclose(float(by_rate), before, rel_tol=1e-4, abs_tol=1e-6):
-            raise InputError(
-                f"the model's patch threshold at a rate of {false_positive_rate:g} must be the"
-                f" {before} of when its volumes were calibrated, got {float(by_rate)}: calibrate it"
-                " again"
-            )
-        return torch.tensor(self.found["threshold"])
-
-
-def _chosen(
-    volume: float | None, thresholds: Sequence[Mapping[str, Any]]
-) -> Mapping[str, Any] | None:
-    if volume is None:
-        return None
-    if not thresholds:
-        raise InputError(
-            f"false_positive_volume={volume} needs thresholds calibrated by volume, the model has"
-            " none: run `python -m monai_dpmm calibrate DIR` on the data that it was trained on"
-        )
-    found = [one for one in thresholds if math.isclose(one["ml_per_scan"], volume)]
-    if not found:
-        kept = ", ".join(f"{one['ml_per_scan']:g}" for one in thresholds)
-        raise InputError(f"false_positive_volume must be one of {kept} ml, got {volume}")
-    return found[0]
+        """Score above which a voxel is anomalous: a 0-d tensor."""
+        known = self.detector.thresholds_by_rate
+        return torch.tensor(operating_point(known, false_positive_rate, self.volume)["threshold"])
 
 
 def _upper(scores: Tensor) -> Tensor:

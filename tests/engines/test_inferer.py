@@ -1,8 +1,10 @@
+from typing import ClassVar
+
 import pytest
 import torch
-from monai.data import MetaTensor
+from monai.data import MetaTensor, decollate_batch, list_data_collate
 from monai.engines import SupervisedEvaluator
-from monai.transforms import Compose, Invertd, Orientationd, SaveImaged
+from monai.transforms import Compose, Invertd, Orientationd, SaveImaged, SplitDimd
 from torch import nn
 
 from monai_dpmm.engines.inferer import AnomalyInferer
@@ -83,6 +85,33 @@ def test_metadata_is_kept():
     assert isinstance(result, MetaTensor)
     assert torch.equal(result.affine, volume.affine)
     assert result.is_batch == volume.is_batch
+
+
+class Calibrated(Brightness):
+    """A network with thresholds."""
+
+    thresholds_by_rate: ClassVar = {"0.01": 0.9, "0.1": 0.25}
+
+
+def test_thresholds_travel_with_each_volume_of_a_batch():
+    """Through collating, decollating and splitting, as MONAI's evaluators do it."""
+    scans = [MetaTensor(torch.rand(1, 5, 6, 7), meta={"filename_or_obj": n}) for n in ("a", "b")]
+    batch = list_data_collate([{"image": scan} for scan in scans])["image"]
+    result = AnomalyInferer(component_map=True)(batch, Calibrated())
+    for item, name in zip(decollate_batch({"pred": result}), "ab", strict=True):
+        item = SplitDimd("pred", dim=0, output_postfixes=["x", "y"])(item)
+        for key in ("pred", "pred_x", "pred_y"):
+            assert item[key].meta["thresholds"] == Calibrated.thresholds_by_rate
+            assert item[key].meta["filename_or_obj"] == name
+    assert result[1].meta["thresholds"] == Calibrated.thresholds_by_rate
+    assert "thresholds" not in batch.meta
+
+
+def test_thresholds_of_a_files_header_are_none():
+    scan = MetaTensor(torch.rand(1, 1, 5, 6, 7), meta={"thresholds": {"0.01": 0.0}})
+    assert "thresholds" not in AnomalyInferer()(scan, Brightness()).meta
+    assert AnomalyInferer()(scan, Calibrated()).meta["thresholds"]["0.01"] == 0.9
+    assert scan.meta["thresholds"] == {"0.01": 0.0}
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 5, 6), (1, 1, 5, 6, 7)])

@@ -13,7 +13,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(reporting, "write_report", full)
-    writer = ReportWriter(tmp_path / "report", None, 0.01)
+    writer = ReportWriter(tmp_path / "report")
     writer.subjects = [{"name": "a"}]
     with pytest.raises(
         OSError, match=r"report: could not be written, No space left on device$"
@@ -30,6 +30,12 @@ def test_the_table_counts_lesions_at_the_rate_of_the_mask_only():
         *("auroc", "lesions", "dice_at_fpr_0.01", "dice_at_fpr_0.1"),
         *("found_at_fpr_0.1", "false_positives_at_fpr_0.1"),
     ]
+    assert list(_shown(detail, None)) == ["auroc", "lesions", "dice_at_fpr_0.01", "dice_at_fpr_0.1"]
+
+
+def test_arguments_that_the_data_answer_are_deprecated(tmp_path):
+    with pytest.deprecated_call(match="the threshold is among the data"):
+        ReportWriter(tmp_path / "report", object(), 0.01)
 
 
 def test_a_report_with_metrics_is_moved_aside_and_back_where_the_new_one_fails(

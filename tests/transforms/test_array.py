@@ -1,3 +1,5 @@
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -24,8 +26,10 @@ from monai_dpmm.transforms.dictionary import (
     RescaleIntensityd,
     ThresholdAnomalyd,
 )
+from monai_dpmm.transforms.operating_point import OperatingPoint
 
 AFFINE = torch.tensor([[0.0, -2, 0, 5], [1, 0, 0.3, 7], [0, 0, 3, -9], [0, 0, 0, 1]]).double()
+VOLUME = {"ml_per_scan": 5.0, "threshold": 0.6, "patch_thresholds": {"0.1": 0.7}}
 
 
 class Patches(nn.Module):
@@ -147,26 +151,59 @@ def test_pipeline_in_a_plain_compose(tmp_path):
     assert data["patches"].shape == (4, 4, 5, 4)
 
 
-class _Threshold(nn.Module):
-    def __init__(self, value):
-        super().__init__()
-        self.value = value
-
-    def threshold(self, rate):
-        return torch.tensor(self.value * rate)
+def _map(**thresholds):
+    """An anomaly map as `AnomalyInferer` returns it, of a network with these thresholds."""
+    anomaly = _scan(1, 4, 4, 4)
+    anomaly.meta["thresholds"] = {"0.01": 0.9, "0.1": 0.4} | thresholds
+    return anomaly
 
 
-def test_mask_reads_the_threshold_at_each_call():
-    detector = _Threshold(4.0)
-    transform = ThresholdAnomalyd("pred", detector, 0.1, output_keys="mask")
-    data = {"pred": _scan(1, 4, 4, 4)}
-    mask = transform(data)["mask"]
-    assert mask.dtype == torch.uint8
-    assert torch.equal(mask.bool().as_tensor(), data["pred"].as_tensor() > 0.4)
-    assert torch.equal(mask.affine, AFFINE)
-    detector.value = 9.0
-    assert torch.equal(transform(data)["mask"].as_tensor(), (data["pred"] > 0.9).byte())
-    assert torch.equal(ThresholdAnomaly(detector, 0.1)(data["pred"]), transform(data)["mask"])
+def test_the_mask_is_what_scores_above_the_threshold_that_came_with_the_map():
+    anomaly = _map()
+    data = ThresholdAnomalyd("pred", None, 0.1, output_keys="mask")({"pred": anomaly})
+    assert data["mask"].dtype == torch.uint8
+    assert torch.equal(data["mask"].bool().as_tensor(), anomaly.as_tensor() > 0.4)
+    assert torch.equal(data["mask"].affine, AFFINE)
+    assert data["threshold"] == {
+        "threshold": 0.4,
+        "false_positive_rate": 0.1,
+        "false_positive_volume_ml": None,
+    }
+    mask = ThresholdAnomaly(false_positive_rate=0.1)
+    assert torch.equal(mask(anomaly), data["mask"])
+    assert torch.equal(mask(anomaly, 0.01).as_tensor(), (anomaly.as_tensor() > 0.9).byte())
+
+
+def test_thresholds_are_those_of_what_the_inferer_returned_where_the_map_lost_them():
+    data = {"pred": _map(), "restored": _scan(1, 4, 4, 4)}
+    transform = ThresholdAnomalyd("restored", None, 0.1, output_keys="mask")
+    assert torch.equal(transform(data)["mask"].as_tensor(), (data["restored"] > 0.4).byte())
+    with pytest.raises(ValueError, match="must carry the thresholds"):
+        ThresholdAnomalyd("restored", output_keys="mask", inferred="restored")(data)
+
+
+@pytest.mark.parametrize("broken", [{"0.01": float("nan")}, {"0.01": None}])
+def test_a_rate_without_a_threshold_is_an_error(broken):
+    with pytest.raises(
+        (RuntimeError, ValueError), match=r"not calibrated|one of .*0\.1, got 0\.01"
+    ):
+        ThresholdAnomaly(false_positive_rate=0.01)(_map(**broken))
+
+
+def test_a_detector_is_deprecated_and_counts_for_one_more_version():
+    class Detector:
+        thresholds_by_rate: ClassVar = {"0.1": 0.7}
+
+    plain = torch.rand(1, 4, 4)
+    with pytest.deprecated_call(match="thresholds come with the map"):
+        transform = ThresholdAnomaly(Detector(), 0.1)
+    assert torch.equal(transform(plain), (plain > 0.7).byte())
+    with pytest.deprecated_call(match="OperatingPoint goes"):
+        point = OperatingPoint(Detector(), 5, [VOLUME])
+    assert point.threshold(0.1) == pytest.approx(0.6)
+    with pytest.deprecated_call(match="thresholds come with the map"):
+        transform = ThresholdAnomaly(point, 0.1)
+    assert torch.equal(transform(plain), (plain > 0.6).byte())
 
 
 def test_image_score_is_a_number():

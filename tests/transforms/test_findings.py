@@ -18,11 +18,7 @@ COS, SIN = np.sqrt(3) / 2, 0.5
 OBLIQUE = np.array([[2 * COS, -SIN, 0, 10], [2 * SIN, COS, 0, -20], [0, 0, 5, 30], [0, 0, 0, 1.0]])
 
 
-class Detector:
-    """Thresholds that are the rates."""
-
-    def threshold(self, rate):
-        return torch.tensor(rate)
+POINT = {"threshold": 0.3, "false_positive_rate": 0.25, "false_positive_volume_ml": None}
 
 
 def _two_lesions():
@@ -37,7 +33,8 @@ def _served(**others):
     anomaly, mask = _two_lesions()
     affine = torch.from_numpy(OBLIQUE)
     data = {"pred_anomaly": anomaly[None], "pred_mask": mask[None]}
-    return {k: MetaTensor(v, affine=affine) for k, v in data.items()} | {"score": 0.7, **others}
+    data = {key: MetaTensor(value, affine=affine) for key, value in data.items()}
+    return data | {"score": 0.7, "threshold": POINT, **others}
 
 
 def test_lesions_of_an_oblique_grid_by_hand():
@@ -143,37 +140,35 @@ def test_what_cannot_be_measured_is_refused(changed, message):
 
 
 def test_the_transform_names_threshold_and_rate():
-    findings = AnomalyFindingsd(Detector(), 0.25)(_served())["findings"]
-    assert [findings[k] for k in ("score", "threshold", "false_positive_rate")] == [0.7, 0.25, 0.25]
+    findings = AnomalyFindingsd()(_served())["findings"]
+    assert POINT.items() <= findings.items()
+    assert findings["score"] == 0.7
     assert "scan_check" not in findings
     assert len(findings["lesions"]) == 2
     with pytest.raises(ValueError, match="smallest must not be negative, got -2"):
-        AnomalyFindingsd(Detector(), smallest=-2)
+        AnomalyFindingsd(smallest=-2)
 
 
-def test_a_mask_calibrated_by_volume_names_the_volume():
-    findings = AnomalyFindingsd(Detector(), 0.25, false_positive_volume=5)(_served())["findings"]
-    assert (findings["false_positive_rate"], findings["false_positive_volume_ml"]) == (None, 5)
-    findings = AnomalyFindingsd(Detector(), 0.25)(_served())["findings"]
-    assert (findings["false_positive_rate"], findings["false_positive_volume_ml"]) == (0.25, None)
+def test_arguments_that_the_data_answer_are_deprecated():
+    with pytest.deprecated_call(match="the threshold is among the data"):
+        findings = AnomalyFindingsd(object(), 0.5, false_positive_volume=5)
+    assert POINT.items() <= findings(_served())["findings"].items()
 
 
 def test_a_scan_that_was_not_checked_says_nothing_of_it():
-    findings = AnomalyFindingsd(Detector())(_served(scan_check=None))["findings"]
+    findings = AnomalyFindingsd()(_served(scan_check=None))["findings"]
     assert "scan_check" not in findings
 
 
-def test_the_request_and_the_scan_check_are_taken_along():
-    data = _served(false_positive_rate=0.5, scan_check={"accepted": True})
-    findings = AnomalyFindingsd(Detector(), 0.25)(data)["findings"]
-    assert (findings["threshold"], findings["false_positive_rate"]) == (0.5, 0.5)
+def test_the_scan_check_is_taken_along():
+    findings = AnomalyFindingsd()(_served(scan_check={"accepted": True}))["findings"]
     assert findings["scan_check"] == {"accepted": True}
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mha"])
 @pytest.mark.parametrize("name", ["scan", "sub-01_T1.5w"])
 def test_findings_are_written_beside_the_volumes(tmp_path, name, suffix):
-    data = AnomalyFindingsd(Detector())(_served())
+    data = AnomalyFindingsd()(_served())
     data["pred_mask"].meta["saved_to"] = str(tmp_path / f"{name}_mask{suffix}")
     path = SaveFindingsd()(data)["findings_path"]
     assert path == str(tmp_path / f"{name}_findings.json")
@@ -183,7 +178,7 @@ def test_findings_are_written_beside_the_volumes(tmp_path, name, suffix):
 
 
 def test_findings_follow_where_save_image_writes(tmp_path):
-    data = AnomalyFindingsd(Detector())(_served())
+    data = AnomalyFindingsd()(_served())
     data["pred_mask"].meta["filename_or_obj"] = "folder/scan.nii.gz"
     save = SaveImage(tmp_path, "mask", savepath_in_metadict=True, print_log=False)
     save(data["pred_mask"])
@@ -194,13 +189,13 @@ def test_findings_follow_where_save_image_writes(tmp_path):
 
 def test_what_was_not_saved_writes_no_findings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    data = AnomalyFindingsd(Detector())(_served())
+    data = AnomalyFindingsd()(_served())
     assert "findings_path" not in SaveFindingsd()(data)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_leaves_nothing_and_the_findings_of_before(tmp_path, monkeypatch):
-    data = AnomalyFindingsd(Detector())(_served())
+    data = AnomalyFindingsd()(_served())
     data["pred_mask"].meta["saved_to"] = str(tmp_path / "scan_mask.nii.gz")
     (tmp_path / "scan_findings.json").write_text("before")
     write = Path.write_text
@@ -219,7 +214,7 @@ def test_a_full_disk_leaves_nothing_and_the_findings_of_before(tmp_path, monkeyp
 
 
 def test_findings_that_are_no_json_are_not_written(tmp_path):
-    data = AnomalyFindingsd(Detector())(_served(score=float("nan")))
+    data = AnomalyFindingsd()(_served(score=float("nan")))
     data["pred_mask"].meta["saved_to"] = str(tmp_path / "scan_mask.nii.gz")
     with pytest.raises(ValueError, match="JSON"):
         SaveFindingsd()(data)

@@ -6,19 +6,16 @@ from monai.data import MetaTensor
 
 from monai_dpmm.transforms.operating_point import (
     FalsePositiveVolumes,
-    OperatingPoint,
     mean_interval,
+    operating_point,
+    volume_threshold,
     voxel_ml,
 )
 
 
 class _Detector:
     def __init__(self, factor=10):
-        self.false_positive_rates = torch.tensor([0.01, 0.05])
-        self.thresholds = factor * self.false_positive_rates
-
-    def threshold(self, false_positive_rate):
-        return self.thresholds[0 if false_positive_rate == 0.01 else 1]
+        self.thresholds_by_rate = {"0.01": 0.01 * factor, "0.05": 0.05 * factor}
 
 
 def _healthy(*scans, ml=0.5):
@@ -90,12 +87,22 @@ def test_volume_of_a_voxel_whatever_its_axes():
 
 def test_a_volume_counts_before_a_rate():
     kept = _healthy(torch.rand(100), torch.rand(100)).calibrated([1.0, 5.0], _Detector())
-    chosen = OperatingPoint(_Detector(), 5, kept)
-    assert chosen.threshold(0.01).item() == kept[1]["threshold"]
-    assert OperatingPoint(_Detector(), None, kept).threshold(0.01) == pytest.approx(0.1)
+    known = _Detector().thresholds_by_rate
+    assert operating_point(known, 0.01, volume_threshold(5, kept)) == {
+        "threshold": kept[1]["threshold"],
+        "false_positive_rate": None,
+        "false_positive_volume_ml": 5,
+    }
+    assert operating_point(known, 0.01, volume_threshold(None, kept)) == {
+        "threshold": 0.1,
+        "false_positive_rate": 0.01,
+        "false_positive_volume_ml": None,
+    }
+    trained_again = _Detector(11).thresholds_by_rate
     with pytest.raises(ValueError, match=r"rate of 0.05 must be the 0.5 .*: calibrate it again"):
-        OperatingPoint(_Detector(11), 5, kept).threshold(0.05)
-    assert OperatingPoint(_Detector()).threshold(0.05) == pytest.approx(0.5)
+        operating_point(trained_again, 0.05, volume_threshold(5, kept))
+    with pytest.raises(ValueError, match=r"must be one of 0.01, 0.05, got 0.2"):
+        operating_point(known, 0.2)
 
 
 def test_errors_name_argument_rule_and_value():
@@ -110,6 +117,6 @@ def test_errors_name_argument_rule_and_value():
         with pytest.raises(ValueError, match=r"positive and less than the 49.5 ml .*, got"):
             found.threshold(volume)
     with pytest.raises(ValueError, match=r"false_positive_volume=2 needs .* monai_dpmm calibrate"):
-        OperatingPoint(_Detector(), 2)
+        volume_threshold(2, [])
     with pytest.raises(ValueError, match="must be one of 1, 5 ml, got 2"):
-        OperatingPoint(_Detector(), 2, found.calibrated([1.0, 5.0], _Detector()))
+        volume_threshold(2, found.calibrated([1.0, 5.0], _Detector()))

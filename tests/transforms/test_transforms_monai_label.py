@@ -1,6 +1,7 @@
 """Requests of a labelling server: what they may choose, and what is answered."""
 
 import json
+from typing import ClassVar
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from monai.data import MetaTensor
 from monai_dpmm import (
     AnomalyInferer,
     AnswerRequestd,
+    OperatingPoint,
     ReadRequestd,
     ThresholdAnomalyd,
     rate_choices,
@@ -21,8 +23,7 @@ class Detector(torch.nn.Module):
     def forward(self, slices):
         return slices
 
-    def threshold(self, rate):
-        return torch.tensor(rate)
+    thresholds_by_rate: ClassVar = {"0.05": 0.05, "0.1": 0.1}
 
 
 def _served(**request):
@@ -62,17 +63,25 @@ def test_a_choice_that_there_is_not_is_refused(request_, message):
 
 
 def test_the_requests_rate_counts_instead_of_the_configured_one():
-    inferer = AnomalyInferer()
-    inferer(torch.rand(1, 1, 4, 4, 2), Detector())
-    threshold = ThresholdAnomalyd("a", inferer, false_positive_rate=0.1, output_keys="mask")
-    anomaly = torch.tensor([0.03, 0.07, 0.2])
-    assert threshold({"a": anomaly})["mask"].tolist() == [0, 0, 1]
-    assert threshold({"a": anomaly, "false_positive_rate": 0.05})["mask"].tolist() == [0, 1, 1]
+    """As a server runs it: one scan as a batch to the inferer, with a network of its own."""
+    scan = MetaTensor(torch.tensor([[[[0.03, 0.07, 0.2]]]]))
+    data = {"pred": AnomalyInferer()(scan[None], Detector())[0]}
+    mask = ThresholdAnomalyd("pred", false_positive_rate=0.1, output_keys="mask")
+    assert mask(data)["mask"].flatten().tolist() == [0, 0, 1]
+    chosen = mask({**data, "false_positive_rate": 0.05})
+    assert chosen["mask"].flatten().tolist() == [0, 1, 1]
+    assert chosen["threshold"]["false_positive_rate"] == 0.05
 
 
-def test_an_inferer_that_was_not_called_knows_no_threshold():
-    with pytest.raises(RuntimeError, match="must be called before its detector's threshold"):
-        AnomalyInferer().threshold(0.01)
+def test_a_bundle_of_the_version_before_still_finds_its_threshold():
+    """Its config has the inferer stand for the network, by way of an `OperatingPoint`."""
+    with pytest.deprecated_call():
+        point = OperatingPoint(detector=AnomalyInferer())
+        mask = ThresholdAnomalyd("a", detector=point, false_positive_rate=0.1, output_keys="mask")
+    scan = MetaTensor(torch.tensor([[[[0.03, 0.07, 0.2]]]]))
+    inferred = AnomalyInferer()(scan[None], Detector())[0]
+    data = mask({"pred": inferred, "a": scan})
+    assert data["mask"].flatten().tolist() == [0, 0, 1]
 
 
 def test_the_answer_is_the_mask_unless_the_heat_map_is_asked_for():
