@@ -16,18 +16,16 @@ from monai_dpmm.engines.embedding_store import EmbeddedDataset, embedded_dataset
 from monai_dpmm.errors import InputError, MissingPackageError
 from monai_dpmm.files import json_object, whole_file
 from monai_dpmm.report.environment import environment
-from monai_dpmm.study.models.baselines import (
-    BankModel,
-    KMeansModel,
-    MixtureModel,
-    NormalityModel,
-    PaDiMModel,
-)
+from monai_dpmm.study.models.banks import BankModel, KMeansModel
+from monai_dpmm.study.models.mixture import FINITE, MixtureModel
+from monai_dpmm.study.models.normality import NormalityModel
+from monai_dpmm.study.models.padim import PaDiMModel
 from monai_dpmm.study.runs import cost, quality
 
 __all__ = ["METHODS", "Method", "Setup", "compare"]
 
 _TIMED = 5  # slices
+_EVALUATION = 2  # of trials that are kept: those of another one are run again
 
 
 class Setup(NamedTuple):
@@ -39,15 +37,10 @@ class Setup(NamedTuple):
     epochs: int
     batch_size: int
 
-    def mixture(self, seed: int) -> MixtureModel:
-        """The DPMM of the config."""
+    def mixture(self, seed: int, **own: Any) -> MixtureModel:
+        """The DPMM of the config, but for what is its own."""
         training = {"epochs": self.epochs, "batch_size": self.batch_size, "seed": seed}
-        return MixtureModel(self.features, self.options, **training)
-
-    def finite(self, components: int, seed: int) -> MixtureModel:
-        """The finite mixture of so many components, otherwise like the DPMM."""
-        training = {"epochs": self.epochs, "batch_size": self.batch_size, "seed": seed}
-        return MixtureModel.finite(self.features, components, self.options, **training)
+        return MixtureModel(self.features, {**self.options, **own}, **training)
 
 
 class Method(NamedTuple):
@@ -76,45 +69,40 @@ class Method(NamedTuple):
     patches: int = 1
 
 
+def _mixture(setup: Setup, seed: int, count: int) -> MixtureModel:
+    return setup.mixture(seed)
+
+
+def _finite(setup: Setup, seed: int, count: int) -> MixtureModel:
+    return setup.mixture(seed, components=count, **FINITE)
+
+
 def _bank(**options: Any) -> Callable[[Setup, int, int], NormalityModel]:
     return lambda setup, seed, count: BankModel(setup.features, seed=seed, **options)
 
 
+def _k_means(setup: Setup, seed: int, count: int) -> KMeansModel:
+    return KMeansModel(setup.features, count, seed=seed)
+
+
+def _padim(setup: Setup, seed: int, count: int) -> PaDiMModel:
+    return PaDiMModel(setup.features, setup.grid, seed=seed)
+
+
+_THREE, _COSINE, _EUCLIDEAN = ("cosine", "euclidean", "likelihood"), ("cosine",), ("euclidean",)
 METHODS: dict[str, Method] = {
-    "dpmm": Method(
-        "DPMM", ("cosine", "euclidean", "likelihood"), lambda setup, seed, _: setup.mixture(seed)
-    ),
-    "dpmm-raw": Method(
-        "DPMM, raw embeddings",
-        ("cosine", "euclidean", "likelihood"),
-        lambda setup, seed, _: setup.mixture(seed),
-        unit_norm=False,
-    ),
-    "full": Method("full bank (AnomalyDINO)", ("cosine",), _bank(), seeds=1),
-    "shots-16": Method("bank of 16 slices", ("cosine",), _bank(slices=16), slices=16),
-    "shots-4": Method("bank of 4 slices", ("cosine",), _bank(slices=4), slices=4),
-    "shots-1": Method("bank of 1 slice", ("cosine",), _bank(slices=1)),
-    "coreset-10%": Method("PatchCore, 10 %", ("euclidean",), _bank(size=0.1), seeds=2),
-    "coreset-1024": Method("PatchCore, 1,024", ("euclidean",), _bank(size=1024), patches=1024),
-    "coreset-150": Method("PatchCore, 150", ("euclidean",), _bank(size=150), patches=150),
-    "k-means": Method(
-        "k-means",
-        ("cosine",),
-        lambda setup, seed, count: KMeansModel(setup.features, count, seed=seed),
-        matched=True,
-    ),
-    "gaussian-mixture": Method(
-        "Gaussian mixture",
-        ("cosine", "mixture"),
-        lambda setup, seed, count: setup.finite(count, seed),
-        matched=True,
-    ),
-    "padim": Method(
-        "PaDiM",
-        ("mahalanobis",),
-        lambda setup, seed, _: PaDiMModel(setup.features, setup.grid, seed=seed),
-        aligned=True,
-    ),
+    "dpmm": Method("DPMM", _THREE, _mixture),
+    "dpmm-raw": Method("DPMM, raw embeddings", _THREE, _mixture, unit_norm=False),
+    "full": Method("full bank (AnomalyDINO)", _COSINE, _bank(), seeds=1),
+    "shots-16": Method("bank of 16 slices", _COSINE, _bank(slices=16), slices=16),
+    "shots-4": Method("bank of 4 slices", _COSINE, _bank(slices=4), slices=4),
+    "shots-1": Method("bank of 1 slice", _COSINE, _bank(slices=1)),
+    "coreset-10%": Method("PatchCore, 10 %", _EUCLIDEAN, _bank(size=0.1), seeds=2),
+    "coreset-1024": Method("PatchCore, 1,024", _EUCLIDEAN, _bank(size=1024), patches=1024),
+    "coreset-150": Method("PatchCore, 150", _EUCLIDEAN, _bank(size=150), patches=150),
+    "k-means": Method("k-means", _COSINE, _k_means, matched=True),
+    "gaussian-mixture": Method("Gaussian mixture", ("cosine", "mixture"), _finite, matched=True),
+    "padim": Method("PaDiM", ("mahalanobis",), _padim, aligned=True),
 }
 
 
@@ -230,6 +218,7 @@ class _Comparison:
             **self._settings(name, count),
         }
         done = {"method": name, "seed": seed, "settings": settings, "data": self.key}
+        done["evaluation"] = _EVALUATION
         path = self.folder / f"{name}-{seed}.json"
         if path.is_file():
             record = json_object(path)
@@ -243,13 +232,11 @@ class _Comparison:
         return record
 
     def _settings(self, name: str, count: int) -> dict[str, Any]:
-        if name in ("dpmm", "dpmm-raw", "gaussian-mixture"):
-            own = self.setup.options | {
-                "max_epochs": self.setup.epochs,
-                "batch_size": self.setup.batch_size,
-            }
-            return own | ({"components": count} if METHODS[name].matched else {})
-        return {"clusters": count} if METHODS[name].matched else {}
+        training = {"max_epochs": self.setup.epochs, "batch_size": self.setup.batch_size}
+        mixture = name in ("dpmm", "dpmm-raw", "gaussian-mixture")
+        own = {**self.setup.options, **training} if mixture else {}
+        matched = {"components" if mixture else "clusters": count}
+        return own | (matched if METHODS[name].matched else {})
 
     def _trial(self, method: Method, seed: int, count: int) -> dict[str, Any]:
         """Fit, score and measure."""
@@ -262,8 +249,7 @@ class _Comparison:
         for kind in method.kinds:
             tests = self.dataset.tests(unit_norm=method.unit_norm)
             scores[kind] = quality(model, kind, self.val, tests)
-            costs = cost(model, kind, self._timed(method.unit_norm))
-            scores[kind] |= {"milliseconds": costs.milliseconds, "megabytes": costs.megabytes}
+            scores[kind] |= cost(model, kind, self._timed(method.unit_norm))._asdict()
         first = scores[method.kinds[0]]
         print(
             f"{method.label}, seed {seed}: {model.prototypes} prototypes, AUROC"

@@ -11,7 +11,7 @@ import numpy as np
 
 from monai_dpmm.errors import InputError
 from monai_dpmm.study.runs import RATES
-from monai_dpmm.study.significance import bootstrap_interval, holm, paired_p_value, scan_means
+from monai_dpmm.study.significance import bootstrap_interval, holm, paired_p_value
 from monai_dpmm.study.tables import Table, spread, write_tables
 
 __all__ = ["paper_tables", "run_records", "significance", "write_comparison"]
@@ -69,7 +69,7 @@ def paper_tables(trials: Sequence[Trial], reference: str = "dpmm") -> list[Table
             [_imagewise(method) for method in first],
             "Mean over the slices with a lesion, in %, seeds averaged, with bootstrap intervals"
             " that draw whole scans. Image-level: slices with a lesion against those without,"
-            " scored by the mean of their highest 1 % of patches.",
+            " scored by the mean of their highest 1 % of pixels.",
         ),
         _significance_table(significance(trials, reference), methods[reference][0]["label"]),
     ]
@@ -107,7 +107,7 @@ def write_comparison(
 
 def run_records(trials: Sequence[Trial]) -> list[dict[str, Any]]:
     """A flat dictionary for each trial and score, with configuration, versions and hardware."""
-    columns = ("auroc", "auroc_error", "aupr", "aupr_error", "best_dice", "image_auroc")
+    columns = ("auroc", "aupr", "binning_error", "best_dice", "image_auroc")
     return [
         {
             **{key: trial[key] for key in ("method", "label", "seed")},
@@ -173,35 +173,35 @@ def _table3(method: Sequence[Trial]) -> list[list[str]]:
 def _imagewise(method: Sequence[Trial]) -> list[str]:
     cells: list[str] = []
     for metric in _METRICS:
-        scans, values = _image_values(method, metric)
-        groups: dict[str, list[float]] = {}
-        for scan, value in zip(scans, values, strict=True):
-            groups.setdefault(scan, []).append(100 * value)
-        low, high = bootstrap_interval(groups)
-        cells += [f"{100 * np.mean(values):.2f}", f"{low:.2f}-{high:.2f}"]
+        scans = _image_values(method, metric)
+        low, high = bootstrap_interval(scans.values())
+        mean = np.mean([value for values in scans.values() for value in values])
+        cells += [f"{100 * mean:.2f}", f"{100 * low:.2f}-{100 * high:.2f}"]
     return [method[0]["label"], *cells, spread(_values(method, "image_auroc"), scale=100)]
 
 
-def _image_values(method: Sequence[Trial], metric: str) -> tuple[list[str], list[float]]:
-    """Scans of the slices with a lesion, and the metric of each slice, its mean over the seeds."""
+def _image_values(method: Sequence[Trial], metric: str) -> dict[str, list[float]]:
+    """Means over the seeds of the metric of each slice with a lesion, by scan, sorted."""
     images = [_first(trial)["images"] for trial in method]
-    means = np.mean([[image[metric] for image in trial] for trial in images], axis=0)
-    return [image["scan"] for image in images[0]], means.tolist()
+    means = np.mean([[image[metric] for image in trial] for trial in images], axis=0).tolist()
+    scans: dict[str, list[float]] = {name: [] for name in sorted({i["scan"] for i in images[0]})}
+    for image, value in zip(images[0], means, strict=True):
+        scans[image["scan"]].append(value)
+    return scans
 
 
 def _tests(reference: Sequence[Trial], method: Sequence[Trial]) -> dict[str, dict[str, float]]:
     result = {}
     for metric in _METRICS:
-        scans, first = _image_values(reference, metric)
-        second = _image_values(method, metric)[1]
-        by_scan = [list(scan_means(scans, values).values()) for values in (first, second)]
+        pair = (reference, method)
+        scans = [list(_image_values(one, metric).values()) for one in pair]
+        first, second = ([value for values in own for value in values] for own in scans)
+        pooled = [float(np.mean(_values(one, metric))) for one in pair]
         result[metric] = {
-            "pooled_difference": float(
-                np.mean(_values(reference, metric)) - np.mean(_values(method, metric))
-            ),
+            "pooled_difference": pooled[0] - pooled[1],
             "difference": float(np.mean(first) - np.mean(second)),
             "p_images": paired_p_value(first, second),
-            "p_scans": paired_p_value(*by_scan),
+            "p_scans": paired_p_value(*([float(np.mean(v)) for v in own] for own in scans)),
         }
     return result
 

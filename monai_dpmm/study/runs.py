@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from monai_dpmm.engines.embedding_store import LabelledScan
-from monai_dpmm.metrics.anomaly_metrics import pixel_metrics
-from monai_dpmm.metrics.score_histogram import ScoreHistogram
+from monai_dpmm.metrics.anomaly_metrics import AnomalyMetrics
+from monai_dpmm.metrics.image_metrics import Thresholds
 from monai_dpmm.network.geometry import upsample_scores
-from monai_dpmm.network.thresholds import image_score, thresholds_at
-from monai_dpmm.study.models.baselines import NormalityModel
+from monai_dpmm.network.thresholds import thresholds_at
+from monai_dpmm.study.models.normality import NormalityModel
 
 __all__ = ["RATES", "Cost", "cost", "quality"]
 
@@ -38,38 +38,36 @@ class Cost(NamedTuple):
 def quality(
     model: NormalityModel, kind: str, held_out: Sequence[Tensor], tests: Iterable[LabelledScan]
 ) -> dict[str, Any]:
-    """Metrics of a model by one of its scores.
+    """Metrics of a model by one of its scores, as `AnomalyMetrics` has them of the test slices.
 
-    Over all pixels of the test slices, at the size of their masks: "auroc" and "aupr" (Table 1),
-    each with "_error", what the histogram of the pixels can have cost, "best_dice", and "dice" at
-    the rates `RATES` by thresholds of the healthy patches held out (Table 2). "image_auroc" is that
-    of slices with a lesion against those without, scored by the mean of their highest 1 % of
-    patches. "images" lists the slices with a lesion: "scan", "slice", and their own "auroc" and
+    Slices are images at the size of their masks. "auroc", "aupr" (Table 1) and "best_dice" are of
+    all pixels together, "binning_error" is what their histogram can have cost; "dice" is that at
+    the rates `RATES`, by thresholds of the healthy patches held out (Table 2). "image_auroc" is
+    that of slices with a lesion against those without, scored by the mean of their highest 1 % of
+    pixels. "images" lists the slices with a lesion: "scan", "slice", and their own "auroc" and
     "aupr".
     """
     rates = torch.tensor(RATES, dtype=torch.float64)
-    thresholds = thresholds_at(_healthy_scores(model, kind, held_out), rates)
-    pool, images = ScoreHistogram(), []
-    overlaps = torch.zeros(2, len(RATES), dtype=torch.int64)
-    levels: list[tuple[float, bool]] = []
+    healthy = [model.score(grid[None], kind)[0][grid.any(-1)] for grid in held_out]
+    metrics = AnomalyMetrics(Thresholds(rates, thresholds_at(torch.cat(healthy), rates)))
+    slices = []
     for scan in tests:
-        scores = model.score(scan.embeddings, kind)
-        maps = upsample_scores(scores, scan.masks.shape[1:])[:, 0]
-        pool.update(maps, scan.masks)
-        overlaps += _overlaps(maps, scan.masks, thresholds)
-        lesions = scan.masks.flatten(1).any(1)
-        levels += [(float(image_score(s)), bool(m)) for s, m in zip(scores, lesions, strict=True)]
-        for i in lesions.nonzero()[:, 0].tolist():
-            metrics = pixel_metrics(maps[i].flatten(), scan.masks[i].flatten())
-            images.append({"scan": scan.name, "slice": i, **metrics})
-    auroc, aupr = pool.auroc(), pool.aupr()
-    image_scores, image_labels = (torch.tensor(column) for column in zip(*levels, strict=True))
+        maps = upsample_scores(model.score(scan.embeddings, kind), scan.masks.shape[1:])
+        pairs = zip(maps, scan.masks[:, None], strict=True)
+        metrics.update([{"pred": anomaly, "label": label} for anomaly, label in pairs])
+        slices += [{"scan": scan.name, "slice": number} for number in range(len(maps))]
+    found = metrics.compute()
+    pixels = {name: found[f"pixel_{name}"] for name in ("auroc", "aupr", "binning_error")}
     return {
-        **{"auroc": auroc.value, "auroc_error": auroc.error},
-        **{"aupr": aupr.value, "aupr_error": aupr.error, "best_dice": pool.best_dice().value},
-        "dice": (overlaps[0] / overlaps[1]).tolist(),
-        "image_auroc": pixel_metrics(image_scores, image_labels)["auroc"],
-        "images": images,
+        **pixels,
+        "best_dice": found["pixel_best_dice"],
+        "dice": [found[f"dice_at_fpr_{rate:.3g}"] for rate in RATES],
+        "image_auroc": found["image_auroc"],
+        "images": [
+            {**place, "auroc": image["auroc"], "aupr": image["aupr"]}
+            for place, image in zip(slices, metrics.subjects, strict=True)
+            if image["anomalous"]
+        ],
     }
 
 
@@ -93,18 +91,6 @@ def _seconds(model: NormalityModel, kind: str, slices: Tensor) -> float:
     start = time.perf_counter()
     model.score(slices, kind)
     return time.perf_counter() - start
-
-
-def _healthy_scores(model: NormalityModel, kind: str, slices: Sequence[Tensor]) -> Tensor:
-    """Scores of all patches that are not background: (N,)."""
-    return torch.cat([model.score(grid[None], kind)[0][grid.any(-1)] for grid in slices])
-
-
-def _overlaps(maps: Tensor, masks: Tensor, thresholds: Tensor) -> Tensor:
-    """Twice the overlap of mask and lesions, and the sum of both, at each threshold: (2, R)."""
-    found = [maps > threshold for threshold in thresholds]
-    hits = torch.stack([2 * (f & masks).sum() for f in found])
-    return torch.stack([hits, torch.stack([f.sum() + masks.sum() for f in found])])
 
 
 def _peak(call: Callable[[], object], module: nn.Module) -> float:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+import torch
 
 from monai_dpmm.errors import InputError
+from monai_dpmm.metrics.bootstrap import drawn_counts, interval, ratio_statistics
 
-__all__ = ["bootstrap_interval", "holm", "paired_p_value", "scan_means"]
+__all__ = ["bootstrap_interval", "holm", "paired_p_value"]
 
 _RESAMPLES = 9999
 
@@ -54,37 +57,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
-def scan_means(scans: Sequence[str], values: Sequence[float]) -> dict[str, float]:
-    """Mean of the values of each scan's images, by scan."""
-    names = sorted(set(scans))
-    pairs = list(zip(scans, values, strict=True))
-    return {name: float(np.mean([v for scan, v in pairs if scan == name])) for name in names}
-
-
-def bootstrap_interval(
-    groups: Mapping[str, Sequence[float]], *, seed: int = 0
-) -> tuple[float, float]:
+def bootstrap_interval(groups: Iterable[Sequence[float]]) -> tuple[float, float]:
     """95 % interval of the mean of all values, whole groups drawn with replacement (percentiles).
 
     Images of one scan are alike, so scans are what is drawn. NaN for fewer than two.
     """
-    from scipy.stats import bootstrap
-
-    if len(groups) < 2:
-        return float("nan"), float("nan")
-    sums = [float(np.sum(values)) for values in groups.values()]
-    counts = [float(len(values)) for values in groups.values()]
-
-    def mean(total: np.ndarray, count: np.ndarray, axis: int) -> np.ndarray:
-        return total.sum(axis=axis) / count.sum(axis=axis)
-
-    interval = bootstrap(
-        (sums, counts),
-        mean,
-        paired=True,
-        vectorized=True,
-        method="percentile",
-        n_resamples=_RESAMPLES,
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
+    parts = [[[math.fsum(values), len(values)]] for values in groups]
+    if len(parts) < 2:
+        return math.nan, math.nan
+    counts = drawn_counts(len(parts), _RESAMPLES)
+    return interval(ratio_statistics(torch.tensor(parts, dtype=torch.float64), counts)[:, 0])

@@ -19,7 +19,7 @@ def found(auroc, seed, noise=0.0):
         for i, v in enumerate(values)
     ]
     numbers = {"auroc": auroc + seed / 100, "aupr": auroc / 2, "best_dice": 0.5, "megabytes": 12.0}
-    numbers |= {"auroc_error": 0.0, "aupr_error": 0.0, "image_auroc": 0.75, "milliseconds": 3.0}
+    numbers |= {"binning_error": 0.0, "image_auroc": 0.75, "milliseconds": 3.0}
     return numbers | {"dice": [0.1, 0.2, 0.3], "images": images}
 
 

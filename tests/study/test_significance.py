@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from monai_dpmm.study.significance import bootstrap_interval, holm, paired_p_value, scan_means
+from monai_dpmm.study.significance import bootstrap_interval, holm, paired_p_value
 
 
 def test_p_by_hand():
@@ -41,22 +41,18 @@ def test_holm_by_hand():
     assert holm([]) == []
 
 
-def test_means_of_scans():
-    assert scan_means(["b", "a", "b"], [1, 5, 2]) == {"a": 5, "b": 1.5}
-
-
 def test_an_interval_draws_whole_scans():
     # scans of one value each: every resample has a mean between 0 and 1
-    low, high = bootstrap_interval({"a": [0.0] * 50, "b": [1.0] * 50})
+    low, high = bootstrap_interval([[0.0] * 50, [1.0] * 50])
     assert (low, high) == (0, 1)  # 200 independent images would give 0.43 to 0.57
-    same = bootstrap_interval({"a": [0.2, 0.4], "b": [0.4, 0.2], "c": [0.3]})
+    same = bootstrap_interval([[0.2, 0.4], [0.4, 0.2], [0.3]])
     assert same == pytest.approx((0.3, 0.3))
-    assert np.isnan(bootstrap_interval({"a": [1, 2]})).all()
+    assert np.isnan(bootstrap_interval([[1, 2]])).all()
 
 
 def test_the_interval_is_that_of_the_mean():
     values = np.random.default_rng(2).normal(5, 1, 400)
-    low, high = bootstrap_interval({str(i): [v] for i, v in enumerate(values)})
+    low, high = bootstrap_interval([v] for v in values)
     half = 1.96 * values.std() / 20
     assert low == pytest.approx(values.mean() - half, abs=0.02)
     assert high == pytest.approx(values.mean() + half, abs=0.02)

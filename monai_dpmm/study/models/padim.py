@@ -9,14 +9,16 @@ features, d of them selected.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from monai_dpmm.errors import InputError
 from monai_dpmm.mixture.precision import exact
+from monai_dpmm.study.models.normality import NormalityModel
 
-__all__ = ["PaDiM"]
+__all__ = ["PaDiM", "PaDiMModel"]
 
 _CHUNK = 32  # slices
 
@@ -142,3 +144,33 @@ class PaDiM(nn.Module):
                 f"slices must be of shape {(*self.grid, self.features)}, got {tuple(x.shape)}"
             )
         return x
+
+
+class PaDiMModel(NormalityModel):
+    """`PaDiM`, whose score is the Mahalanobis distance at a patch's own place.
+
+    Args:
+        features: D.
+        grid: (h, w).
+        seed: of the features selected.
+    """
+
+    module: PaDiM
+
+    def __init__(self, features: int, grid: tuple[int, int], *, seed: int = 0) -> None:
+        self.module = PaDiM(features, grid, seed=seed)
+
+    @property
+    def prototypes(self) -> int:
+        """Places."""
+        return len(self.module.means) if bool(self.module.factors[0, 0, 0]) else 0
+
+    def fit(self, slices: Sequence[Tensor], held_out: Sequence[Tensor]) -> None:
+        """Fit all places."""
+        self.module.fit(slices)
+
+    def score(self, slices: Tensor, kind: Any) -> Tensor:
+        """Mahalanobis distance, the only kind: (S, h, w, D) -> (S, h, w)."""
+        if kind != "mahalanobis":
+            raise InputError(f"kind must be mahalanobis for PaDiM, got {kind!r}")
+        return self.module.score(slices).cpu()

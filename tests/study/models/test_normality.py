@@ -9,7 +9,9 @@ import torch
 from oracle import clustered
 from sklearn.mixture import GaussianMixture
 
-from monai_dpmm.study.models.baselines import BankModel, KMeansModel, MixtureModel, PaDiMModel
+from monai_dpmm.study.models.banks import BankModel, KMeansModel
+from monai_dpmm.study.models.mixture import FINITE, MixtureModel
+from monai_dpmm.study.models.padim import PaDiMModel
 
 # Two slices of 1 x 3 patches; the first has background.
 SLICES = [
@@ -70,8 +72,8 @@ def test_k_means_by_hand():
 def test_the_finite_mixture_is_scikit_learns():
     slices = grids()
     x = slices[slices.any(-1)]
-    options = {"schedule": "none", "variance_floor": 1e-4}
-    model = MixtureModel.finite(6, 4, options, epochs=1, batch_size=len(slices))
+    options = {"schedule": "none", "variance_floor": 1e-4, "components": 4, **FINITE}
+    model = MixtureModel(6, options, epochs=1, batch_size=len(slices))
     model.module.initialize(x)
     start = {
         "means_init": model.module.means.numpy(),
