@@ -215,8 +215,7 @@ def volume_clock(
         item = clock(type(transform).__name__, transform)(item)
     network.backbone.forward = clock("backbone", network.backbone.forward)
     network.embed = clock("resizing and normalisation", network.embed)
-    network.patch_scores = clock("mixture", network.patch_scores)
-    network.patch_components = clock("mixture", network.patch_components)
+    network.nearest = clock("mixture", network.nearest)
     infer = clock("upsampling and stacking", parser.get_parsed_content("inferer"))
     item["pred"] = infer(item["image"][None].to(device), network)[0]
     for transform in parser.get_parsed_content("postprocessing").transforms:

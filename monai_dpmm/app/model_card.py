@@ -16,18 +16,12 @@ from torch import Tensor
 from monai_dpmm import __version__
 from monai_dpmm.errors import InputError, MissingFileError
 from monai_dpmm.files import json_object, load_tensors
+from monai_dpmm.mixture.scores import SCORES
 
 __all__ = ["model_card", "read_metrics"]
 
 _NEEDED = ("mixture.offsets", "thresholds", "false_positive_rates")
 _FOUND = ("scan_reference", "volume_thresholds")  # long, and found by `calibrate`
-_SCORES = {
-    "cosine": "cosine distance to the nearest prototype, from 0 to 2",
-    "euclidean": "distance to the nearest prototype, 0 or more",
-    "likelihood": "negative log-likelihood under the likeliest component, in nats",
-    "mahalanobis": "Mahalanobis distance to the nearest component, 0 or more",
-    "mixture": "negative log-likelihood under the whole mixture, in nats",
-}
 _METRIC = re.compile(r"\w[\w.-]*", re.ASCII)  # no markup of Markdown, nothing that MONAI runs
 _WEIGHTS = {
     "dinov2": "The backbone's architecture is DINOv2, whose weights are under the same licence.",
@@ -141,9 +135,10 @@ def _input(told: Mapping[str, str], scaled_by: str) -> str:
 def _output(told: Mapping[str, str]) -> str:
     """What the model gives."""
     score = told["score"]
+    text = SCORES[score].text if score in SCORES else score
     return (
         "An anomaly score for each voxel, on the scan's own grid, larger is more anomalous:"
-        f" {_SCORES.get(score, score)}. The network gives a map for each slice, (S, 1, H, W). The"
+        f" {text}. The network gives a map for each slice, (S, 1, H, W). The"
         " mask of scores above a threshold, the number of the nearest prototype and the findings"
         " as JSON are written beside the heat map."
     )

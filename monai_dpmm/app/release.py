@@ -30,7 +30,6 @@ _CALIBRATED = {
     ),
 }
 _PACKAGES = {"transformers": "dino", "efficientnet-lite-pytorch": "efficientnet"}  # of backbones
-_RANGES = {"cosine": [0, 2]}  # of scores; the others have no bound above
 CHECKSUMS = "SHA256SUMS"
 # no text that MONAI would run, look up, or take for what to make
 _PLAIN = re.compile(r"(?!_)[\w .-]*", re.ASCII)
@@ -186,11 +185,14 @@ def _write_configs(folder: Path, settings: dict[str, Any], told: Mapping[str, An
 
 def _of_the_model(metadata: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """What of the metadata depends on the model: packages, and the range of its scores."""
+    from monai_dpmm.mixture.scores import SCORES  # torch, when it is used
+
     name = str(settings.get("backbone_architecture"))
     foreign = {package for package, prefix in _PACKAGES.items() if not name.startswith(prefix)}
     needed = metadata["required_packages_version"]
     pred = metadata["network_data_format"]["outputs"]["pred"]
-    pred["value_range"] = _RANGES.get(str(settings.get("score")), [])
+    score = SCORES.get(str(settings.get("score")))
+    pred["value_range"] = [] if score is None else list(score.value_range)
     return {
         "required_packages_version": {k: v for k, v in needed.items() if k not in foreign},
         "network_data_format": metadata["network_data_format"],

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib import import_module
 from typing import Any, NamedTuple
 
 from monai_dpmm.errors import UsageError
@@ -17,6 +19,25 @@ class Rule(NamedTuple):
 
     told: str
     holds: Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
+class _NameIn:
+    """A name in a table of the package, whose module knows torch: imported when it is needed."""
+
+    module: str
+    table: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(getattr(import_module(f"monai_dpmm.{self.module}"), self.table))
+
+    @property
+    def told(self) -> str:
+        return f"one of {', '.join(self.names)}"
+
+    def holds(self, value: Any) -> bool:
+        return value in self.names
 
 
 def _whole(low: int) -> Rule:
@@ -94,7 +115,7 @@ _RANGE = Rule("[low, high]", _ascends)
 _PERCENTILES = Rule("[low, high] from 0 to 100", _is_percentiles)
 _DEVICE = Rule("cpu, or cuda where PyTorch finds it", _is_device)
 
-RULES: Mapping[str, Rule] = {
+RULES: Mapping[str, Rule | _NameIn] = {
     **dict.fromkeys(("bundle_root", "dataset_dir", "output_dir", "ckpt_dir", "checkpoint"), _TEXT),
     **dict.fromkeys(("resume", "revive", "mask_foreground", "bias_correction"), _FLAG),
     **dict.fromkeys(("ignore_background", "dicom_output"), _FLAG),
@@ -114,12 +135,12 @@ RULES: Mapping[str, Rule] = {
     "percentiles": _or(_PERCENTILES, _NONE),
     "window": _or(_RANGE, _choice("brain", "liver", "lung"), _NONE),
     "patch_grid": _or(_list("[h, w]", _COUNT, 2), _NONE),
-    "covariance": _choice("diagonal", "full", "spherical", "von_mises_fisher"),
+    "covariance": _NameIn("mixture.dpmm", "COMPONENT_KINDS"),
     "variance_floor": _or(_POSITIVE, _NONE),
-    "initialization": _choice("random", "k-means++"),
-    "initial_weights": _choice("beta", "uniform"),
-    "schedule": _choice("ema", "exp", "none"),
-    "score": _choice("cosine", "euclidean", "likelihood", "mahalanobis", "mixture"),
+    "initialization": _NameIn("mixture.initialization", "INITIALIZATIONS"),
+    "initial_weights": _NameIn("mixture.initialization", "INITIAL_STICKS"),
+    "schedule": _NameIn("mixture.em", "STEP_SIZES"),
+    "score": _NameIn("mixture.scores", "SCORES"),
     "false_positive_volume": _or(_POSITIVE, _NONE),
     "false_positive_volumes": _list("a list of numbers above 0", _POSITIVE),
     "output_ext": _choice(".nii.gz", ".nii", ".nrrd", ".mha"),

@@ -6,28 +6,31 @@ Applications 16(1), 2013. Letters: N patches, K components (the truncation), D f
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial, reduce
-from typing import Literal, cast, get_args
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from monai_dpmm.errors import InputError, InputTypeError
+from monai_dpmm.errors import InputError
+from monai_dpmm.mixture.checks import (
+    check_at_least_one,
+    check_choice,
+    check_patch,
+    check_positive,
+    check_state,
+)
 from monai_dpmm.mixture.em import (
     NEGLIGIBLE,
     STEP_SIZES,
     Moments,
     accumulated,
-    maximal_concentration,
-    maximal_sticks,
+    maximal_weights,
     normalized,
     stick_breaking,
-    weight_after,
 )
 from monai_dpmm.mixture.gaussian import (
-    Covariance,
     Density,
     DiagonalCovariance,
     FullCovariance,
@@ -39,25 +42,26 @@ from monai_dpmm.mixture.initialization import (
     InitializationKind,
     InitialWeightsKind,
 )
-from monai_dpmm.mixture.precision import exact, is_traced
-from monai_dpmm.mixture.scores import Components, ScoreKind, chunks
+from monai_dpmm.mixture.mixture import Mixture
+from monai_dpmm.mixture.precision import exact
+from monai_dpmm.mixture.scores import chunks
 from monai_dpmm.mixture.von_mises_fisher import VonMisesFisher
 
-__all__ = ["DPMM", "CovarianceKind", "InitializationKind", "Moments", "ScheduleKind", "ScoreKind"]
+__all__ = ["COMPONENT_KINDS", "DPMM", "CovarianceKind", "ScheduleKind"]
 
 CovarianceKind = Literal["diagonal", "full", "spherical", "von_mises_fisher"]
 ScheduleKind = Literal["ema", "exp", "none"]
 
-_COVARIANCES = {
+# what makes the components, and the variance floor where none is given
+COMPONENT_KINDS: Mapping[str, tuple[Callable[[int, int, float], nn.Module], float]] = {
     "diagonal": (DiagonalCovariance, 1e-6),
     "full": (FullCovariance, 1e-3),
     "spherical": (SphericalCovariance, 1e-6),
     "von_mises_fisher": (VonMisesFisher, 1e-6),
 }
-_FLOAT64 = ("concentration", "log_weights", "average_weight")  # whatever the module is cast to
 
 
-class DPMM(nn.Module):
+class DPMM(Mixture):
     """Dirichlet process mixture of Gaussians, truncated to K components (Eq. 1-2).
 
     p(x) = Σ_k π_k N(x; μ_k, Σ_k) with π_k = v_k Π_{j<k} (1 - v_j) and v_k ~ Beta(1, α). Components
@@ -91,13 +95,10 @@ class DPMM(nn.Module):
 
     concentration: Tensor
     steps: Tensor
-    initialized: Tensor
-    origin: Tensor
-    offsets: Tensor
-    log_weights: Tensor
     average_weight: Tensor
     average_first: Tensor
     active: Tensor
+    _float64: ClassVar = ("concentration", "log_weights", "average_weight")
 
     def __init__(
         self,
@@ -115,64 +116,35 @@ class DPMM(nn.Module):
         weight_threshold: float = 1e-6,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        _check_choice("covariance", covariance, CovarianceKind)
-        _check_choice("initialization", initialization, InitializationKind)
-        _check_choice("initial_weights", initial_weights, InitialWeightsKind)
-        _check_choice("schedule", schedule, ScheduleKind)
-        kind, floor = _COVARIANCES[covariance]
+        check_choice("covariance", covariance, COMPONENT_KINDS)
+        check_choice("initialization", initialization, INITIALIZATIONS)
+        check_choice("initial_weights", initial_weights, INITIAL_STICKS)
+        check_choice("schedule", schedule, STEP_SIZES)
+        kind, floor = COMPONENT_KINDS[covariance]
         floor = floor if variance_floor is None else variance_floor
-        _check_at_least_one("features", features)
-        _check_at_least_one("components", components)
-        _check_positive("concentration", concentration)
-        _check_positive("variance_floor", floor)
+        check_at_least_one("features", features)
+        check_at_least_one("components", components)
+        check_positive("concentration", concentration)
+        check_positive("variance_floor", floor)
         if not 0 < rate <= 1:
             raise InputError(f"rate must lie in (0, 1], got {rate}")
         if not 0 <= weight_threshold < 1:
             raise InputError(f"weight_threshold must lie in [0, 1), got {weight_threshold}")
-        self.features = features
-        self.components = components
+        super().__init__(kind, features, components, floor, weight_threshold)
         self.learn_concentration = learn_concentration
-        self.weight_threshold = weight_threshold
         self.seed = seed
         self._choice = INITIALIZATIONS[initialization]
         self._initial_sticks = INITIAL_STICKS[initial_weights]
         self._step_size = partial(STEP_SIZES[schedule], rate=rate)
         self._start_concentration = float(concentration)
-        self.covariance = cast(Covariance, kind(components, features, floor))
         start = torch.tensor(concentration, dtype=torch.float64)
         self.register_buffer("concentration", start)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("initialized", torch.tensor(False))
-        self.register_buffer("origin", torch.zeros(features))
-        self.register_buffer("offsets", torch.zeros(components, features))
-        self.register_buffer("log_weights", start.new_full((components,), -math.inf))
         self.register_buffer("average_weight", start.new_zeros(components))
         self.register_buffer("average_first", torch.zeros(components, features))
         self.register_buffer("active", torch.arange(components), persistent=False)
-        self.fitted = False
-        self.register_load_state_dict_pre_hook(_check_state)
+        self.register_load_state_dict_pre_hook(check_state)
         self.register_load_state_dict_post_hook(_refresh)
-
-    @property
-    def means(self) -> Tensor:
-        """Component means μ_k, the prototypes, in input coordinates: (K, D)."""
-        return self.offsets + self.origin
-
-    @property
-    def weights(self) -> Tensor:
-        """Component weights π_k, which sum to 1: (K,) float64."""
-        return self.log_weights.exp()
-
-    @property
-    def surviving(self) -> Tensor:
-        """Components whose weight is above the threshold: (K,) bool."""
-        return self.log_weights > math.log(max(self.weight_threshold, 1e-300))
-
-    @property
-    def num_surviving(self) -> Tensor:
-        """How many components survive, 0-d int64."""
-        return self.surviving.sum()
 
     @exact
     def initialize(self, x: Tensor) -> None:
@@ -187,7 +159,7 @@ class DPMM(nn.Module):
                 the components need it.
         """
         x = self._checked(x)
-        _check_some(x)
+        check_patch(x)
         if not torch.isfinite(x).all():
             raise InputError("x must be finite, got NaN or infinite values")
         generator = torch.Generator().manual_seed(self.seed)
@@ -214,7 +186,7 @@ class DPMM(nn.Module):
             ValueError: where x is no (N, D) tensor with N >= 1.
             RuntimeError: before `initialize`.
         """
-        _check_some(x)
+        check_patch(x)
         moments = self.e_step(x)
         self.m_step(moments)
         return (moments.log_likelihood / moments.count).to(self.offsets.dtype)
@@ -267,15 +239,10 @@ class DPMM(nn.Module):
         means = self.average_first / weight[:, None]
         self.offsets.copy_(torch.where(alive[:, None], means, self.offsets))
         self.covariance.maximise(weight, means, alive)
-        self._maximise_weights(count, there)
-
-    def _maximise_weights(self, count: Tensor, there: Tensor) -> None:
-        s, alpha = self.average_weight, self.concentration
-        after = weight_after(s)
-        log_weights = stick_breaking(*maximal_sticks(s, after, alpha, count))
+        log_weights, alpha = maximal_weights(self.average_weight, self.concentration, count)
         self.log_weights.copy_(torch.where(there, log_weights, self.log_weights))
         if self.learn_concentration and self.components > 1:
-            alpha.copy_(torch.where(there, maximal_concentration(s, after, alpha, count), alpha))
+            self.concentration.copy_(torch.where(there, alpha, self.concentration))
 
     @torch.no_grad()
     def prune(self) -> None:
@@ -287,144 +254,9 @@ class DPMM(nn.Module):
         """
         self.active = torch.isfinite(self.log_weights).nonzero()[:, 0]
 
-    @exact
-    def component_log_prob(self, x: Tensor) -> Tensor:
-        """Log-density of each patch under every component, nats: (N, D) -> (N, K)."""
-        x = self._checked(x)
-        self._check_fitted()
-        log_density = self._components(None).log_density
-        return log_density(x) if is_traced() else torch.cat([*map(log_density, chunks(x))])
-
-    @exact
-    def responsibilities(self, x: Tensor) -> Tensor:
-        """Probability that each component made each patch (Eq. 7): (N, D) -> (N, K).
-
-        As the E-step has it: below 1e-30 of the highest it is exactly zero.
-        """
-        log_joint = self.component_log_prob(x) + self.log_weights.to(self.offsets.dtype)
-        return normalized(log_joint)[0]
-
-    @exact
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Log-likelihood per patch under the surviving components, nats: (N, D) -> (N,)."""
-        x = self._checked(x)
-        return self._components(self._survivors()).log_prob(x)
-
-    @exact
-    def score(self, x: Tensor, kind: ScoreKind = "cosine") -> Tensor:
-        """Anomaly score of each patch, larger is more anomalous: (N, D) -> (N,).
-
-        Args:
-            x: patches.
-            kind: "cosine" 1 - max_k cos(x, μ_k), the paper's (Eq. 11); "euclidean" min_k ‖x - μ_k‖;
-                "likelihood" -max_k log N(x; μ_k, Σ_k); "mahalanobis" to the nearest component in
-                that metric; "mixture" -log p(x). Over surviving components only (Sec. 2.2).
-        """
-        _check_choice("kind", kind, ScoreKind)
-        if kind == "mixture":
-            return -self.log_prob(x)
-        x = self._checked(x)
-        return self._components(self._survivors()).nearest(x, kind)[0]
-
-    def lowest_score(self, kind: ScoreKind = "cosine") -> Tensor:
-        """Score that none is below, 0 for distances: a 0-d tensor.
-
-        For log-likelihoods, the score of a patch at the mode of the sharpest component.
-        """
-        _check_choice("kind", kind, ScoreKind)
-        keep = self._survivors()
-        if kind in ("likelihood", "mixture"):
-            return -self._components(keep).density.log_norm.max()
-        return self.offsets.new_zeros(())
-
-    @exact
-    def assign(self, x: Tensor, kind: ScoreKind = "cosine") -> Tensor:
-        """Index (0 to K - 1) of the component that gives each patch its score: (N, D) -> (N,).
-
-        For "mixture" it is the component of the highest responsibility.
-        """
-        _check_choice("kind", kind, ScoreKind)
-        x = self._checked(x)
-        index = self._components(self._survivors()).nearest(x, kind)[1]
-        return self.surviving.nonzero()[:, 0][index]
-
-    def _components(self, keep: Tensor | None) -> Components:
-        """All components, or those kept (K,) bool, prepared once for all chunks of patches."""
-        density = self.covariance.density(self.offsets, keep)
-        kept = slice(None) if keep is None else keep
-        log_weights = self.log_weights[kept].to(self.offsets.dtype)
-        expand = self.covariance.expand
-        return Components(self.means[kept], log_weights, density, lambda x: expand(x - self.origin))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DPMM:
-        """Move or cast, but nothing below float32, and weights and concentration stay float64."""
-
-        def wide_enough(tensor: Tensor) -> Tensor:
-            result = fn(tensor)
-            narrow = result.is_floating_point() and result.dtype.itemsize < 4
-            return tensor.to(result.device) if narrow else result
-
-        wide = {name: self._buffers[name] for name in _FLOAT64}
-        super()._apply(wide_enough, recurse)
-        for name, before in wide.items():
-            after = self._buffers[name]
-            if before is not None and after is not None and after.dtype != torch.float64:
-                self._buffers[name] = before.to(after.device)
-        return self
-
-    def _checked(self, x: Tensor) -> Tensor:
-        if not is_traced() and (x.ndim != 2 or x.shape[1] != self.features):
-            raise InputError(f"x must be (N, {self.features}), got shape {tuple(x.shape)}")
-        if not x.is_floating_point():
-            raise InputTypeError(f"x must be of floating point, got {x.dtype}")
-        return x.to(self.offsets.dtype)
-
-    def _check_fitted(self) -> None:
-        if not self.fitted:
-            raise RuntimeError("DPMM is not fitted: call initialize, or load a checkpoint")
-
-    def _survivors(self) -> Tensor:
-        self._check_fitted()
-        keep = self.surviving
-        if not is_traced() and not bool(keep.any()):
-            raise RuntimeError(
-                f"no component survives the weight_threshold of {self.weight_threshold}"
-            )
-        return keep
-
-
-def _check_state(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Refuse a state dict of another truncation or dimension, in words."""
-    saved, own = state.get(f"{prefix}offsets"), cast(Tensor, module.offsets)
-    if saved is not None and saved.shape != own.shape:
-        raise InputError(
-            f"checkpoint has components={saved.shape[0]} and features={saved.shape[1]}, this DPMM"
-            f" has components={own.shape[0]} and features={own.shape[1]}"
-        )
-
 
 def _refresh(module: nn.Module, _: object) -> None:
     mixture = cast(DPMM, module)
     mixture.fitted = bool(mixture.initialized)
     if mixture.fitted:
         mixture.prune()
-
-
-def _check_some(x: Tensor) -> None:
-    if len(x) == 0:
-        raise InputError(f"x must hold at least one patch, got shape {tuple(x.shape)}")
-
-
-def _check_choice(name: str, value: str, choices: object) -> None:
-    if value not in get_args(choices):
-        raise InputError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
-
-
-def _check_at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise InputError(f"{name} must be at least 1, got {value}")
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not value > 0 or math.isinf(value):
-        raise InputError(f"{name} must be positive and finite, got {value}")

@@ -13,11 +13,9 @@ __all__ = [
     "STEP_SIZES",
     "Moments",
     "accumulated",
-    "maximal_concentration",
-    "maximal_sticks",
+    "maximal_weights",
     "normalized",
     "stick_breaking",
-    "weight_after",
 ]
 
 NEGLIGIBLE = 1e-30  # responsibilities and average weights below it count as exactly zero
@@ -84,12 +82,21 @@ def stick_breaking(log_v: Tensor, log_rest: Tensor) -> Tensor:
     return torch.cat([log_v[:-1], last]) + before
 
 
-def weight_after(s: Tensor) -> Tensor:
+def _weight_after(s: Tensor) -> Tensor:
     """Average weight T_k = Σ_{j>k} s_j after each component, exact where s_k dwarfs it: (K,)."""
     return F.pad(s[1:].flip(0).cumsum(0).flip(0), (0, 1))
 
 
-def maximal_sticks(s: Tensor, after: Tensor, alpha: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+def maximal_weights(s: Tensor, alpha: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-weights (K,) and α of average weights s_k (Eq. 5, 10): (K,), both from the old α."""
+    after = _weight_after(s)
+    log_weights = stick_breaking(*_maximal_sticks(s, after, alpha, count))
+    return log_weights, _maximal_concentration(s, after, alpha, count)
+
+
+def _maximal_sticks(
+    s: Tensor, after: Tensor, alpha: Tensor, count: Tensor
+) -> tuple[Tensor, Tensor]:
     """Log v_k and log(1 - v_k) for v_k = s_k / (s_k + T_k + (α - 1)/N) (Eq. 5): (K,), (K,).
 
     Where α < 1 would push v_k past 1 it is 1, and log(1 - v_k) stays finite.
@@ -99,7 +106,7 @@ def maximal_sticks(s: Tensor, after: Tensor, alpha: Tensor, count: Tensor) -> tu
     return s.log() - log_total, rest.log() - log_total
 
 
-def maximal_concentration(s: Tensor, after: Tensor, alpha: Tensor, count: Tensor) -> Tensor:
+def _maximal_concentration(s: Tensor, after: Tensor, alpha: Tensor, count: Tensor) -> Tensor:
     """Concentration α (Eq. 10) from the old one: 0-d."""
     up = torch.digamma(count * (s + after) + alpha + 1)
     down = torch.digamma(count * after + alpha)

@@ -1,8 +1,13 @@
-"""_Distances of patches to the surviving components, by the paper's words for them (Sec. 2.2)."""
+"""Anomaly scores of patches: how far each is from the surviving components (Sec. 2.2).
+
+`SCORES` is the only list of them, from which arguments and settings are checked and metadata and
+model cards written: a further score is one more row. Letters: n patches of a chunk, K components,
+D features.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -12,10 +17,10 @@ from torch.nn import functional as F
 from monai_dpmm.mixture.gaussian import Density
 from monai_dpmm.mixture.precision import is_traced
 
-__all__ = ["Components", "ScoreKind", "chunks"]
+__all__ = ["SCORES", "Components", "Score", "ScoreKind", "chunks"]
 
 ScoreKind = Literal["cosine", "euclidean", "likelihood", "mahalanobis", "mixture"]
-_Distances = Callable[[Tensor], Tensor]  # a chunk of patches (n, D) -> (n, K)
+Distances = Callable[[Tensor], Tensor]  # a chunk of patches (n, D) -> (n, K)
 _CHUNK = 1024  # patches: log-densities (1024, 500) stay in a core's cache
 _DEVICE_CHUNK = 16384  # patches elsewhere, where launches cost more than memory does
 
@@ -48,15 +53,16 @@ class Components(NamedTuple):
             torch.logsumexp(self.log_density(part).add_(self.log_weights), 1, out=out)
         return result
 
-    def nearest(self, x: Tensor, kind: ScoreKind) -> tuple[Tensor, Tensor]:
-        """Smallest distance of each patch, and the index of that component: (N,), (N,)."""
-        distances = _DISTANCES[kind](self)
+    def nearest(self, x: Tensor, score: Score) -> tuple[Tensor, Tensor]:
+        """Score of each patch, and the index of the component that gives it: (N,), (N,) int64."""
+        distances = score.distances(self)
         if is_traced():
-            return distances(x).min(dim=1)
-        nearest, index = x.new_empty(len(x)), x.new_empty(len(x), dtype=torch.int64)
-        for part, *out in zip(*map(chunks, (x, nearest, index)), strict=True):
-            torch.min(distances(part), dim=1, out=out)
-        return nearest, index
+            return score.pooled(distances(x))
+        scores, indices = x.new_empty(len(x)), x.new_empty(len(x), dtype=torch.int64)
+        for part, *out in zip(*map(chunks, (x, scores, indices)), strict=True):
+            for own, result in zip(out, score.pooled(distances(part)), strict=True):
+                own.copy_(result)
+        return scores, indices
 
 
 def chunks(x: Tensor) -> tuple[Tensor, ...]:
@@ -64,40 +70,90 @@ def chunks(x: Tensor) -> tuple[Tensor, ...]:
     return x.split(_CHUNK if x.device.type == "cpu" else _DEVICE_CHUNK)
 
 
-def _cosine(components: Components) -> _Distances:
+def _cosine(components: Components) -> Distances:
     """1 - cos(x, μ_k), the paper's (Eq. 11)."""
     prototypes = F.normalize(components.means, dim=1)
     return lambda x: 1 - F.normalize(x, dim=1) @ prototypes.T
 
 
-def _euclidean(components: Components) -> _Distances:
+def _euclidean(components: Components) -> Distances:
     """‖x - μ_k‖, about the mean of the prototypes, where the expanded squares lose the least."""
     origin = components.means.mean(0)
     prototypes = components.means - origin
     return lambda x: torch.cdist(x - origin, prototypes)
 
 
-def _likelihood(components: Components) -> _Distances:
+def _likelihood(components: Components) -> Distances:
     """-log f_k(x)."""
     return lambda x: -components.log_density(x)
 
 
-def _mahalanobis(components: Components) -> _Distances:
+def _mahalanobis(components: Components) -> Distances:
     """√(2 (log f_k(mode) - log f_k(x))), for Gaussians the Mahalanobis distance."""
     return lambda x: (
         (2 * (components.density.log_norm - components.log_density(x))).clamp_min(0).sqrt()
     )
 
 
-def _mixture(components: Components) -> _Distances:
+def _mixture(components: Components) -> Distances:
     """-log π_k f_k(x)."""
     return lambda x: -(components.log_density(x) + components.log_weights)
 
 
-_DISTANCES: dict[str, Callable[[Components], _Distances]] = {
-    "cosine": _cosine,
-    "euclidean": _euclidean,
-    "likelihood": _likelihood,
-    "mahalanobis": _mahalanobis,
-    "mixture": _mixture,
+def _smallest(distances: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest distance and its component: (n, K) -> (n,), (n,)."""
+    scores, indices = distances.min(dim=1)
+    return scores, indices
+
+
+def _of_the_sum(distances: Tensor) -> tuple[Tensor, Tensor]:
+    """-log Σ_k exp(-distance), and the component of the largest part: (n, K) -> (n,), (n,)."""
+    return -(-distances).logsumexp(1), distances.min(dim=1).indices
+
+
+def _zero(components: Components) -> Tensor:
+    """0, which no distance is below: 0-d."""
+    return components.means.new_zeros(())
+
+
+def _of_the_sharpest_mode(components: Components) -> Tensor:
+    """-log f_k of a patch at the mode of the sharpest component, nats: 0-d."""
+    return -components.density.log_norm.max()
+
+
+class Score(NamedTuple):
+    """How anomalous a patch is, larger is more.
+
+    Attributes:
+        text: what it is, for a reader of results.
+        distances: components -> what is computed of a chunk of patches, (n, D) -> (n, K).
+        lowest: components -> the score that none is below, 0-d.
+        value_range: lowest and highest value there can be, where both are known.
+        pooled: distances (n, K) -> scores (n,) and the components that give them (n,).
+    """
+
+    text: str
+    distances: Callable[[Components], Distances]
+    lowest: Callable[[Components], Tensor] = _zero
+    value_range: tuple[float, ...] = ()
+    pooled: Callable[[Tensor], tuple[Tensor, Tensor]] = _smallest
+
+
+SCORES: Mapping[ScoreKind, Score] = {
+    "cosine": Score(
+        "cosine distance to the nearest prototype, from 0 to 2", _cosine, value_range=(0, 2)
+    ),
+    "euclidean": Score("distance to the nearest prototype, 0 or more", _euclidean),
+    "likelihood": Score(
+        "negative log-likelihood under the likeliest component, in nats",
+        _likelihood,
+        lowest=_of_the_sharpest_mode,
+    ),
+    "mahalanobis": Score("Mahalanobis distance to the nearest component, 0 or more", _mahalanobis),
+    "mixture": Score(
+        "negative log-likelihood under the whole mixture, in nats",
+        _mixture,
+        lowest=_of_the_sharpest_mode,
+        pooled=_of_the_sum,
+    ),
 }

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from monai_dpmm.errors import InputError
-from monai_dpmm.mixture.dpmm import DPMM, ScoreKind
+from monai_dpmm.mixture.dpmm import DPMM
+from monai_dpmm.mixture.scores import ScoreKind
 from monai_dpmm.network.geometry import (
     foreground_patches,
     prepare_slices,
@@ -77,7 +78,7 @@ class AnomalyDetector(nn.Module):
             it has one, is what H' and W' are multiples of.
         mixture: the model of normality, over the backbone's D features.
         image_size: pixels of a slice's shorter side as the backbone sees it.
-        score: anomaly score of a patch, see `DPMM.score`.
+        score: anomaly score of a patch, see `DPMM.nearest`.
         ignore_background: patches without a voxel above 0 get the lowest score (0 for distances);
             train with the same choice.
         patch_grid: (h, w) of the patches, see `embed_patches`; train with the same choice.
@@ -137,12 +138,10 @@ class AnomalyDetector(nn.Module):
         Channel 1 is the index of the prototype nearest to each pixel's patch plus 1 (0 is left
         for "no patch here", which viewers take as background).
         """
-        embeddings = self.embed(slices)
-        scores = self.patch_scores(embeddings)
-        components = self.patch_components(embeddings) + 1
+        scores, components = self.nearest(self.embed(slices))
         shape = slices.shape[-2:]
         return torch.cat(
-            [upsample_scores(scores, shape), upsample_components(components, shape)], dim=1
+            [upsample_scores(scores, shape), upsample_components(components + 1, shape)], dim=1
         )
 
     def embed(self, slices: Tensor) -> Tensor:
@@ -155,22 +154,21 @@ class AnomalyDetector(nn.Module):
             patch_grid=self.patch_grid,
         )
 
-    def patch_scores(self, embeddings: Tensor) -> Tensor:
-        """Anomaly score of each patch: (..., D) -> (...).
+    def nearest(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """Score of each patch and the component that gives it: (..., D) -> (...), (...) int64.
 
-        The zero vector (background) gets the score that none is below: 0, unless scores are
-        log-likelihoods.
+        The zero vector (background) gets the score that none is below, 0 unless scores are
+        log-likelihoods, and the component -1.
         """
-        patches = embeddings.flatten(0, -2)
+        patches, grid = embeddings.flatten(0, -2), embeddings.shape[:-1]
+        there = patches.any(dim=-1)
         lowest = self.mixture.lowest_score(self.score)
-        scores = self.mixture.score(patches, self.score).where(patches.any(dim=-1), lowest)
-        return scores.view(embeddings.shape[:-1])
+        scores, components = self.mixture.nearest(patches, self.score)
+        return scores.where(there, lowest).view(grid), components.where(there, -1).view(grid)
 
-    def patch_components(self, embeddings: Tensor) -> Tensor:
-        """Index (0 to K - 1) of each patch's component: (..., D) -> (...), int64; -1 background."""
-        patches = embeddings.flatten(0, -2)
-        index = self.mixture.assign(patches, self.score)
-        return index.where(patches.any(dim=-1), -1).view(embeddings.shape[:-1])
+    def patch_scores(self, embeddings: Tensor) -> Tensor:
+        """Anomaly score of each patch, see `nearest`: (..., D) -> (...)."""
+        return self.nearest(embeddings)[0]
 
     @torch.no_grad()
     def calibrate(self, patch_scores: Tensor) -> None:

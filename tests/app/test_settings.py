@@ -12,8 +12,6 @@ from monai_dpmm.errors import UsageError
 from monai_dpmm.io.formats import volume_writer
 from monai_dpmm.io.label_loading import LabelRule
 from monai_dpmm.metrics import evaluation_size as protocols
-from monai_dpmm.mixture import dpmm as mixture
-from monai_dpmm.mixture import initialization, scores
 from monai_dpmm.network.thresholds import DEFAULT_RATES
 from monai_dpmm.transforms.intensity import WINDOWS
 
@@ -60,11 +58,6 @@ def test_all_configs_pass(path):
 @pytest.mark.parametrize(
     ("name", "choices"),
     [
-        ("covariance", get_args(mixture.CovarianceKind)),
-        ("schedule", get_args(mixture.ScheduleKind)),
-        ("score", get_args(scores.ScoreKind)),
-        ("initialization", get_args(initialization.InitializationKind)),
-        ("initial_weights", get_args(initialization.InitialWeightsKind)),
         ("protocol", get_args(protocols.Protocol)),
         ("label_rule", get_args(LabelRule)),
         ("window", tuple(WINDOWS)),
@@ -94,6 +87,11 @@ def test_the_formats_are_those_of_the_code():
     ("name", "right", "wrong"),
     [
         ("mask_foreground", [True, False, "$@x"], ["yes", "False", 1, None]),
+        ("score", ["cosine", "mixture"], ["l1", 3, ["cosine"]]),
+        ("covariance", ["diagonal", "von_mises_fisher"], ["round", None]),
+        ("schedule", ["ema", "none"], ["cosine"]),
+        ("initialization", ["k-means++"], ["beta"]),
+        ("initial_weights", ["beta"], ["random"]),
         ("components", [1, 500, "@k", "%a.json#b"], [0, -1, 2.5, True, "foo", None]),
         ("seed", [0, 7], [-1, 1.5, "abc"]),
         ("concentration", [0.5, 2], [0, -1.0, float("nan"), float("inf"), "x"]),

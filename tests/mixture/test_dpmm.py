@@ -1,52 +1,32 @@
-"""The mixture: EM against a dense float64 oracle and scikit-learn, laws, edges, state, scores."""
+"""The mixture: EM against a dense float64 oracle and scikit-learn, laws, edges, state."""
 
 import copy
 import pickle
+from typing import get_args
 
 import pytest
 import torch
+from fitted_mixtures import D, K, batches, fitted, sigma_of, started
 from oracle import Oracle, clustered
 from sklearn.mixture import GaussianMixture
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from monai_dpmm.mixture import scores as scores_module
-from monai_dpmm.mixture.dpmm import DPMM, Moments
+from monai_dpmm.mixture.dpmm import COMPONENT_KINDS, DPMM, CovarianceKind, ScheduleKind
+from monai_dpmm.mixture.em import STEP_SIZES, Moments
+from monai_dpmm.mixture.initialization import (
+    INITIAL_STICKS,
+    INITIALIZATIONS,
+    InitializationKind,
+    InitialWeightsKind,
+)
 
 COVARIANCES = ["diagonal", "full", "spherical"]
-SCORES = ["cosine", "euclidean", "likelihood", "mahalanobis", "mixture"]
+SCORES = list(scores_module.SCORES)
 FLOORS = {"diagonal": 1e-6, "full": 1e-3, "spherical": 1e-6}
 every_kind = pytest.mark.parametrize("covariance", [*COVARIANCES, "von_mises_fisher"])
 every_covariance = pytest.mark.parametrize("covariance", COVARIANCES)
 every_schedule = pytest.mark.parametrize("schedule", ["ema", "exp", "none"])
-every_score = pytest.mark.parametrize("kind", SCORES)
-D, K = 8, 12
-
-
-def sigma_of(model):
-    """Covariance matrices (K, D, D) of a mixture."""
-    if hasattr(model.covariance, "cholesky"):
-        return model.covariance.covariance
-    variance = model.covariance.variance.reshape(model.components, -1)
-    return torch.diag_embed(variance.expand(-1, model.features))
-
-
-def batches(n=256, count=4, dtype=torch.float64, spread=0.3):
-    return [clustered(n, D, 6, spread=spread, seed=i, dtype=dtype) for i in range(count)]
-
-
-def started(x, **options):
-    """A mixture of x's dtype, started from x."""
-    options = {"components": K, **options}
-    model = DPMM(x.shape[1], **options).to(x.dtype)
-    model.initialize(x)
-    return model
-
-
-def fitted(x, steps=5, **options):
-    model = started(x, **options)
-    for _ in range(steps):
-        model.step(x)
-    return model
 
 
 def assert_finite(model):
@@ -729,7 +709,7 @@ def test_float64_modules_stay_float64(covariance):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@every_score
+@pytest.mark.parametrize("kind", SCORES)
 def test_half_patches_are_computed_in_the_modules_type(dtype, kind):
     x = batches(dtype=torch.float32)[0].to(dtype)
     half, full = DPMM(D, K), DPMM(D, K)
@@ -787,83 +767,6 @@ def test_copies_and_pickles_step_alike(schedule):
     for twin in twins:
         twin.step(x)
         assert_same_state(model, twin)
-
-
-# --- scores ---------------------------------------------------------------------------------
-
-
-def brute_force(model, x):
-    """Distances to every surviving component, (N, survivors) float64, by kind."""
-    x, keep = x.double(), model.surviving
-    means, sigma = model.means[keep].double(), sigma_of(model)[keep].double()
-    gaussians = torch.distributions.MultivariateNormal(means, sigma, validate_args=False)
-    log_prob = gaussians.log_prob(x[:, None])
-    offsets = x[:, None] - means
-    solved = torch.linalg.solve(sigma, offsets[..., None])[..., 0]
-    return {
-        "cosine": 1 - torch.cosine_similarity(x[:, None], means, dim=2),
-        "euclidean": offsets.norm(dim=2),
-        "likelihood": -log_prob,
-        "mahalanobis": (offsets * solved).sum(2).sqrt(),
-        "mixture": -(log_prob + model.log_weights[keep]),
-    }
-
-
-@every_covariance
-@every_score
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 2e-3)])
-def test_scores_are_those_of_brute_force(covariance, kind, dtype, tolerance):
-    model = fitted(batches(dtype=dtype)[0], covariance=covariance, weight_threshold=0.02)
-    assert 2 < int(model.surviving.sum()) < K
-    x = torch.cat([clustered(50, D, 9, dtype=dtype), clustered(50, D, 6, seed=5, dtype=dtype)])
-    distances = brute_force(model, x)[kind]
-    expected = -torch.logsumexp(-distances, 1) if kind == "mixture" else distances.min(1).values
-    score = model.score(x, kind)
-    torch.testing.assert_close(score.double(), expected, rtol=tolerance, atol=tolerance)
-    index = model.assign(x, kind)
-    assert index.dtype == torch.int64
-    assert model.surviving[index].all()
-    column = model.surviving.cumsum(0)[index] - 1
-    own = distances.gather(1, column[:, None])[:, 0]
-    torch.testing.assert_close(own, distances.min(1).values, rtol=tolerance, atol=tolerance)
-
-
-def test_cosine_ignores_the_norm_of_a_patch():
-    x = batches()[0]
-    model = fitted(x)
-    torch.testing.assert_close(model.score(17 * x), model.score(x))
-
-
-def test_a_planted_anomaly_scores_highest():
-    data = batches(dtype=torch.float32, spread=0.05)
-    model = fitted(data[0], steps=50)
-    x = data[1].clone()
-    x[123] = torch.nn.functional.normalize(-x.mean(0), dim=0)
-    for kind in SCORES:
-        assert int(model.score(x, kind).argmax()) == 123, kind
-
-
-class Score(torch.nn.Module):
-    def __init__(self, model, kind):
-        super().__init__()
-        self.model, self.kind = model, kind
-
-    def forward(self, x):
-        return self.model.score(x, self.kind), self.model.assign(x, self.kind)
-
-
-@every_score
-@pytest.mark.filterwarnings("error::torch.jit.TracerWarning")
-@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
-def test_a_traced_score_holds_for_any_number_of_patches(kind, monkeypatch):
-    x = batches(dtype=torch.float32)[0]
-    model = fitted(x)
-    monkeypatch.setattr(scores_module, "_CHUNK", 64)
-    traced = torch.jit.trace(Score(model, kind), x[:10])
-    for n in (1, 10, 200):
-        scores, index = traced(x[:n])
-        torch.testing.assert_close(scores, model.score(x[:n], kind), rtol=1e-5, atol=1e-5)
-        assert torch.equal(index, model.assign(x[:n], kind))
 
 
 # --- errors ---------------------------------------------------------------------------------
@@ -937,14 +840,6 @@ def test_an_unfitted_m_step():
         DPMM(D, K).m_step(Moments(*[torch.zeros(())] * 5))
 
 
-@every_score
-def test_an_unknown_score_names_the_known_ones(kind):
-    model = fitted(batches()[0])
-    for method in (model.score, model.assign):
-        with pytest.raises(ValueError, match=f"kind must be one of .*{kind}.*, got 'l1'"):
-            method(torch.rand(4, D), "l1")
-
-
 def test_no_survivor():
     x = batches(dtype=torch.float32)[0]
     model = fitted(x, weight_threshold=0.9)
@@ -962,3 +857,16 @@ def test_moments_add_to_moments_only():
     moments = Moments(*[torch.ones(())] * 5)
     with pytest.raises(TypeError, match="unsupported operand"):
         moments + 3
+
+
+@pytest.mark.parametrize(
+    ("names", "table"),
+    [
+        (CovarianceKind, COMPONENT_KINDS),
+        (ScheduleKind, STEP_SIZES),
+        (InitializationKind, INITIALIZATIONS),
+        (InitialWeightsKind, INITIAL_STICKS),
+    ],
+)
+def test_what_type_checkers_know_is_what_there_is(names, table):
+    assert get_args(names) == tuple(table)

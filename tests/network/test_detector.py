@@ -1,12 +1,12 @@
 import math
-from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from monai_dpmm.mixture.dpmm import DPMM, ScoreKind
+from monai_dpmm.mixture.dpmm import DPMM
+from monai_dpmm.mixture.scores import SCORES
 from monai_dpmm.network.detector import AnomalyDetector, embed_patches
 from monai_dpmm.network.geometry import prepare_slices
 
@@ -81,6 +81,17 @@ def test_map_and_patch_scores_are_one():
     assert torch.equal(detector.maps(slices)[:, :1], detector(slices))
 
 
+@pytest.mark.parametrize("kind", SCORES)
+def test_the_mixture_is_evaluated_once_for_score_and_component(kind, monkeypatch):
+    detector = _detector(score=kind)
+    calls = []
+    nearest = detector.mixture.nearest
+    monkeypatch.setattr(detector.mixture, "nearest", lambda *a: calls.append(a) or nearest(*a))
+    maps = detector.maps(_healthy(2))
+    assert len(calls) == 1
+    assert torch.equal(maps[:, :1], detector(_healthy(2)))
+
+
 def test_embeddings_are_unit_norm_and_background_is_zero():
     slices = torch.zeros(1, 1, 56, 56)
     slices[..., 14:28, 28:42] = torch.rand(14, 14) + 0.1
@@ -146,14 +157,13 @@ def test_background_scores_zero_and_has_no_component():
     slices = torch.zeros(1, 1, 56, 56)
     slices[..., 14:28, 28:42] = 1.0
     slices[..., 14:21, 28:35] = 0.3
-    scores = detector.patch_scores(detector.embed(slices))
-    components = detector.patch_components(detector.embed(slices))
+    scores, components = detector.nearest(detector.embed(slices))
     assert scores.nonzero().tolist() == [[0, 1, 2]]
     assert (components >= 0).nonzero().tolist() == [[0, 1, 2]]
     assert detector.maps(slices)[:, 1].min() == 0
 
 
-@pytest.mark.parametrize("kind", get_args(ScoreKind))
+@pytest.mark.parametrize("kind", SCORES)
 def test_background_is_never_more_anomalous_than_any_patch(kind):
     detector = _detector(ignore_background=True, score=kind)
     slices = _marked(_healthy(4), 14, 28)

@@ -90,12 +90,12 @@ class MemoryBank(nn.Module):
         self.prototypes = patches.detach().to(self.prototypes)
 
     @exact
-    def score(self, x: Tensor, kind: ScoreKind = "cosine") -> Tensor:
-        """Anomaly score of each patch, larger is more anomalous: (N, D) -> (N,).
+    def nearest(self, x: Tensor, kind: ScoreKind = "cosine") -> tuple[Tensor, Tensor]:
+        """Score of each patch and the prototype that gives it: (N, D) -> (N,), (N,) int64.
 
-        The nearest prototype is found in the precision of the prototypes, at least float32, and its
-        distance then measured in float64, so that a patch of the bank scores 0. Memory does not
-        grow with N x P.
+        A score is larger where a patch is more anomalous. The nearest prototype is found in the
+        precision of the prototypes, at least float32, and its distance then measured in float64,
+        so that a patch of the bank scores 0. Memory does not grow with N x P.
 
         Args:
             x: patches.
@@ -106,21 +106,24 @@ class MemoryBank(nn.Module):
             RuntimeError: before `fit`.
         """
         metric = _metric(kind)
-        parts = [
-            metric.distance(part.double(), self.prototypes[nearest].double())
-            for part, nearest in self._nearest(x, metric)
-        ]
-        return torch.cat(parts).to(self._precision)
+        scores, indices = [], []
+        for part, index in self._nearest(x, metric):
+            scores.append(metric.distance(part.double(), self.prototypes[index].double()))
+            indices.append(index)
+        return torch.cat(scores).to(self._precision), torch.cat(indices)
+
+    def score(self, x: Tensor, kind: ScoreKind = "cosine") -> Tensor:
+        """Anomaly score of each patch, see `nearest`: (N, D) -> (N,)."""
+        return self.nearest(x, kind)[0]
+
+    def assign(self, x: Tensor, kind: ScoreKind = "cosine") -> Tensor:
+        """Index (0 to P - 1) of each patch's prototype, see `nearest`: (N, D) -> (N,)."""
+        return self.nearest(x, kind)[1]
 
     def lowest_score(self, kind: ScoreKind = "cosine") -> Tensor:
         """Score that none is below: 0, a 0-d tensor."""
         _metric(kind)
         return torch.zeros((), dtype=self._precision, device=self.prototypes.device)
-
-    @exact
-    def assign(self, x: Tensor, kind: ScoreKind = "cosine") -> Tensor:
-        """Index (0 to P - 1) of the prototype that gives each patch its score: (N, D) -> (N,)."""
-        return torch.cat([nearest for _, nearest in self._nearest(x, _metric(kind))])
 
     def _nearest(self, x: Tensor, metric: _Metric) -> Iterator[tuple[Tensor, Tensor]]:
         """Chunks of patches (n, D), and which prototype is nearest to each patch (n,)."""

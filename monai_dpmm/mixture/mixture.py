@@ -1,0 +1,188 @@
+"""A mixture at fixed parameters: densities, responsibilities, anomaly scores of patches.
+
+Nothing here changes the mixture; how it is fitted is in `dpmm`. Letters: N patches, K components,
+D features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import ClassVar, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from monai_dpmm.errors import InputError, InputTypeError
+from monai_dpmm.mixture.checks import check_choice
+from monai_dpmm.mixture.em import normalized
+from monai_dpmm.mixture.gaussian import Covariance
+from monai_dpmm.mixture.precision import exact, is_traced
+from monai_dpmm.mixture.scores import SCORES, Components, ScoreKind, chunks
+
+__all__ = ["Mixture"]
+
+_Self = TypeVar("_Self", bound="Mixture")
+
+
+class Mixture(nn.Module):
+    """Density p(x) = Σ_k π_k f_k(x) of patches, f_k Gaussians or another kind of component.
+
+    Args:
+        kind: makes the components' own parameters from K, D and the variance floor ε.
+        features: D.
+        components: K.
+        variance_floor: ε.
+        weight_threshold: π_k above which a component survives.
+
+    Attributes:
+        fitted: whether there are parameters to evaluate.
+    """
+
+    initialized: Tensor
+    origin: Tensor
+    offsets: Tensor
+    log_weights: Tensor
+    _float64: ClassVar[tuple[str, ...]] = ("log_weights",)  # whatever the module is cast to
+
+    def __init__(
+        self,
+        kind: Callable[[int, int, float], nn.Module],
+        features: int,
+        components: int,
+        variance_floor: float,
+        weight_threshold: float,
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.components = components
+        self.weight_threshold = weight_threshold
+        self.covariance = cast(Covariance, kind(components, features, variance_floor))
+        self.register_buffer("initialized", torch.tensor(False))
+        self.register_buffer("origin", torch.zeros(features))
+        self.register_buffer("offsets", torch.zeros(components, features))
+        no_weight = torch.full((components,), -math.inf, dtype=torch.float64)
+        self.register_buffer("log_weights", no_weight)
+        self.fitted = False
+
+    @property
+    def means(self) -> Tensor:
+        """Component means μ_k, the prototypes, in input coordinates: (K, D)."""
+        return self.offsets + self.origin
+
+    @property
+    def weights(self) -> Tensor:
+        """Component weights π_k, which sum to 1: (K,) float64."""
+        return self.log_weights.exp()
+
+    @property
+    def surviving(self) -> Tensor:
+        """Components whose weight is above the threshold: (K,) bool."""
+        return self.log_weights > math.log(max(self.weight_threshold, 1e-300))
+
+    @property
+    def num_surviving(self) -> Tensor:
+        """How many components survive, 0-d int64."""
+        return self.surviving.sum()
+
+    @exact
+    def component_log_prob(self, x: Tensor) -> Tensor:
+        """Log-density of each patch under every component, nats: (N, D) -> (N, K)."""
+        x = self._checked(x)
+        self._check_fitted()
+        log_density = self._components(None).log_density
+        return log_density(x) if is_traced() else torch.cat([*map(log_density, chunks(x))])
+
+    @exact
+    def responsibilities(self, x: Tensor) -> Tensor:
+        """Probability that each component made each patch (Eq. 7): (N, D) -> (N, K).
+
+        As the E-step has it: below 1e-30 of the highest it is exactly zero.
+        """
+        log_joint = self.component_log_prob(x) + self.log_weights.to(self.offsets.dtype)
+        return normalized(log_joint)[0]
+
+    @exact
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-likelihood per patch under the surviving components, nats: (N, D) -> (N,)."""
+        x = self._checked(x)
+        return self._components(self._survivors()).log_prob(x)
+
+    @exact
+    def nearest(self, x: Tensor, kind: ScoreKind = "cosine") -> tuple[Tensor, Tensor]:
+        """Score of each patch and the component that gives it: (N, D) -> (N,), (N,) int64.
+
+        A score is larger where a patch is more anomalous; components count from 0 to K - 1. Only
+        surviving ones take part (Sec. 2.2).
+
+        Args:
+            x: patches.
+            kind: "cosine" 1 - max_k cos(x, μ_k), the paper's (Eq. 11); "euclidean" min_k ‖x - μ_k‖;
+                "likelihood" -max_k log N(x; μ_k, Σ_k); "mahalanobis" to the nearest component in
+                that metric; "mixture" -log p(x), whose component is that of the highest
+                responsibility.
+        """
+        check_choice("kind", kind, SCORES)
+        x = self._checked(x)
+        scores, index = self._components(self._survivors()).nearest(x, SCORES[kind])
+        return scores, self.surviving.nonzero()[:, 0][index]
+
+    def score(self, x: Tensor, kind: ScoreKind = "cosine") -> Tensor:
+        """Anomaly score of each patch, see `nearest`: (N, D) -> (N,)."""
+        return self.nearest(x, kind)[0]
+
+    def assign(self, x: Tensor, kind: ScoreKind = "cosine") -> Tensor:
+        """Component that gives each patch its score, see `nearest`: (N, D) -> (N,)."""
+        return self.nearest(x, kind)[1]
+
+    def lowest_score(self, kind: ScoreKind = "cosine") -> Tensor:
+        """Score that none is below, 0 for distances: a 0-d tensor.
+
+        For log-likelihoods, the score of a patch at the mode of the sharpest component.
+        """
+        check_choice("kind", kind, SCORES)
+        return SCORES[kind].lowest(self._components(self._survivors()))
+
+    def _components(self, keep: Tensor | None) -> Components:
+        """All components, or those kept (K,) bool, prepared once for all chunks of patches."""
+        density = self.covariance.density(self.offsets, keep)
+        kept = slice(None) if keep is None else keep
+        log_weights = self.log_weights[kept].to(self.offsets.dtype)
+        expand = self.covariance.expand
+        return Components(self.means[kept], log_weights, density, lambda x: expand(x - self.origin))
+
+    def _apply(self: _Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Self:
+        """Move or cast, but nothing below float32, and what is to be float64 stays float64."""
+
+        def wide_enough(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            narrow = result.is_floating_point() and result.dtype.itemsize < 4
+            return tensor.to(result.device) if narrow else result
+
+        wide = {name: self._buffers[name] for name in self._float64}
+        super()._apply(wide_enough, recurse)
+        for name, before in wide.items():
+            after = self._buffers[name]
+            if before is not None and after is not None and after.dtype != torch.float64:
+                self._buffers[name] = before.to(after.device)
+        return self
+
+    def _checked(self, x: Tensor) -> Tensor:
+        if not is_traced() and (x.ndim != 2 or x.shape[1] != self.features):
+            raise InputError(f"x must be (N, {self.features}), got shape {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise InputTypeError(f"x must be of floating point, got {x.dtype}")
+        return x.to(self.offsets.dtype)
+
+    def _check_fitted(self) -> None:
+        if not self.fitted:
+            raise RuntimeError("DPMM is not fitted: call initialize, or load a checkpoint")
+
+    def _survivors(self) -> Tensor:
+        self._check_fitted()
+        keep = self.surviving
+        if not is_traced() and not bool(keep.any()):
+            raise RuntimeError(
+                f"no component survives the weight_threshold of {self.weight_threshold}"
+            )
+        return keep
