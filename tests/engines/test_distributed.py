@@ -18,7 +18,8 @@ from ignite.engine import Events
 from monai.handlers import ValidationHandler
 from oracle import clustered
 
-from monai_dpmm.engines.engines import EMTrainer, LikelihoodEvaluator, distributed
+from monai_dpmm.engines import distributed
+from monai_dpmm.engines.engines import EMTrainer, LikelihoodEvaluator
 from monai_dpmm.engines.handlers import (
     BestModelSaver,
     History,
@@ -249,7 +250,8 @@ SMALL = {
 def torchrun(*arguments, processes=2, timeout=240):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc_per_node={processes}", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return subprocess.run(
         command, capture_output=True, text=True, timeout=timeout, check=False, env=environment
     )
