@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import secrets
@@ -18,7 +19,10 @@ from monai_dpmm.errors import FileError, InputError, InputTypeError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["json_number", "json_object", "json_value", "load_tensors", "replacement", "whole_file"]
+__all__ = [
+    *("json_number", "json_object", "json_value", "load_tensors", "plain", "replacement"),
+    "whole_file",
+]
 
 
 def load_tensors(path: str | Path, device: torch.device | str = "cpu") -> Any:
@@ -76,6 +80,19 @@ def json_number(value: Any) -> float | None:
     if value is not None:
         float(value)
     return value
+
+
+def plain(value: Any) -> Any:
+    """The value as strict JSON has it: NaN and infinity are None, what JSON lacks is its text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy's and torch's numbers and arrays
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 @contextmanager

@@ -25,7 +25,8 @@ from monai_dpmm.metrics.image_metrics import (
     over_patients,
     patient_groups,
 )
-from monai_dpmm.metrics.score_histogram import MAX_BINS, ScoreHistogram, order_keys
+from monai_dpmm.metrics.score_histogram import MAX_BINS, ScoreHistogram
+from monai_dpmm.network.thresholds import order_keys
 from monai_dpmm.transforms.regions import connected_regions
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from monai_dpmm.errors import InputError
-from monai_dpmm.metrics.curves import aupr, aupro, auroc, dices, from_the_top
+from monai_dpmm.metrics.curves import aupr, aupro, auroc, dices
+from monai_dpmm.network.thresholds import key_scores, order_keys
 
 __all__ = [
     "MAX_BINS",
@@ -28,14 +29,11 @@ __all__ = [
     "ScoreHistogram",
     "enough_bits",
     "grouped_bins",
-    "key_scores",
-    "order_keys",
 ]
 
 MAX_BINS = 2**18
 _CHUNK = 2**18
 _PENDING = 2**19
-_MAGNITUDE = 0x7FFFFFFF
 _REGION = 2**40  # what all pixels of a region weigh together: whole numbers add up in any order
 
 
@@ -184,23 +182,6 @@ class ScoreHistogram:
         lowest = key_scores(self.bins[best, 0])
         return BestDice(float(dice[best]), float(lowest.nextafter(-lowest.new_tensor(torch.inf))))
 
-    def sensitivity(self, false_positive_rate: float) -> float:
-        """Highest share of anomalous pixels found at a false-positive rate of at most this.
-
-        Over all thresholds between bins; NaN unless there are both healthy and anomalous pixels.
-
-        Raises:
-            ValueError: for a rate outside [0, 1].
-        """
-        if not 0 <= false_positive_rate <= 1:
-            raise InputError(f"false_positive_rate must lie in [0, 1], got {false_positive_rate}")
-        healthy, anomalous, _, _ = self._columns()
-        if not healthy.sum() or not anomalous.sum():
-            return float("nan")
-        allowed = false_positive_rate * healthy.sum() + 1e-9  # 0.29 * 100 is 28.999...
-        found = from_the_top(anomalous)[from_the_top(healthy) <= allowed]
-        return float(found[0] / anomalous.sum()) if len(found) else 0.0
-
     def _columns(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Healthy and anomalous pixels, shares, and whether a bin has several scores: (B,) each."""
         low, high, *counts = self.bins.unbind(1)
@@ -212,12 +193,6 @@ class ScoreHistogram:
         self._pending.append(bins)
         if sum(map(len, self._pending)) > max(len(self._bins), _PENDING):
             _ = self.bins
-
-
-def order_keys(scores: Tensor) -> Tensor:
-    """Integers of 32 bits in the order of float32 scores, ties kept: (n,) -> (n,) int64."""
-    bits = (scores.float() + 0.0).view(torch.int32)  # -0.0 + 0.0 is 0.0: one zero, one key
-    return (bits ^ ((bits >> 31) & _MAGNITUDE)).long()
 
 
 def _shares(regions: Tensor) -> Tensor:
@@ -267,9 +242,3 @@ def _runs(ordered: Tensor) -> tuple[Tensor, Tensor]:
 
 def _estimate(of: tuple[Tensor, Tensor]) -> Estimate:
     return Estimate(*map(float, of))
-
-
-def key_scores(keys: Tensor) -> Tensor:
-    """The scores of `order_keys`: int64 -> float32."""
-    bits = keys.int()
-    return (bits ^ ((bits >> 31) & _MAGNITUDE)).view(torch.float32)

@@ -10,10 +10,19 @@ from torch import Tensor
 
 from monai_dpmm.errors import InputError
 
-__all__ = ["DEFAULT_RATES", "TOP_FRACTION", "image_score", "threshold_of", "thresholds_at"]
+__all__ = [
+    "DEFAULT_RATES",
+    "TOP_FRACTION",
+    "image_score",
+    "key_scores",
+    "order_keys",
+    "threshold_of",
+    "thresholds_at",
+]
 
 DEFAULT_RATES = (0.01, 0.05, 0.1)
 TOP_FRACTION = 0.01
+_MAGNITUDE = 0x7FFFFFFF
 
 
 def thresholds_at(scores: Tensor, rates: Tensor) -> Tensor:
@@ -72,3 +81,15 @@ def image_score(scores: Tensor, fraction: float = TOP_FRACTION) -> Tensor:
         raise InputError("scores must not be empty")
     count = max(1, round(fraction * scores.numel()))
     return scores.flatten().topk(count).values.mean()
+
+
+def order_keys(scores: Tensor) -> Tensor:
+    """Integers of 32 bits in the order of float32 scores, ties kept: (n,) -> (n,) int64."""
+    bits = (scores.float() + 0.0).view(torch.int32)  # -0.0 + 0.0 is 0.0: one zero, one key
+    return (bits ^ ((bits >> 31) & _MAGNITUDE)).long()
+
+
+def key_scores(keys: Tensor) -> Tensor:
+    """The scores of `order_keys`: int64 -> float32."""
+    bits = keys.int()
+    return (bits ^ ((bits >> 31) & _MAGNITUDE)).view(torch.float32)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from monai_dpmm.errors import InputError
-from monai_dpmm.files import replacement
+from monai_dpmm.files import plain, replacement
 from monai_dpmm.report.display import checked_array, heat_range, peak_voxel
 from monai_dpmm.report.environment import environment
 from monai_dpmm.report.html import formatted, formatted_interval, metric_names, report_page
@@ -133,7 +133,7 @@ def write_report(
             "settings": settings or {},
             "environment": measured_with or environment(),
         }
-        _write_texts(partial, _plain(report))
+        _write_texts(partial, plain(report))
     return folder / PAGE
 
 
@@ -154,7 +154,7 @@ def _record(subject: Mapping[str, Any]) -> dict[str, Any]:
     """What a report keeps of a subject, no volumes."""
     record = {key: subject.get(key) for key in ("score", "threshold")}
     metrics = dict(subject.get("metrics") or {})
-    return _plain({"name": str(subject["name"]), **record, "metrics": metrics})
+    return plain({"name": str(subject["name"]), **record, "metrics": metrics})
 
 
 def _common_heat(subjects: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
@@ -222,19 +222,6 @@ def _write_texts(folder: Path, report: Mapping[str, Any]) -> None:
     text = json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False)
     (folder / METRICS).write_text(f"{text}\n", encoding="utf-8", errors="replace")
     (folder / PAGE).write_text(report_page(report), encoding="utf-8", errors="replace")
-
-
-def _plain(value: Any) -> Any:
-    """The value as strict JSON has it: NaN and infinity are None, what JSON lacks is its text."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):  # numpy's and torch's numbers and arrays
-        return _plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

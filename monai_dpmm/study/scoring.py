@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from monai.data import MetaTensor
 
 from monai_dpmm.errors import InputError
-from monai_dpmm.files import replacement
+from monai_dpmm.files import plain, replacement
 from monai_dpmm.io.datalist import data_root, datalist
 from monai_dpmm.io.label_loading import LabelRule, lesions
 from monai_dpmm.io.loading import LoadVolume
@@ -24,7 +23,7 @@ from monai_dpmm.metrics.image_metrics import Thresholds
 from monai_dpmm.network.thresholds import DEFAULT_RATES, thresholds_at
 from monai_dpmm.report.environment import environment
 from monai_dpmm.study.external_maps import find_maps, laid_over, load_map, matched_maps
-from monai_dpmm.study.tables import csv_cell
+from monai_dpmm.study.tables import as_csv
 
 __all__ = ["healthy_thresholds", "measured_maps", "write_scores"]
 
@@ -103,39 +102,25 @@ def write_scores(folder: str | Path, metrics: AnomalyMetrics) -> Path:
     Files of an earlier run are replaced when the new ones are complete; others are left alone.
     """
     out = Path(folder).expanduser()
-    thresholds = {
-        f"{rate:.3g}": threshold
-        for rate, threshold in zip(*map(torch.Tensor.tolist, metrics.detector), strict=True)
-    }
-    froc = None if metrics.froc is None else metrics.froc._asdict()
+    pairs = zip(*map(torch.Tensor.tolist, metrics.detector), strict=True)
     report = {
         "metrics": {**metrics.compute(), "protocol": metrics.protocol},
         "intervals": metrics.intervals,
-        "thresholds": thresholds,
-        "froc": froc and {name: values.tolist() for name, values in froc.items()},
+        "thresholds": {f"{rate:.3g}": threshold for rate, threshold in pairs},
+        "froc": metrics.froc and metrics.froc._asdict(),
         "subjects": metrics.subjects,
         "environment": environment(),
     }
-    columns = dict.fromkeys(name for subject in metrics.subjects for name in subject)
+    columns = list(dict.fromkeys(name for subject in metrics.subjects for name in subject))
+    rows = [[_cell(subject.get(name, "")) for name in columns] for subject in metrics.subjects]
     with replacement(out, {}, (IMAGES, METRICS)) as partial:
-        with (partial / IMAGES).open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, list(columns))
-            table.writeheader()
-            table.writerows({k: _cell(v) for k, v in s.items()} for s in metrics.subjects)
-        text = json.dumps(_plain(report), indent=1, allow_nan=False, ensure_ascii=False)
+        with (partial / IMAGES).open("w", newline="\r\n", encoding="utf-8") as file:
+            file.write(as_csv(columns, rows))
+        text = json.dumps(plain(report), indent=1, allow_nan=False, ensure_ascii=False)
         (partial / METRICS).write_text(f"{text}\n", encoding="utf-8")
     return out
 
 
 def _cell(value: Any) -> Any:
     """A value in a CSV: empty for NaN."""
-    return "" if isinstance(value, float) and math.isnan(value) else csv_cell(value)
-
-
-def _plain(value: Any) -> Any:
-    """The value as strict JSON has it: NaN is None."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return "" if isinstance(value, float) and math.isnan(value) else value

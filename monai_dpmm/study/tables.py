@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monai_dpmm.files import whole_file
+from monai_dpmm.files import plain, whole_file
 
 __all__ = [
     *("Table", "as_csv", "as_latex", "as_markdown", "as_text", "csv_cell", "spread"),
@@ -111,7 +111,7 @@ def write_tables(
         "tables.tex": "% needs \\usepackage{booktabs}\n\n"
         + "\n\n".join(map(as_latex, tables))
         + "\n",
-        "comparison.json": json.dumps(_finite(result), indent=1, allow_nan=False) + "\n",
+        "comparison.json": json.dumps(plain(result), indent=1, allow_nan=False) + "\n",
         "runs.csv": as_csv(list(records[0]), (list(record.values()) for record in records)),
         **{f"{table.name}.csv": as_csv(table.columns, table.rows) for table in tables},
     }
@@ -130,12 +130,3 @@ def _tabulated(table: Table, style: str) -> str:
 
 def _note(note: str) -> list[str]:
     return ["", note] if note else []
-
-
-def _finite(value: Any) -> Any:
-    """The value with None in the place of NaN, which JSON has not."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

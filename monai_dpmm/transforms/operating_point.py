@@ -15,7 +15,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from monai_dpmm.errors import InputError
-from monai_dpmm.network.thresholds import threshold_of
+from monai_dpmm.network.thresholds import key_scores, order_keys, threshold_of
 
 __all__ = [
     *("CONFIDENCE", "THRESHOLDS", "FalsePositiveVolumes", "OperatingPoint"),
@@ -244,9 +244,12 @@ class OperatingPoint:
 
 
 def _upper(scores: Tensor) -> Tensor:
-    """Scores rounded up to the highest of their bin: (n,) float32 -> (n,)."""
-    bits = scores.view(torch.int32)
-    return torch.where(bits >= 0, bits | _IGNORED, bits & ~_IGNORED).view(torch.float32)
+    """Scores rounded up to the highest of their bin: (n,) float32 -> (n,).
+
+    Not the highest score seen in the bin, as `ScoreHistogram` keeps it: a threshold must not depend
+    on which scans were added.
+    """
+    return key_scores(order_keys(scores) | _IGNORED)
 
 
 def _above(curve: tuple[Tensor, Tensor], thresholds: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from sklearn.metrics import average_precision_score, roc_auc_score
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from monai_dpmm.metrics.image_metrics import dice_score
@@ -303,27 +303,10 @@ def test_best_dice_may_take_all_pixels():
     assert (scores > best.threshold).all()
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.01, 0.29, 1.0])
-def test_sensitivity_is_that_of_the_roc_curve(rate):
-    scores, labels = pixels(levels, 0.1, 4000)
-    false, true, _ = roc_curve(labels, scores, drop_intermediate=False)
-    expected = true[false <= rate + 1e-12].max()
-    assert counted(scores, labels).sensitivity(rate) == pytest.approx(expected)
-    assert counted(scores, labels, 40).sensitivity(rate) <= expected + 1e-12
-
-
-def test_sensitivity_loses_little_to_binning():
-    scores, labels = pixels(normal, 0.01)
-    false, true, _ = roc_curve(labels, scores)
-    for rate in (0.01, 0.05, 0.1):
-        expected = true[false <= rate].max()
-        assert counted(scores, labels).sensitivity(rate) == pytest.approx(expected, abs=5e-4)
-
-
 def test_one_class_has_no_curve():
     for labels in (torch.zeros(5).bool(), torch.ones(5).bool()):
         histogram = counted(torch.rand(5), labels)
-        curves = (*histogram.auroc(), *histogram.aupr(), histogram.sensitivity(0.1))
+        curves = (*histogram.auroc(), *histogram.aupr())
         assert all(map(math.isnan, curves))
     for histogram in (ScoreHistogram(), counted(torch.rand(5), torch.zeros(5).bool())):
         assert all(map(math.isnan, (*histogram.auroc(), *histogram.best_dice())))
@@ -355,8 +338,6 @@ def test_what_it_refuses():
         ScoreHistogram(1)
     with pytest.raises(ValueError, match="max_bins of merged histograms must agree, got 7 and 8"):
         ScoreHistogram(7).merge(ScoreHistogram(8))
-    with pytest.raises(ValueError, match=r"rate must lie in \[0, 1\], got 1.5"):
-        ScoreHistogram().sensitivity(1.5)
 
 
 @pytest.mark.gpu

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from monai_dpmm.network.thresholds import image_score, thresholds_at
+from monai_dpmm.network.thresholds import image_score, key_scores, order_keys, thresholds_at
 
 RATES = torch.tensor([0.01, 0.05, 0.1], dtype=torch.float64)
 
@@ -44,3 +44,11 @@ def test_errors_name_argument_rule_and_value():
         image_score(torch.rand(3), 0)
     with pytest.raises(ValueError, match="scores must not be empty"):
         image_score(torch.empty(0))
+
+
+def test_keys_have_the_order_of_their_scores_and_give_them_back():
+    scores = torch.cat([torch.randn(500) * 10.0 ** torch.randint(-30, 30, (500,)), torch.zeros(1)])
+    keys = order_keys(scores)
+    assert torch.equal(keys.argsort(), scores.argsort())
+    assert torch.equal(key_scores(keys), scores)
+    assert int(order_keys(torch.tensor([-0.0]))) == int(order_keys(torch.tensor([0.0]))) == 0

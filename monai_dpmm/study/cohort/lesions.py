@@ -17,13 +17,7 @@ from scipy.spatial.transform import Rotation
 from torch.nn import functional as F
 
 __all__ = [
-    "KINDS",
-    "Kind",
-    "Lesion",
-    "mass_effect",
-    "random_lesions",
-    "smooth_noise",
-    "trilinear",
+    *("KINDS", "Kind", "Lesion", "mass_effect", "random_lesions", "smooth_noise", "trilinear"),
     "with_lesions",
 ]
 

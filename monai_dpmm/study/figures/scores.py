@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from monai_dpmm.errors import InputError
-from monai_dpmm.metrics.score_histogram import ScoreHistogram, key_scores
+from monai_dpmm.metrics.score_histogram import ScoreHistogram
+from monai_dpmm.network.thresholds import key_scores
 from monai_dpmm.study.figures.sheet import (
     ANOMALOUS,
     HEALTHY,
