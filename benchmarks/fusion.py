@@ -109,10 +109,14 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     """AUROC and AUPR of every way to score, for each seed, and the time of each axis."""
     parser = parser_of(args)
     detector = parser.get_parsed_content("network").eval()
-    options = {
-        name: parser.get_parsed_content(name)
-        for name in ("components", "variance_floor", "initialization", "initial_weights", "rate")
-    } | ({} if args.components is None else {"components": args.components})
+    options = (
+        {
+            name: parser.get_parsed_content(name)
+            for name in ("components", "variance_floor", "initialization", "initial_weights")
+        }
+        | {"rate": parser.get_parsed_content("step_size")}
+        | ({} if args.components is None else {"components": args.components})
+    )
     load = Compose(parser.get_parsed_content("preprocessing").transforms)
     root = parser.get_parsed_content("dataset_dir")
     scans = [_volume(load, item) for item in datalist(root, "train")]

@@ -3,7 +3,7 @@
     python benchmarks/cohort_embeddings.py --out embeddings.pt
     python benchmarks/gap.py embeddings.pt --seeds 3 --stride 2 --bank
 
-Mixtures start steady (configs/steady.json). Each row is a number of components, a variance floor
+Mixtures start as by configs/kmeans_start.json. Each row is a number of components, a variance floor
 and a score; mean ± standard deviation over the seeds of AUROC, AUPR and the best Dice over all
 pixels of the test slices. The Mahalanobis score divides by a prototype's own spread, the cosine
 score, the paper's, does not. Several files of embeddings, as of held-back scans, are averaged.

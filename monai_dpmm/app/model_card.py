@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from monai_dpmm import __version__
+from monai_dpmm.app.settings import RENAMED
 from monai_dpmm.errors import InputError, MissingFileError
 from monai_dpmm.files import json_object, load_tensors
 from monai_dpmm.mixture.scores import SCORES
@@ -59,7 +60,8 @@ def model_card(
     missing = [key for key in _NEEDED if not isinstance(state.get(key), Tensor)]
     if missing:
         raise InputError(f"{file}: must be a trained model, it has no {missing[0]}")
-    settings = json_object(file.with_suffix(".json"))
+    beside = json_object(file.with_suffix(".json"))
+    settings = {RENAMED.get(key, key): value for key, value in beside.items()}
     components, features = state["mixture.offsets"].shape
     told = defaultdict(lambda: "not told", {key: _shown(value) for key, value in settings.items()})
     backbone = told["backbone_architecture"]
@@ -69,7 +71,7 @@ def model_card(
         "data": _text(data or "Not told when this bundle was built."),
         "model": (
             f"Backbone: `{backbone}`, frozen, {features} features a patch. Mixture: {components}"
-            f" components, covariance {told['covariance']}. Both are in `models/model.pt`"
+            f" components, {told['component_kind']}. Both are in `models/model.pt`"
             f" ({file.stat().st_size / 1e6:.1f} MB)."
         ),
         "input": _input(

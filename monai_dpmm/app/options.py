@@ -9,8 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from monai_dpmm.app.config import merged
 from monai_dpmm.app.settings import TEXTS
-from monai_dpmm.app.workflows import PLANS, applicable, merged_config, planned
+from monai_dpmm.app.workflows import (
+    MODEL,
+    PLANS,
+    applicable,
+    merged_config,
+    planned,
+    require_inputs,
+)
 
 LABELLED = "data set with test/images and test/labels"
 SETTINGS_HELP = """\
@@ -109,7 +117,10 @@ def config(args: Namespace) -> Any:
     overlays, values = list(args.config or []), overrides(args)
     (plan,) = PLANS[args.command]
     (checked,) = applicable([planned(plan, overlays, None)], values)
-    return merged_config(planned(plan, overlays, models_folder(values)), checked)
+    models = models_folder(values)
+    names = planned(plan, overlays, models)
+    require_inputs(merged(names, checked), models if MODEL in plan else None)
+    return merged_config(names, checked)
 
 
 def models_folder(values: dict[str, Any]) -> Path:

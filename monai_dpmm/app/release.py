@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from monai_dpmm.app.settings import CALIBRATED, RENAMED, SETTINGS
 from monai_dpmm.errors import ExistingFileError, InputError, MissingFileError
 from monai_dpmm.files import json_object
 
@@ -56,8 +57,9 @@ def checked_settings(file: Path) -> dict[str, Any]:
         settings = json_object(file)
     except ValueError as error:
         raise InputError(f"{file}: must be JSON with settings by name, {error}") from error
-    of_training = json.loads((configs_dir() / "train.json").read_text())["settings"]
-    if unknown := sorted(settings.keys() - of_training.keys() - _CALIBRATED.keys()):
+    remembered = {name for name, row in SETTINGS.items() if row.remembered} | {*CALIBRATED}
+    settings = {RENAMED.get(name, name): value for name, value in settings.items()}
+    if unknown := sorted(settings.keys() - remembered):
         raise InputError(
             f"{file}: settings must be those of a training, got {', '.join(unknown)} as well"
             " (a model of another version)"

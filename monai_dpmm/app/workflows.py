@@ -1,18 +1,14 @@
-"""The bundle's workflows by the names of their configs: found, merged, checked, run."""
+"""The bundle's workflows by the names of their configs: planned, checked, run."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from difflib import get_close_matches
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from monai_dpmm.app.config import check_values, has, merged, nearest, renamed
 from monai_dpmm.app.release import checked_settings, configs_dir
-from monai_dpmm.app.settings import check_settings, check_values
-from monai_dpmm.errors import UsageError
-from monai_dpmm.files import json_object
+from monai_dpmm.errors import MissingFileError, UsageError
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
@@ -30,12 +26,7 @@ PLANS: dict[str, list[tuple[str, ...]]] = {
 }
 _WORKFLOW_ARGUMENTS = {"logging_file", "meta_file", "tracking"}  # of MONAI's, not of a config
 
-__all__ = ["PLANS", "applicable", "config_names", "merged_config", "planned", "run_workflow"]
-
-
-def config_names() -> list[str]:
-    """Names of the bundle's configs, sorted."""
-    return sorted(path.stem for path in configs_dir().glob("*.json") if path.stem != "metadata")
+__all__ = ["PLANS", "applicable", "merged_config", "planned", "require_inputs", "run_workflow"]
 
 
 def planned(plan: Sequence[str], overlays: Sequence[str], models: Path | None) -> list[str]:
@@ -55,17 +46,14 @@ def planned(plan: Sequence[str], overlays: Sequence[str], models: Path | None) -
 
 
 def merged_config(names: Sequence[str], overrides: Mapping[str, Any]) -> ConfigParser:
-    """The config that a workflow runs with; references stay as they are.
+    """The config that a workflow runs with, for what makes its own use of it.
 
     Raises:
         UsageError: for a config that there is none of, see `run_workflow`.
     """
     from monai.bundle import ConfigParser
 
-    parser = ConfigParser()
-    parser.read_config([_config_file(name) for name in names])
-    parser.update({key: value for key, value in overrides.items() if key in parser})
-    return parser
+    return ConfigParser(merged(names, overrides))
 
 
 def applicable(
@@ -78,20 +66,41 @@ def applicable(
             would add in silence; for a config that there is none of; and for a setting of the
             command line or of a config's file that no run could use.
     """
+    overrides = renamed(overrides, "-s")
     check_values(overrides, "-s")
-    parsers = [merged_config(names, {}) for names in workflows]
+    configs = [merged(names) for names in workflows]
     for key in overrides.keys() - _WORKFLOW_ARGUMENTS:
-        if not any(key in parser for parser in parsers):
+        if not any(has(config, key) for config in configs):
             names = dict.fromkeys(Path(name).stem for each in workflows for name in each)
-            near = dict.fromkeys(id_ for parser in parsers for id_ in _nearest(key, parser))
+            near = dict.fromkeys(id_ for config in configs for id_ in nearest(config, key))
             hint = f"nearest: {', '.join(near)}" if near else "--dry-run prints all that there are"
             raise UsageError(
                 f"-s must set a key of the configs {', '.join(names)}, got {key!r} ({hint})"
             )
     return [
-        {k: v for k, v in overrides.items() if k in parser or k in _WORKFLOW_ARGUMENTS}
-        for parser in parsers
+        {k: v for k, v in overrides.items() if has(config, k) or k in _WORKFLOW_ARGUMENTS}
+        for config in configs
     ]
+
+
+def require_inputs(config: Mapping[str, Any], models: Path | None) -> None:
+    """Refuse a run whose data or trained model are not there, before anything heavy is imported.
+
+    Args:
+        config: merged, of the run; data that an expression makes pass, as does a network of one's
+            own, which is made of no model.pt.
+        models: folder of the trained model, None for a run that needs none.
+
+    Raises:
+        FileNotFoundError: where one is missing.
+    """
+    data = config["dataset_dir"]
+    if not data.startswith("$") and not Path(data).expanduser().exists():
+        raise MissingFileError(f"{data}: must exist, there is no such file or folder")
+    if models is None or "/model.pt'" not in f"{config['network']} {config['network_def']}":
+        return
+    if not (model := models.expanduser() / "model.pt").is_file():
+        raise MissingFileError(f"{model}: must exist, there is no such file (train a model first)")
 
 
 def run_workflow(names: Sequence[str], **overrides: Any) -> None:
@@ -106,49 +115,17 @@ def run_workflow(names: Sequence[str], **overrides: Any) -> None:
         UsageError: for a name that no config has, listing those there are, or a file that is
             missing or no JSON.
     """
+    arguments = {k: v for k, v in overrides.items() if k in _WORKFLOW_ARGUMENTS}
+    values = renamed({k: v for k, v in overrides.items() if k not in arguments}, "-s")
+    config = merged(names, values)
     from monai.bundle import ConfigWorkflow
 
-    files = [_config_file(name) for name in names]
-    kind = "infer" if names[0] == "inference" else "train"
-    with _quiet_about_folders():
-        workflow = ConfigWorkflow(config_file=files, workflow_type=kind, **overrides)
+    base = names[0] if names[0].endswith(".json") else configs_dir() / f"{names[0]}.json"
+    kind = "infer" if Path(base).stem == "inference" else "train"
+    workflow = ConfigWorkflow(str(base), workflow_type=kind, **arguments, **config)
     workflow.initialize()
     workflow.run()
     workflow.finalize()
-
-
-@contextmanager
-def _quiet_about_folders() -> Iterator[None]:
-    """No warning that a model's settings lie elsewhere than the configs, as they always do."""
-    logger = logging.getLogger("monai.bundle.workflows")
-
-    def tells(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith("Not all config files are in")
-
-    logger.addFilter(tells)
-    try:
-        yield
-    finally:
-        logger.removeFilter(tells)
-
-
-def _config_file(name: str) -> str:
-    """Path of a config by name; a path stays what it is."""
-    if not name.endswith(".json"):
-        if name not in config_names():
-            known = ", ".join(config_names())
-            raise UsageError(f"-c must be one of {known}, or a JSON file, got {name!r}")
-        return str(configs_dir() / f"{name}.json")
-    try:
-        config = json_object(name)
-    except OSError as error:
-        raise UsageError(
-            f"-c must be a config's name or file, got {name}: {error.strerror}"
-        ) from None
-    except ValueError as error:
-        raise UsageError(f"-c must be a config in JSON, got {name}: {error}") from None
-    check_settings(config, name)
-    return name
 
 
 def _model_settings(models: Path) -> list[str]:
@@ -158,22 +135,3 @@ def _model_settings(models: Path) -> list[str]:
         return []
     checked_settings(settings)
     return [str(settings)]
-
-
-def _nearest(key: str, parser: ConfigParser) -> list[str]:
-    """Ids that were meant by a key that there is none of: its first unknown part is a slip.
-
-    Where nothing is like it, all that lies beside it, unless that is a whole config.
-    """
-    parts = key.replace("::", "#").split("#")
-    known = 0
-    while "#".join(parts[: known + 1]) in parser:
-        known += 1
-    above = "#".join(parts[:known])
-    around = parser[above]
-    names = list(around) if isinstance(around, dict) else []
-    near = get_close_matches(parts[known], names) or (names if known else [])
-    rest = parts[known + 1 :]
-    ids = {name: "#".join([*parts[:known], name]) for name in near}
-    whole = {name: "#".join([ids[name], *rest]) for name in near}
-    return [whole[name] if whole[name] in parser else ids[name] for name in near]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,13 +27,8 @@ from monai_dpmm.transforms.labels import IgnoreLabelledPatchesd
 
 __all__ = ["EmbeddedDataset", "LabelledScan", "embedded_dataset", "with_label"]
 
-# What changes no embedding. All else in a config does, as far as can be known.
-_IRRELEVANT = {
-    *("bundle_root", "dataset_dir", "output_dir", "ckpt_dir", "device", "embedding_batch_size"),
-    *("seed", "resume", "warm_start", "revive", "val_interval", "val_fraction", "batch_size"),
-    *("components", "covariance", "variance_floor", "initialization", "initial_weights"),
-    *("concentration", "schedule", "rate", "score", "false_positive_rate", "max_epochs"),
-}
+# which an embedding does not follow from, though they are referred to where it is computed
+_IRRELEVANT = {"device", "embedding_batch_size"}
 _SECTIONS = ("preprocessing", "embedding", "backbone")
 
 
@@ -108,7 +104,7 @@ def embedded_dataset(parser: ConfigParser, folder: str | Path) -> EmbeddedDatase
 
     Args:
         parser: of the config and its overlays: "dataset_dir", "val_fraction", "seed", "embedding",
-            "label_rule".
+            "lesion_label".
         folder: made where it does not exist.
 
     Raises:
@@ -134,7 +130,7 @@ def embedded_dataset(parser: ConfigParser, folder: str | Path) -> EmbeddedDatase
         dataset.folder.mkdir(parents=True, exist_ok=True)
         transforms = parser.get_parsed_content("embedding").flatten().transforms
         healthy = _unnormalised(transforms)
-        test = _with_lesions(transforms, LoadLabeld(rule=parser.get_parsed_content("label_rule")))
+        test = _with_lesions(transforms, LoadLabeld(rule=parser.get_parsed_content("lesion_label")))
         for section, number, item, key in tqdm(missing, desc="Embedding"):
             pipeline = test if section == "test" else healthy
             _embed(item, pipeline, dataset.path(section, number), key)
@@ -177,12 +173,19 @@ def _embed(item: Mapping[str, str], pipeline: Compose, path: Path, key: str) -> 
 
 
 def _settings(parser: ConfigParser) -> dict[str, Any]:
-    """All of a config that may change an embedding, as it is written."""
-    config = dict(parser.get())
-    values = {k: v for k, v in config.items() if not isinstance(v, dict) and k not in _IRRELEVANT}
-    lists = ("imports", "initialize", "run", "finalize", "training")
-    values = {k: v for k, v in values.items() if k not in lists}
-    return values | {section: config[section] for section in _SECTIONS}
+    """All of a config that embeddings follow from, as it is written.
+
+    These are the sections that compute them and whatever those refer to, and the rule for lesions.
+    """
+    config = parser.get()
+    found: dict[str, Any] = {}
+    names = [*_SECTIONS, "lesion_label"]
+    while names:
+        name = names.pop()
+        if name in config and name not in _IRRELEVANT and name not in found:
+            found[name] = config[name]
+            names += re.findall(r"@(\w+)", json.dumps(config[name]))
+    return found
 
 
 def _key(settings: Mapping[str, Any], section: str, item: Mapping[str, str]) -> str:

@@ -43,7 +43,7 @@ class RescaleIntensity(Transform):
     Args:
         percentiles: percentiles of the foreground (voxels above the minimum) that become 0 and 1.
         window: fixed (low, high) in the image's units instead (CT), or the name of a usual one
-            (brain, liver, lung); give percentiles=None then.
+            (brain, liver, lung).
         margin: how much further than the percentiles the range reaches; for Tukey's fences, which
             bright lesions hardly move, percentiles=(25, 75) and margin=1.5.
 

@@ -38,22 +38,20 @@ def intensity_range(
         image: any shape, one scan.
         percentiles: low and high percentile of the foreground, for MR and other arbitrary units.
         window: fixed (low, high) in the image's units instead, for CT (Hounsfield units), or the
-            name of a usual one, see `WINDOWS`.
+            name of a usual one, see `WINDOWS`; percentiles then have no say.
         margin: how much further than the percentiles the range reaches at both ends, as a multiple
             of the distance between them; below, no further than the image's minimum.
 
     Raises:
-        ValueError: where neither or both are given, where they are not increasing, where a name
+        ValueError: where neither is given, where they are not increasing, where a name
             is not known, for a negative margin or one of a window, or where the image is constant.
     """
     if not margin >= 0 or (margin and window is not None):
         raise InputError(f"margin must be at least 0, and 0 for a window, got {margin}")
-    if window is not None and percentiles is None:
+    if window is not None:
         return _fixed(window)
-    if percentiles is None or window is not None:
-        raise InputError(
-            f"give either percentiles or window, got percentiles={percentiles}, window={window}"
-        )
+    if percentiles is None:
+        raise InputError("percentiles or window must be given, got None for both")
     if not 0 <= percentiles[0] < percentiles[1] <= 100:
         raise InputError(f"percentiles must satisfy 0 <= low < high <= 100, got {percentiles}")
     foreground = image[image > image.min()]

@@ -88,7 +88,9 @@ def test_resumed_training_is_the_uninterrupted_one(trained, cohort, tmp_path):
 
 def test_training_goes_on_from_a_saved_model(trained, cohort, tmp_path):
     model, other = trained / "models/model.pt", {**SMALL, "dataset_dir": cohort, "max_epochs": 1}
-    run_bundle("training", ["train", "steady"], bundle_root=tmp_path, warm_start=model, **other)
+    run_bundle(
+        "training", ["train", "kmeans_start"], bundle_root=tmp_path, warm_start=model, **other
+    )
     before = torch.load(model, weights_only=True)
     after = torch.load(tmp_path / "models/model.pt", weights_only=True)
     batches = after["mixture.steps"] - before["mixture.steps"]
@@ -135,7 +137,7 @@ def test_a_bad_scan_ends_training_in_one_line_and_writes_nothing(tmp_path, kind,
     [
         ({"dataset_dir": "/nowhere"}, "/nowhere: must be a data set's folder"),
         ({"backbone_architecture": "resnet"}, "resnet"),
-        ({"covariance": "round"}, "covariance must be one of diagonal, full, spherical"),
+        ({"component_kind": "round"}, "covariance must be one of diagonal, full, spherical"),
         ({"warm_start": "/nowhere/model.pt"}, "/nowhere/model.pt: must exist to start from"),
     ],
 )
@@ -183,19 +185,12 @@ def test_a_checkpoint_that_does_not_fit_ends_in_one_line(
     [
         (overlay, "train")
         for overlay in (
-            "brats2021",
-            "liver",
+            "bmad",
             "resc",
             "calibrate",
-            "ct_brain",
-            "ct_liver",
-            "ct_lung",
             "demo",
             "evaluate",
-            "full_covariance",
-            "mr_robust",
-            "steady",
-            "von_mises_fisher",
+            "kmeans_start",
         )
     ]
     + [("multi_gpu_train", "train"), ("multi_gpu_evaluate", "train")],

@@ -199,13 +199,15 @@ def test_a_dry_run_prints_the_config_and_runs_nothing(command, trained, tmp_path
 
 
 def test_a_dry_run_merges_overlays_in_the_order_of_a_run(tmp_path, capsys):
-    main(["train", "healthy", "-f", str(tmp_path), "-c", "demo", "-s", "rate=0.5", "--dry-run"])
+    main(
+        ["train", "healthy", "-f", str(tmp_path), "-c", "demo", "-s", "step_size=0.5", "--dry-run"]
+    )
     file = tmp_path / "all.json"
     file.write_text(json.dumps(_printed_config(capsys)))
     config = ConfigParser.load_config_file(file)
     demo = ConfigParser.load_config_file(configs_dir() / "demo.json")
     for name, value in demo.items():
-        expected = {"rate": 0.5, "dataset_dir": "healthy"}.get(name, value)
+        expected = {"step_size": 0.5, "dataset_dir": "healthy"}.get(name, value)
         assert config[name] == expected
 
 

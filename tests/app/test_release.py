@@ -181,7 +181,7 @@ def test_the_card_tells_of_this_very_model(trained, tmp_path):
         f"| threshold at 1% false positives | {state['thresholds'][0]:.4g} |",
     ):
         assert line in card.splitlines()
-    assert f"Mixture: {len(state['mixture.offsets'])} components, covariance diagonal." in card
+    assert f"Mixture: {len(state['mixture.offsets'])} components, diagonal." in card
     assert "brings their shorter side to 96 pixels" in card
     metadata = json.loads((bundle / "configs/metadata.json").read_text())
     assert metadata["eval_metrics"] == {"pixel_auroc": 0.75}

@@ -4,10 +4,14 @@ import json
 from typing import get_args
 
 import pytest
+from monai.bundle import ConfigParser
 
 from monai_dpmm.app.cli import main
+from monai_dpmm.app.commands.settings import settings_tables
+from monai_dpmm.app.config import check_settings, check_values
 from monai_dpmm.app.release import configs_dir
-from monai_dpmm.app.settings import RULES, check_settings, check_values
+from monai_dpmm.app.settings import RENAMED, SETTINGS
+from monai_dpmm.engines.embedding_store import _settings as embedding_settings
 from monai_dpmm.errors import UsageError
 from monai_dpmm.io.formats import volume_writer
 from monai_dpmm.io.label_loading import LabelRule
@@ -15,39 +19,44 @@ from monai_dpmm.metrics import evaluation_size as protocols
 from monai_dpmm.network.thresholds import DEFAULT_RATES
 from monai_dpmm.transforms.intensity import WINDOWS
 
-# found by `calibrate`, or MONAI Label's
-FREE = {"volume_thresholds", "scan_reference", "displayable_configs"}
-
 
 def _config(name):
     return json.loads((configs_dir() / f"{name}.json").read_text())
 
 
-def _settings(config):
-    """Values at the top of a config, but no parts of workflows."""
-    return {
-        name: value
-        for name, value in config.items()
-        if not isinstance(value, dict) or name in FREE
-        if name in FREE or name in RULES or not _is_part(value)
-    }
+@pytest.mark.parametrize("name", ["train", "inference"])
+def test_the_literals_of_the_configs_are_the_defaults(name):
+    config = _config(name)
+    known = {key: value for key, value in config.items() if key in SETTINGS}
+    assert known == {key: SETTINGS[key].default for key in known}
+    plain = {key for key, value in config.items() if not isinstance(value, list | dict | str)}
+    assert plain <= known.keys()
 
 
-def _is_part(value):
-    parts = value if isinstance(value, list) else [value]
-    return any(isinstance(p, dict) or str(p).startswith(("$", "@", "%")) for p in parts)
+def test_every_setting_is_one_of_a_config():
+    assert SETTINGS.keys() <= _config("train").keys() | _config("inference").keys()
 
 
 @pytest.mark.parametrize("name", ["train", "inference"])
-def test_every_setting_has_a_rule_that_its_default_keeps(name):
-    settings = _settings(_config(name))
-    assert settings.keys() - RULES.keys() - FREE == set()
-    check_values(settings, "-s")
+def test_a_model_remembers_what_the_table_says(name):
+    expected = {key: f"@{key}" for key, row in SETTINGS.items() if row.remembered}
+    assert _config(name)["settings"] == expected
+    assert expected.keys() <= _config("inference").keys()
 
 
-def test_every_rule_is_of_a_setting():
-    known = _settings(_config("train")).keys() | _settings(_config("inference")).keys()
-    assert RULES.keys() <= known
+def test_embeddings_follow_from_what_the_table_says():
+    """What the store of embeddings finds where they are computed, beside parts and labels."""
+    found = embedding_settings(ConfigParser(_config("train"))).keys() & SETTINGS.keys()
+    assert found - {"lesion_label"} == {name for name, row in SETTINGS.items() if row.embeds}
+
+
+def test_defaults_keep_their_rules():
+    check_values({name: row.default for name, row in SETTINGS.items()}, "-s")
+
+
+def test_old_names_are_none_of_todays():
+    assert not RENAMED.keys() & SETTINGS.keys()
+    assert set(RENAMED.values()) <= SETTINGS.keys()
 
 
 @pytest.mark.parametrize("path", sorted(configs_dir().glob("[!m]*.json")), ids=lambda p: p.stem)
@@ -58,19 +67,27 @@ def test_all_configs_pass(path):
 @pytest.mark.parametrize(
     ("name", "choices"),
     [
-        ("protocol", get_args(protocols.Protocol)),
-        ("label_rule", get_args(LabelRule)),
+        ("evaluation_size", get_args(protocols.Protocol)),
+        ("lesion_label", get_args(LabelRule)),
         ("window", tuple(WINDOWS)),
     ],
 )
 def test_the_choices_are_those_of_the_code(name, choices):
-    assert all(RULES[name].holds(choice) and choice in RULES[name].told for choice in choices)
-    told = RULES[name].told.replace("one of", "").replace("[low, high] or", "").split(" or null")[0]
+    assert all(
+        SETTINGS[name].rule.holds(choice) and choice in SETTINGS[name].rule.told
+        for choice in choices
+    )
+    told = (
+        SETTINGS[name]
+        .rule.told.replace("one of", "")
+        .replace("[low, high] or", "")
+        .split(" or null")[0]
+    )
     assert {word.strip() for word in told.replace(" or ", ",").split(",")} == set(choices)
 
 
 def test_the_rates_are_those_that_thresholds_are_kept_for():
-    check = RULES["false_positive_rate"]
+    check = SETTINGS["false_positive_rate"].rule
     assert all(check.holds(rate) and f"{rate:g}" in check.told for rate in DEFAULT_RATES)
     assert not check.holds(0.02)
     assert not check.holds("x")
@@ -78,25 +95,25 @@ def test_the_rates_are_those_that_thresholds_are_kept_for():
 
 def test_the_formats_are_those_of_the_code():
     for suffix in (".nii.gz", ".nii", ".nrrd", ".mha"):
-        assert RULES["output_ext"].holds(suffix)
+        assert SETTINGS["output_ext"].rule.holds(suffix)
         volume_writer(suffix)
-    assert not RULES["output_ext"].holds(".png")
+    assert not SETTINGS["output_ext"].rule.holds(".png")
 
 
 @pytest.mark.parametrize(
     ("name", "right", "wrong"),
     [
         ("mask_foreground", [True, False, "$@x"], ["yes", "False", 1, None]),
+        ("components", [1, 500, "@k", "%a.json#b"], [0, -1, 2.5, True, "foo", None]),
         ("score", ["cosine", "mixture"], ["l1", 3, ["cosine"]]),
-        ("covariance", ["diagonal", "von_mises_fisher"], ["round", None]),
+        ("component_kind", ["diagonal", "von_mises_fisher"], ["round", None]),
         ("schedule", ["ema", "none"], ["cosine"]),
         ("initialization", ["k-means++"], ["beta"]),
         ("initial_weights", ["beta"], ["random"]),
-        ("components", [1, 500, "@k", "%a.json#b"], [0, -1, 2.5, True, "foo", None]),
         ("seed", [0, 7], [-1, 1.5, "abc"]),
         ("concentration", [0.5, 2], [0, -1.0, float("nan"), float("inf"), "x"]),
-        ("rate", [0.2, 1], [0, 1.5, "x"]),
-        ("smallest_lesion", [0, 0.5], [-1, "a"]),
+        ("step_size", [0.2, 1], [0, 1.5, "x"]),
+        ("min_lesion_ml", [0, 0.5], [-1, "a"]),
         ("val_fraction", [0.2], [0, 1, "abc"]),
         ("warm_start", ["a.pt", None], [True, ""]),
         ("orientation", ["PLI", "RAS", "ARS"], ["XYZ", "RA", "RLS", "pli", 3]),
@@ -106,7 +123,7 @@ def test_the_formats_are_those_of_the_code():
         ("patch_grid", [[32, 32], None], [5, [32], [0, 32], [1.5, 2]]),
         ("variance_floor", [1e-6, None], [0, "x"]),
         ("false_positive_volumes", [[1, 2.5]], [[], [0], 5, ["a"]]),
-        ("protocol", ["native", "224", 448], ["full", 225]),
+        ("evaluation_size", ["native", "224", 448], ["full", 225]),
         ("device", ["cpu", '$torch.device("cuda:1")'], ["foo", "cuda:99", 7.5]),
         ("output_dir", ["a"], ["", 5, None]),
     ],
@@ -146,3 +163,28 @@ def test_a_config_may_have_parts_of_its_own():
     own = {"_target_": "x.Y"}
     check_settings({"my_backbone": own, "backbone": "@my_backbone"}, "own.json")
     check_settings({"component": 5, "mixture": {"components": "@component"}}, "own.json")
+
+
+def test_the_page_of_settings_is_the_table():
+    page = (configs_dir().parent / "docs/configuration.md").read_text()
+    written = page[page.index("## Where") : page.index("\n## Overlays")]
+    assert written == settings_tables(), "python -m monai_dpmm settings --markdown prints it"
+
+
+def test_settings_are_printed(capsys):
+    main(["settings"])
+    text = capsys.readouterr().out
+    assert all(f"  {name}, default " in text for name in SETTINGS)
+    main(["settings", "rate"])
+    text = capsys.readouterr().out
+    assert text.startswith("step_size, default 0.2\n")
+    assert "allowed: a number above 0, 1 at most" in text
+    main(["settings", "--markdown"])
+    assert capsys.readouterr().out == settings_tables()
+
+
+def test_a_setting_that_there_is_none_of_is_told_with_the_nearest(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["settings", "imag_size"])
+    assert caught.value.code == 2
+    assert "got 'imag_size' (nearest: image_size" in capsys.readouterr().err

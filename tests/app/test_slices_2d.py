@@ -15,7 +15,7 @@ from monai_dpmm.io.datalist import datalist
 SETTINGS = {**SMALL, "components": 30, "slice_step": 1, "window": "[0,255]", "percentiles": "None"}
 
 
-@pytest.mark.parametrize("overlay", ["brats2021", "liver", "resc"])
+@pytest.mark.parametrize("overlay", ["bmad", "resc"])
 def test_a_backbone_gets_a_picture_upright_and_scaled_by_255(overlay, tmp_path):
     pixels = picture(0)
     Image.fromarray(pixels).save(tmp_path / "picture.png")
@@ -38,7 +38,7 @@ def resc(tmp_path_factory):
 
 def test_evaluation_finds_the_lesions_and_reports_on_pictures(resc):
     root, settings = resc
-    run_bundle("run", ["train", "resc", "evaluate"], **settings, bootstrap=50, label_rule=255)
+    run_bundle("run", ["train", "resc", "evaluate"], **settings, bootstrap=50, lesion_label=255)
     report = json.loads((root / "output/report/metrics.json").read_text())
     assert report["metrics"]["pixel_auroc"] > 0.8
     assert len(report["subjects"]) == 7

@@ -4,16 +4,9 @@ import json
 
 import pytest
 
+from monai_dpmm.app.config import config_names, merged
 from monai_dpmm.app.release import configs_dir
-from monai_dpmm.app.workflows import (
-    MODEL,
-    PLANS,
-    applicable,
-    config_names,
-    merged_config,
-    planned,
-    run_workflow,
-)
+from monai_dpmm.app.workflows import MODEL, PLANS, applicable, planned, run_workflow
 from monai_dpmm.errors import UsageError
 
 EVALUATION = planned(PLANS["evaluate"][0], [], None)
@@ -27,14 +20,14 @@ def test_every_config_of_a_plan_exists_and_overlays_come_after_the_models_settin
     settings = tmp_path / "models/model.json"
     settings.write_text('{"components": 7}')
     for plan in PLANS[command]:
-        names = planned(plan, ["steady"], settings.parent)
+        names = planned(plan, ["kmeans_start"], settings.parent)
         assert set(names) - {str(settings)} <= set(config_names())
         base = "inference" if command == "infer" else "train"
         assert names[0] == base
         assert (str(settings) in names) == (MODEL in plan)
         if MODEL in plan:
-            assert names.index(str(settings)) < names.index("steady")
-            assert names.count("steady") == 1
+            assert names.index(str(settings)) < names.index("kmeans_start")
+            assert names.count("kmeans_start") == 1
 
 
 def test_without_a_model_there_are_no_settings_of_it(tmp_path):
@@ -62,7 +55,7 @@ def test_an_unknown_key_is_refused_with_the_nearest(key, nearest):
         rf"^-s must set a key of the configs train, evaluate, got '{key}' \(nearest: {nearest}\)$"
     )
     with pytest.raises(UsageError, match=message):
-        applicable([EVALUATION], {"rate": 0.1, key: 1})
+        applicable([EVALUATION], {"step_size": 0.1, key: 1})
 
 
 def test_where_nothing_is_near_it_says_what_prints_all():
@@ -77,10 +70,9 @@ def test_keys_are_set_where_they_exist_only():
     training, evaluation = applicable(plans, overrides)
     assert training == {"train#trainer#max_epochs": 2, "tracking": "x"}
     assert evaluation == overrides
-    config = merged_config(plans[1], evaluation).config
+    config = merged(plans[1], {k: v for k, v in evaluation.items() if k != "tracking"})
     assert config["validate"]["metrics"]["bootstrap"] == 5
     assert config["train"]["trainer"]["max_epochs"] == 2
-    assert "tracking" not in config
 
 
 def test_keys_of_an_overlay_file_exist(tmp_path):
@@ -91,8 +83,10 @@ def test_keys_of_an_overlay_file_exist(tmp_path):
 
 
 def test_an_unknown_config_is_refused_with_those_there_are():
-    with pytest.raises(UsageError, match=r"^-c must be one of brats2021, .*steady.*, got 'stedy'$"):
-        merged_config(["train", "stedy"], {})
+    with pytest.raises(
+        UsageError, match=r"^-c must be one of bmad, .*kmeans_start.*, got 'stedy'$"
+    ):
+        merged(["train", "stedy"])
     with pytest.raises(UsageError, match="got 'trian'"):
         run_workflow(["trian"])
 
@@ -105,7 +99,7 @@ def test_a_file_that_is_no_config_is_refused(tmp_path, text, message):
     if text is not None:
         file.write_text(text)
     with pytest.raises(UsageError, match=message):
-        merged_config(["train", str(file)], {})
+        merged(["train", str(file)])
 
 
 def test_settings_of_a_model_are_checked(tmp_path):
@@ -115,7 +109,5 @@ def test_settings_of_a_model_are_checked(tmp_path):
 
 
 def test_a_config_may_be_named_by_its_file():
-    file = str(configs_dir() / "steady.json")
-    assert (
-        merged_config(["train", file], {}).config == merged_config(["train", "steady"], {}).config
-    )
+    file = str(configs_dir() / "kmeans_start.json")
+    assert merged(["train", file]) == merged(["train", "kmeans_start"])

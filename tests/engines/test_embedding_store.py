@@ -77,7 +77,7 @@ def test_test_scans_keep_their_lesions(cohort, dataset):
 def test_slices_keep_their_lesions_by_the_rule_of_their_data_set(tmp_path, rule, found):
     counts = {"train": 2, "test/good": 1, "test/bad": 1}
     root = write_tree(tmp_path / "data", "mvtec", counts=counts, mask_value=58)
-    parser = parser_of(root, slice_step=1, label_rule=rule)
+    parser = parser_of(root, slice_step=1, lesion_label=rule)
     healthy, anomalous = embedded_dataset(parser, tmp_path / "kept").tests()
     assert healthy.masks.shape == anomalous.masks.shape == (1, 48, 64)
     assert not healthy.masks.any()

@@ -7,6 +7,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 
+from monai_dpmm.app.config import merged
 from monai_dpmm.app.options import (
     LABELLED,
     SETTINGS_HELP,
@@ -15,7 +16,14 @@ from monai_dpmm.app.options import (
     models_folder,
     overrides,
 )
-from monai_dpmm.app.workflows import PLANS, applicable, merged_config, planned, run_workflow
+from monai_dpmm.app.workflows import (
+    MODEL,
+    PLANS,
+    applicable,
+    planned,
+    require_inputs,
+    run_workflow,
+)
 
 _HEALTHY = "folder of healthy scans, or data set with train and val"
 _SCANS = "a scan, or a folder of scans"
@@ -45,12 +53,14 @@ def _run(args: Namespace) -> None:
     overlays, values = list(args.config or []), overrides(args)
     plans = PLANS[args.command]
     checked = applicable([planned(plan, overlays, None) for plan in plans], values)
+    models = models_folder(values)
     for plan, own in zip(plans, checked, strict=True):
-        names = planned(plan, overlays, models_folder(values))
+        names = planned(plan, overlays, models)
         if args.dry_run:
-            print(json.dumps(merged_config(names, own).config, indent=4))
-        else:
-            run_workflow(names, **own)
+            print(json.dumps(merged(names, own), indent=4))
+            continue
+        require_inputs(merged(names, own), models if MODEL in plan else None)
+        run_workflow(names, **own)
 
 
 COMMANDS = [
@@ -68,8 +78,8 @@ COMMANDS = [
         _run,
         """\
 examples:
-  monai-dpmm train healthy_scans -f brain -c steady
-  monai-dpmm train ct_scans -f head -c ct_brain -s max_epochs=20
+  monai-dpmm train healthy_scans -f brain -c kmeans_start
+  monai-dpmm train ct_scans -f head -s window=brain -s max_epochs=20
   monai-dpmm train healthy_scans --dry-run           all values that can be set
 
 """

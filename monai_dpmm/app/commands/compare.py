@@ -32,11 +32,11 @@ def _options(command: ArgumentParser) -> None:
 
 
 def _run(args: Namespace) -> None:
+    parser, folder = config(args), Path(overrides(args)["bundle_root"]) / "comparison"
     from monai_dpmm.study.comparison import compare
     from monai_dpmm.study.paper_tables import write_comparison
     from monai_dpmm.study.tables import as_text
 
-    parser, folder = config(args), Path(overrides(args)["bundle_root"]) / "comparison"
     trials = compare(parser, folder, seeds=args.seeds, methods=args.methods)
     tables = write_comparison(trials, folder, args.reference)
     print("", *map(as_text, tables), f"Tables: {folder / 'tables.md'}", sep="\n\n")

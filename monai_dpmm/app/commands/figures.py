@@ -25,9 +25,9 @@ def _options(command: ArgumentParser) -> None:
 
 
 def _run(args: Namespace) -> None:
+    parser, root = config(args), Path(overrides(args)["bundle_root"])
     from monai_dpmm.study.figures.publication import write_figures
 
-    parser, root = config(args), Path(overrides(args)["bundle_root"])
     paths = write_figures(
         parser, args.out or root / "figures", root / "comparison" / "comparison.json"
     )

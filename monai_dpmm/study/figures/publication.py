@@ -113,7 +113,7 @@ def write_figures(
 
 def _saved_scans(parser: ConfigParser, root: str) -> SavedScans:
     """The test scans with what the evaluation saved, in slices as the model has them."""
-    keys = ("output_dir", "label_rule", "orientation", "slice_axis")
+    keys = ("output_dir", "lesion_label", "orientation", "slice_axis")
     output, rule, codes, axes = map(parser.get_parsed_content, keys)
     axis = axes if isinstance(axes, int) else axes[0]
     return SavedScans(root, output, rule=rule, axis="RLAPIS".index(codes[axis]) // 2)

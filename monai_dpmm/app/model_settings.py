@@ -1,0 +1,161 @@
+"""Settings of what a model is: scans and slices, backbone, mixture; the others are `settings`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from monai_dpmm.app import rules
+from monai_dpmm.app.rules import NameIn, Rule, Setting, choice, either, list_of, number
+
+__all__ = ["MODEL_SECTIONS"]
+
+
+def _scan(name: str, default: Any, rule: Rule, help_: str) -> Setting:
+    """A setting of what the backbone sees: remembered, and embeddings follow from it."""
+    return Setting(name, default, rule, help_, remembered=True, embeds=True)
+
+
+_CT = choice("brain", "liver", "lung")
+_GRID = list_of("[h, w]", rules.COUNT, 2)
+_AXES = either(rules.AXIS, list_of("a list of them", rules.AXIS))
+_STEP = number("a number above 0, 1 at most", lambda v: 0 < v <= 1)
+
+MODEL_SECTIONS: Mapping[str, tuple[Setting, ...]] = {
+    "Scans and slices": (
+        _scan(
+            "orientation",
+            "PLI",
+            rules.ORIENTATION,
+            "axes that scans are turned to: towards Posterior, Left, Inferior; axis 2 is then"
+            " axial. `ARS` keeps pictures upright",
+        ),
+        _scan(
+            "slice_axis",
+            2,
+            _AXES,
+            "axis that slices are perpendicular to; `[0,1,2]` averages the maps of all three",
+        ),
+        Setting(
+            "slice_step",
+            1,
+            rules.COUNT,
+            "train on every n-th slice; inference takes all",
+            embeds=True,
+        ),
+        _scan(
+            "percentiles",
+            [0.5, 99.5],
+            either(rules.PERCENTILES, rules.NONE),
+            "of the foreground's intensities, which become 0 and 1; `[25,75]` with `margin=1.5`"
+            " hardly knows bright lesions",
+        ),
+        _scan(
+            "window",
+            None,
+            either(rules.ASCENDING, _CT, rules.NONE),
+            "fixed intensities instead of percentiles, or the name of a CT window in HU",
+        ),
+        _scan(
+            "margin",
+            0,
+            rules.NONNEGATIVE,
+            "how much further than the percentiles the range reaches, as a multiple of the"
+            " distance between them",
+        ),
+        _scan(
+            "mask_foreground",
+            False,
+            rules.FLAG,
+            "find the body by Otsu's threshold and set the air around it to the minimum",
+        ),
+        _scan("bias_correction", False, rules.FLAG, "divide by the bias field that N4 finds"),
+        _scan(
+            "image_size",
+            448,
+            rules.COUNT,
+            "pixels of a slice's shorter side as the backbone sees it, a multiple of its patch"
+            " size",
+        ),
+        _scan(
+            "ignore_background",
+            False,
+            rules.FLAG,
+            "leave out patches without a voxel above 0; they score 0",
+        ),
+        _scan(
+            "patch_grid",
+            None,
+            either(_GRID, rules.NONE),
+            "what the features are brought to, whatever the slice's aspect ratio (RESC: `[32,32]`)",
+        ),
+        Setting(
+            "val_fraction",
+            0.2,
+            rules.SHARE,
+            "share of validation scans, where the data set has no such folder",
+        ),
+    ),
+    "Backbone": (
+        _scan(
+            "backbone_architecture", "dinov2_vits14", rules.TEXT, "see [backbones](backbones.md)"
+        ),
+        Setting(
+            "backbone_weights",
+            "@backbone_architecture",
+            rules.TEXT,
+            "a name, hub repository, folder or file",
+            embeds=True,
+            told="as the architecture",
+        ),
+        Setting(
+            "embedding_batch_size",
+            8,
+            rules.COUNT,
+            "slices that go through the backbone at a time: memory against speed",
+        ),
+    ),
+    "Mixture": (
+        Setting("components", 500, rules.COUNT, "K, the truncation", remembered=True),
+        Setting(
+            "component_kind",
+            "diagonal",
+            NameIn("mixture.dpmm", "COMPONENT_KINDS"),
+            "covariance of Gaussian components, or components on the sphere",
+            remembered=True,
+        ),
+        Setting(
+            "variance_floor",
+            None,
+            either(rules.POSITIVE, rules.NONE),
+            "ε; null is 1e-6, for `full` 1e-3",
+        ),
+        Setting(
+            "initialization",
+            "random",
+            NameIn("mixture.initialization", "INITIALIZATIONS"),
+            "means at the start: patches drawn uniformly, or by k-means++",
+        ),
+        Setting(
+            "initial_weights",
+            "beta",
+            NameIn("mixture.initialization", "INITIAL_STICKS"),
+            "weights at the start: by sticks, or all the same",
+        ),
+        Setting("concentration", 2.0, rules.POSITIVE, "alpha at the start; it is learnt"),
+        Setting(
+            "schedule",
+            "ema",
+            NameIn("mixture.em", "STEP_SIZES"),
+            "of the step size: `ema` is `step_size`, `exp` is t^(-`step_size`), `none` is 1",
+        ),
+        Setting("step_size", 0.2, _STEP, "how fast the moments forget"),
+        Setting(
+            "score",
+            "cosine",
+            NameIn("mixture.scores", "SCORES"),
+            "what the map shows, see [the method](method.md)",
+            remembered=True,
+        ),
+    ),
+}

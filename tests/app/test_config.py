@@ -1,0 +1,139 @@
+"""Configs are merged as MONAI merges them, and old names go on working."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from monai.bundle import ConfigParser
+
+from monai_dpmm.app.config import MOVED, config_names, has, merged, nearest, read_config, renamed
+from monai_dpmm.app.release import checked_settings, configs_dir
+from monai_dpmm.app.settings import RENAMED
+from monai_dpmm.app.workflows import PLANS, applicable, planned
+from monai_dpmm.errors import UsageError
+
+OWN = {
+    "step_size": 0.4,
+    "train#trainer#max_epochs": 3,
+    "validate::handlers::0": {"_target_": "x.Y"},
+    "+settings": {"own": 1},
+    "+run": ["$print(1)"],
+}
+
+
+def _of_monai(names, values):
+    parser = ConfigParser()
+    files = [str(configs_dir() / f"{n}.json") if "/" not in n else n for n in names]
+    parser.read_config(files)
+    parser.update(values)
+    config = dict(parser.get())
+    assert config.pop("_meta_") == {}
+    return config
+
+
+@pytest.mark.parametrize("command", PLANS)
+def test_configs_are_merged_as_monai_does(command, tmp_path):
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps(OWN))
+    values = {"imports#0": "$import this", "max_epochs": 5}
+    for plan in PLANS[command]:
+        for overlays in ([], ["kmeans_start"], ["resc", str(own)]):
+            if command == "infer" and str(own) in overlays:
+                continue  # there is no trainer
+            names = planned(plan, overlays, None)
+            assert merged(names, values) == _of_monai(names, values)
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_every_config_is_merged_as_monai_does(name):
+    assert merged(["train", name]) == _of_monai(["train", name], {})
+
+
+@pytest.mark.parametrize("key", ["max_epochs", "train#trainer", "train::handlers::1", "x", "a#b"])
+def test_ids_are_looked_up_as_monai_does(key):
+    config = merged(["train"])
+    assert has(config, key) == (key in ConfigParser(config))
+
+
+def test_what_cannot_be_merged_is_one_line(tmp_path):
+    own = tmp_path / "own.json"
+    for content, message in (
+        ({"trian#trainer": 1}, "own.json must set a key of the configs, got 'trian#trainer'"),
+        ({"+run": {"a": 1}}, r"own.json: \+run must be names or a list as run is, got {'a': 1}"),
+    ):
+        own.write_text(json.dumps(content))
+        with pytest.raises(UsageError, match=message):
+            merged(["train", str(own)])
+
+
+def test_the_nearest_of_a_whole_id():
+    assert nearest(merged(["train"]), "train#trainr#max_epochs") == ["train#trainer#max_epochs"]
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_a_config_of_an_earlier_version_works_and_names_the_new_way(name, caplog):
+    config = read_config(name)
+    if isinstance(MOVED[name], str):
+        assert config == read_config(MOVED[name])
+        assert f"-c {MOVED[name]}" in caplog.text
+    else:
+        way = caplog.text.split("use ")[1].split()
+        values = dict(part.split("=") for part in way if part != "-s")
+        assert config == {
+            k: v if k in ("window", "component_kind") else json.loads(v) for k, v in values.items()
+        }
+    assert merged(["train", name]).keys() == merged(["train"]).keys()
+
+
+def test_old_names_of_settings_work(tmp_path, caplog):
+    """With -s, in a file of -c and beside a model; the line that tells so comes once."""
+    values = dict(zip(RENAMED, ("full", 255, "224", 0.1, 2), strict=True))
+    new = {RENAMED[name]: value for name, value in values.items()}
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps(values))
+    assert applicable([["train"]], values) == [new]
+    for _ in range(2):
+        config = merged(["train", str(file)])
+    assert {name: config[name] for name in new} == new
+    assert not values.keys() & config.keys()
+    told = f"{file}: rate is called step_size now"
+    assert caplog.text.count(told) == 1
+    model = tmp_path / "model.json"
+    model.write_text('{"covariance": "full", "image_size": 96}')
+    assert checked_settings(model) == {"component_kind": "full", "image_size": 96}
+
+
+def test_a_new_name_wins_and_a_name_of_ones_own_stays():
+    assert renamed({"step_size": 1, "rate": 0.5}, "-s") == {"step_size": 1}
+    own = {"rate": 0.5, "mixture": {"rate": "@rate"}}
+    assert renamed(own, "own.json") == own
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["train", "none"], 1, "none: must exist, there is no such file or folder"),
+        (["infer", "."], 1, "model.pt: must exist, there is no such file (train a model first)"),
+        (["compare", "none"], 1, "none: must exist"),
+        (["figures", "."], 1, "(train a model first)"),
+        (["train", ".", "-s", "imag_size=1"], 2, "nearest: image_size"),
+        (["train", ".", "-s", "image_size=0"], 2, "image_size must be a whole number"),
+        (["train", ".", "-c", "stedy"], 2, "got 'stedy'"),
+        (["settings", "x"], 2, "NAME must be a setting"),
+    ],
+)
+def test_what_was_typed_is_checked_before_anything_heavy_is_imported(
+    arguments, code, message, tmp_path
+):
+    program = (
+        "import sys, atexit\n"
+        "from monai_dpmm.app.cli import main\n"
+        "atexit.register(lambda: print(sorted({'torch', 'monai', 'numpy'} & sys.modules.keys())))\n"
+        "main()"
+    )
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == code
+    assert message in done.stderr
+    assert done.stdout == "[]\n"
