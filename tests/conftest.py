@@ -26,6 +26,15 @@ def real_data():
 
 
 @pytest.fixture(scope="session")
+def cases():
+    """Folder of small inputs that went wrong, tests that need it are skipped where it is absent."""
+    folder = REAL_DATA / "cases"
+    if not folder.is_dir():
+        pytest.skip("the folder of inputs that went wrong is absent (see MONAI_DPMM_REAL_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def cohort(tmp_path_factory):
     """A small simulated cohort; leave it as it is."""
     folder = tmp_path_factory.mktemp("cohort") / "data"

@@ -7,6 +7,8 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 from monai.data import ImageWriter, ITKWriter, MetaTensor, NibabelWriter
 from monai.data.folder_layout import default_name_formatter
 from monai.transforms import SaveImaged
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from monai_dpmm.errors import FileError, InputError, cause
 from monai_dpmm.files import whole_file
+from monai_dpmm.io.nifti import with_grid
 
 __all__ = [
     "SaveVolumed",
@@ -32,12 +35,34 @@ class _WholeFiles(ImageWriter):
 
 
 class NiftiVolumeWriter(_WholeFiles, NibabelWriter):
-    """MONAI's NIfTI writer, but a volume of one slice keeps its third axis, (X, Y, 1)."""
+    """MONAI's NIfTI writer, but a volume of one slice keeps its third axis, (X, Y, 1).
+
+    Where the volume lies on the grid of a NIfTI file that `LoadVolume` has read, the grid is
+    written as it is there: qform, sform, their codes and units.
+    """
+
+    grid: Any = None
 
     def set_data_array(self, data_array: Any, *args: Any, **kwargs: Any) -> None:
         """Take a channel-first volume (1, X, Y, Z), or an image (1, H, W) as one slice."""
         super().set_data_array(data_array, *args, **{**kwargs, "squeeze_end_dims": False})
         self.data_obj = self.data_obj[..., 0]
+
+    def set_metadata(self, meta_dict: Mapping[str, Any] | None, *args: Any, **kwargs: Any) -> None:
+        """Take the affine, and the grid of a NIfTI file where the volume comes from one."""
+        super().set_metadata(meta_dict, *args, **kwargs)
+        self.grid = (meta_dict or {}).get("nifti_grid")
+
+    def write(self, filename: Any, verbose: bool = False, **kwargs: Any) -> None:
+        """Write the file."""
+        if self.grid is not None:
+            array = np.asarray(self.data_obj).astype(self.output_dtype, copy=False)
+            image = with_grid(array, np.asarray(self.affine), np.asarray(self.grid))
+            if image is not None:
+                with whole_file(Path(filename)) as partial:
+                    nib.save(image, partial)
+                return
+        super().write(filename, verbose=verbose, **kwargs)
 
 
 class ItkVolumeWriter(_WholeFiles, ITKWriter):

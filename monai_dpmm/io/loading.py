@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import logging
 import warnings
 from collections.abc import Iterator
@@ -10,34 +9,35 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, Transform
+from monai.utils import SpaceKeys, convert_to_tensor
 
 from monai_dpmm.errors import InputError
 from monai_dpmm.io.dicom import check_series
+from monai_dpmm.io.nifti import NIBABEL_SUFFIXES, Nifti, read_nifti
 from monai_dpmm.io.text_headers import check_header
 
 __all__ = ["LoadVolume"]
 
-_BLOCK = 1 << 20
 # what the pipeline reads of an image; others may be a stranger's, and tell MONAI where to write
 _META = {
     *("affine", "original_affine", "spatial_shape", "space"),
-    *("original_channel_dim", "filename_or_obj"),
+    *("original_channel_dim", "filename_or_obj", "nifti_grid"),
 }
-_NIFTI2 = (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")  # its header has 540 bytes
 
 
 class LoadVolume(Transform):
     """Scan as a channel-first `MetaTensor`, float32: a path -> (1, X, Y, Z), or (1, H, W) for 2D.
 
-    Reads what MONAI's readers read (NIfTI, FreeSurfer .mgz, NRRD, MetaImage, a folder with one
-    DICOM series, PNG, JPEG, TIFF) and refuses what is not one scalar image. A picture whose colour
-    channels are equal is grey, and one channel of it is taken. Of what else a header says, nothing
-    is kept: `meta` holds the grid and the file's name.
+    Reads NIfTI and FreeSurfer .mgz as nibabel does, and what MONAI's readers read: NRRD, MetaImage,
+    a folder with one DICOM series, PNG, JPEG, TIFF. Refuses what is not one scalar image. A picture
+    whose colour channels are equal is grey, and one channel of it is taken; a series of one volume
+    is that volume. The affine is in mm, of a file in metres as well. Of what else a header says,
+    nothing is kept: `meta` holds the grid, that of a NIfTI file as it is written ("nifti_grid", see
+    `read_nifti`), and the file's name.
 
     Args:
         dtype: type of the result; that of the file if None.
@@ -53,14 +53,15 @@ class LoadVolume(Transform):
     def __init__(
         self, dtype: torch.dtype | None = torch.float32, *, allow_constant: bool = False
     ) -> None:
+        self.dtype = dtype
         self.allow_constant = allow_constant
-        common: dict[str, Any] = {"ensure_channel_first": True, "dtype": dtype, "image_only": True}
+        common: dict[str, Any] = {"ensure_channel_first": True, "dtype": None, "image_only": True}
         with _silence_on_decoders():
             self._loader = LoadImage(**common)
-            # MONAI leaves .mgz to ITK, which cannot read it, and NRRD to pynrrd, with which it
-            # takes all spaces but left-posterior-superior for RAS
-            nibabel, itk = LoadImage("NibabelReader", **common), LoadImage("ITKReader", **common)
-        self._readers = {".mgz": nibabel, ".mgh": nibabel, ".nrrd": itk, ".nhdr": itk}
+            # MONAI leaves NRRD to pynrrd, with which it takes all spaces but
+            # left-posterior-superior for RAS
+            itk = LoadImage("ITKReader", **common)
+        self._readers = {".nrrd": itk, ".nhdr": itk}
 
     def __call__(self, path: str | Path) -> MetaTensor:
         file = Path(path).expanduser()
@@ -68,22 +69,26 @@ class LoadVolume(Transform):
             raise InputError(f"{file}: must exist, there is no such file or folder")
         try:
             check_header(file)
-        except ValueError as error:
+            image = self._read(file)
+        except InputError as error:
             raise InputError(f"{file}: {error}") from error
-        positions = _series_positions(file) if file.is_dir() else None
-        loader = self._readers.get(file.suffix.lower(), self._loader)
-        try:
-            affine = _written_affine(file)
-            image = _grey(loader(file))
         except Exception as error:  # the readers raise whatever their libraries raise
             raise InputError(
                 f"{file}: must be a scalar image that MONAI reads, got {_reason(error)}"
             ) from error
         image.meta = {key: image.meta[key] for key in _META & image.meta.keys()}
+        _check_affine(image.affine, file)
+        _check_image(image, file, self.dtype, allow_constant=self.allow_constant)
+        return image if self.dtype is None else MetaTensor(image.to(self.dtype), meta=image.meta)
+
+    def _read(self, file: Path) -> MetaTensor:
+        """Image of a file's own type, not yet checked."""
+        if file.name.lower().endswith(NIBABEL_SUFFIXES) and file.is_file():
+            return _from_nifti(read_nifti(file), file)
+        positions = _series_positions(file) if file.is_dir() else None
+        image = _grey(self._readers.get(file.suffix.lower(), self._loader)(file))
         if positions is not None and len(positions):
-            _place_slices(image, positions, file)
-        _check_image(image, file, allow_constant=self.allow_constant)
-        _check_affine(image.affine if affine is None else affine, file)
+            _place_slices(image, positions)
         return image
 
 
@@ -101,43 +106,41 @@ def _silence_on_decoders() -> Iterator[None]:
         logger.setLevel(before)
 
 
+def _from_nifti(nifti: Nifti, file: Path) -> MetaTensor:
+    """Channel-first image of a NIfTI or FreeSurfer file, with what MONAI's readers say of one."""
+    array, shape = nifti.array, nifti.array.shape
+    image = np.moveaxis(array, -1, 0) if array.ndim > 3 else array[None]
+    meta = {
+        "affine": torch.from_numpy(nifti.affine),
+        "original_affine": nifti.affine.copy(),
+        "spatial_shape": np.array(shape[:3]),
+        "space": SpaceKeys.RAS,
+        "original_channel_dim": -1 if array.ndim > 3 else float("nan"),
+        "filename_or_obj": str(file),
+    }
+    if nifti.grid is not None:
+        meta["nifti_grid"] = nifti.grid
+    native = image.astype(image.dtype.newbyteorder("="), copy=False)
+    return MetaTensor(convert_to_tensor(native), meta=meta)
+
+
 def _series_positions(folder: Path) -> np.ndarray:
     """Positions of the slices of a DICOM series, see `check_series`."""
     try:
         return check_series(folder)
     except ValueError as error:
-        raise InputError(f"{folder}: must be one DICOM series: {error}") from error
+        raise InputError(f"must be one DICOM series: {error}") from error
 
 
-def _place_slices(image: MetaTensor, positions: np.ndarray, folder: Path) -> None:
+def _place_slices(image: MetaTensor, positions: np.ndarray) -> None:
     """Put the slices of a series where its headers have them: ITK straightens a tilted gantry."""
     if image.shape[-1] != len(positions):
         raise InputError(
-            f"{folder}: must be one DICOM series: {image.shape[-1]} of {len(positions)} slices can"
-            " be read"
+            f"must be one DICOM series: {image.shape[-1]} of {len(positions)} slices can be read"
         )
     step = torch.from_numpy(positions[-1] - positions[0]) / (len(positions) - 1)
     forward = float(image.affine[:3, 2].double() @ step) > 0
     image.affine[:3, 2] = step if forward else -step
-
-
-def _written_affine(file: Path) -> torch.Tensor | None:
-    """Voxel-to-world matrix of a NIfTI file as it is written, which nibabel mends in silence.
-
-    Of a compressed file the checksum is verified, before which readers stop.
-    """
-    if file.suffix.lower() == ".gz":
-        with gzip.open(file) as stream:
-            while stream.read(_BLOCK):
-                pass
-    if not file.name.lower().endswith((".nii", ".nii.gz")):
-        return None
-    with nib.openers.ImageOpener(str(file)) as stream:
-        start = stream.read(4)
-        stream.seek(0)
-        kind = nib.Nifti2Header if start in _NIFTI2 else nib.Nifti1Header
-        header = kind.from_fileobj(stream, check=False)
-        return torch.from_numpy(header.get_best_affine())
 
 
 def _check_affine(affine: torch.Tensor, file: Path) -> None:
@@ -162,8 +165,10 @@ def _grey(image: MetaTensor) -> MetaTensor:
     return image[:1] if opaque and all(torch.equal(red, other) for other in others) else image
 
 
-def _check_image(image: MetaTensor, file: Path, *, allow_constant: bool) -> None:
-    """Refuse what is not one finite image of one channel, or of one value unless that may be."""
+def _check_image(
+    image: MetaTensor, file: Path, dtype: torch.dtype | None, *, allow_constant: bool
+) -> None:
+    """Refuse what is not one image of one channel, finite in a type, and not constant."""
     shape = tuple(image.shape)
     if image.ndim not in (3, 4) or min(shape) < 1:
         raise InputError(f"{file}: must be one 2D or 3D image, got shape {shape[1:]}")
@@ -172,10 +177,17 @@ def _check_image(image: MetaTensor, file: Path, *, allow_constant: bool) -> None
             f"{file}: must have one channel, got {shape[0]} of shape {shape[1:]}"
             " (a 4D series or a colour image)"
         )
-    bad = int(image.numel() - torch.isfinite(image.as_tensor()).sum())
-    if bad:
-        raise InputError(f"{file}: voxels must be finite, {bad} of {image.numel()} are NaN or inf")
-    low, high = image.as_tensor().aminmax()
+    plain = image.as_tensor()
+    low, high = plain.aminmax()
+    if not bool(torch.isfinite(high - low)):  # NaN is the lowest and the highest where there is any
+        bad = int(plain.numel() - torch.isfinite(plain).sum())
+        raise InputError(f"{file}: voxels must be finite, {bad} of {plain.numel()} are NaN or inf")
+    if dtype is not None and dtype.is_floating_point:
+        most, furthest = torch.finfo(dtype).max, max(abs(low.item()), abs(high.item()))
+        if furthest > most:
+            raise InputError(
+                f"{file}: voxels must lie within ±{most:.3g}, got finite ones to {furthest:.3g}"
+            )
     if low == high and not allow_constant:
         raise InputError(f"{file}: must not be constant, every voxel is {low.item():g}")
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from monai_dpmm.errors import InputError, cause
 from monai_dpmm.io.layouts import IMAGE_SUFFIXES
+from monai_dpmm.io.nifti import read_nifti, same_grid
 
 __all__ = ["MAP_SUFFIXES", "find_maps", "laid_over", "load_map", "matched_maps"]
 
@@ -115,7 +116,12 @@ def laid_over(path: Path, image: str | Path, label: Tensor) -> Tensor:
         order = " (width, height)" if picture else ""
         raise InputError(f"{path}: must have the label's shape {wanted}{order}, got {array.shape}")
     other = getattr(label, "affine", None)
-    if affine is not None and other is not None and not picture and not _same(affine, other):
+    if (
+        affine is not None
+        and other is not None
+        and not picture
+        and not same_grid(other, affine, wanted)
+    ):
         raise InputError(f"{path}: must lie on the label's grid, got another affine")
     return torch.from_numpy(np.ascontiguousarray(array)).reshape(label.shape)
 
@@ -156,11 +162,5 @@ def _tiff(path: Path) -> NDArray[np.generic]:
 
 
 def _nifti(path: Path) -> tuple[NDArray[np.float32], Tensor]:
-    import nibabel as nib
-
-    image = nib.load(path)
-    return image.get_fdata(dtype=np.float32), torch.as_tensor(image.affine)
-
-
-def _same(affine: Tensor, other: Tensor) -> bool:
-    return bool(torch.allclose(affine.double(), other.double(), atol=1e-3))
+    nifti = read_nifti(path)
+    return nifti.array.astype(np.float32), torch.as_tensor(nifti.affine)

@@ -50,7 +50,7 @@ def test_real_scans_of_every_format(real_data, name, shape):
     ("name", "reason"),
     [
         ("mpld_asl.nii.gz", r"mpld_asl.nii.gz: must have one channel, got 25 .*4D series"),
-        ("ct_perfusion.nii.gz", r"ct_perfusion.nii.gz: must be a scalar image .*'R'"),
+        ("ct_perfusion.nii.gz", r"ct_perfusion.nii.gz: must be a scalar image, got colours.*'R'"),
     ],
 )
 def test_real_series_and_colour_volumes_are_refused(real_data, name, reason):
@@ -114,8 +114,8 @@ PACKED = gzip.compress(WHOLE)
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.nii.gz", b"", "Error"),
-        ("a.nii", b"", "Error"),
+        ("a.nii.gz", b"", "does not begin as NIfTI"),
+        ("a.nii", b"", "does not begin as NIfTI"),
         ("a.nii.gz", PACKED[: len(PACKED) // 2], "EOFError: Compressed file ended before"),
         ("a.nii.gz", PACKED[:3000] + b"\0\0\0" + PACKED[3003:], "Error|BadGzip"),
         ("a.nii.gz", PACKED[:-8] + b"\0\0\0\0" + PACKED[-4:], "BadGzipFile: CRC check failed"),
@@ -129,7 +129,7 @@ PACKED = gzip.compress(WHOLE)
 )
 def test_damaged_files_and_wrong_suffixes_are_refused(tmp_path, name, content, reason):
     (tmp_path / name).write_bytes(content)
-    message = f"{name}: must be a scalar image that MONAI reads, got .*{reason}"
+    message = f"{name}: must be a scalar image.*, got .*{reason}"
     with pytest.raises(InputError, match=message) as caught:
         LoadVolume()(tmp_path / name)
     assert "\n" not in str(caught.value)
