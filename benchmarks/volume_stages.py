@@ -29,7 +29,7 @@ from workload import stand_in_detector, volume_clock
 
 from monai_dpmm import load_backbone
 from monai_dpmm.app.cli import configs_dir
-from monai_dpmm.network.backbones.registry import EMBEDDED
+from monai_dpmm.network.backbones.offline import OFFLINE
 
 COMPONENTS = 500
 
@@ -46,9 +46,9 @@ def write_volume(path: Path, shape: tuple[int, ...]) -> None:
 
 
 def weights_of(architecture: str) -> dict[str, torch.Tensor]:
-    """A state dict of the network: the embedded backbone's own weights, or random ones."""
+    """A state dict of the network: the offline backbone's own weights, or random ones."""
     detector = stand_in_detector(architecture, COMPONENTS, image_size=448)
-    if architecture == EMBEDDED:
+    if architecture == OFFLINE:
         detector.backbone.load_state_dict(load_backbone(architecture).state_dict())
     return detector.state_dict()
 

