@@ -19,6 +19,7 @@ from monai_dpmm.app.workflows import (
     planned,
     require_inputs,
 )
+from monai_dpmm.errors import MissingFileError
 
 LABELLED = "data set with test/images and test/labels"
 SETTINGS_HELP = """\
@@ -30,7 +31,7 @@ _PYTHON = {"True": True, "False": False, "None": None}
 
 __all__ = [
     *("LABELLED", "SETTINGS_HELP", "Command", "add_folder", "add_out", "add_settings"),
-    *("config", "models_folder", "override", "overrides", "positive"),
+    *("config", "models_folder", "override", "overrides", "positive", "require_paths"),
 ]
 
 
@@ -121,6 +122,17 @@ def config(args: Namespace) -> Any:
     names = planned(plan, overlays, models)
     require_inputs(merged(names, checked), models if MODEL in plan else None)
     return merged_config(names, checked)
+
+
+def require_paths(*paths: Path) -> None:
+    """Refuse paths of the command line that lead nowhere, before anything heavy is imported.
+
+    Raises:
+        FileNotFoundError: for the first of them.
+    """
+    for path in paths:
+        if not path.expanduser().exists():
+            raise MissingFileError(f"{path}: must exist, there is no such file or folder")
 
 
 def models_folder(values: dict[str, Any]) -> Path:

@@ -120,6 +120,9 @@ def test_a_new_name_wins_and_a_name_of_ones_own_stays():
         (["train", ".", "-s", "imag_size=1"], 2, "nearest: image_size"),
         (["train", ".", "-s", "image_size=0"], 2, "image_size must be a whole number"),
         (["train", ".", "-c", "stedy"], 2, "got 'stedy'"),
+        (["check", "none"], 1, "none: must exist"),
+        (["score", ".", "none"], 1, "none: must exist"),
+        (["report", "."], 1, "output: must exist"),
         (["settings", "x"], 2, "NAME must be a setting"),
     ],
 )

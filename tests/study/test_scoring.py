@@ -98,7 +98,8 @@ def test_slices_of_bmad_by_both_conventions_of_their_masks(tmp_path):
     found = measured_maps(tmp_path / "maps", root, bootstrap=0)
     assert found.compute()["pixel_auroc"] == 1
     assert [subject["anomalous"] for subject in found.subjects] == [False] * 3 + [True] * 4
-    main(["score", str(tmp_path / "maps"), str(root), "--label-rule", "255", "-o", str(tmp_path)])
+    options = ["--lesion-label", "255", "-o", str(tmp_path)]
+    main(["score", str(tmp_path / "maps"), str(root), *options])
     subjects = json.loads((tmp_path / "metrics.json").read_text())["subjects"]
     assert all(subject["auroc"] is None for subject in subjects)  # no pixel is 255
     with pytest.raises(ValueError, match="rule must be one of positive, 255, got 'grey'"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from monai_dpmm.app.options import Command, add_folder, positive
+from monai_dpmm.app.options import Command, add_folder, positive, require_paths
 
 __all__ = ["COMMANDS"]
 
@@ -39,9 +39,10 @@ def _options(command: ArgumentParser) -> None:
 
 
 def _run(args: Namespace) -> None:
+    results = args.folder / "output" if args.results is None else args.results
+    require_paths(args.dataset, results)
     from monai_dpmm.report.saved_results import rewrite_report
 
-    results = args.folder / "output" if args.results is None else args.results
     rewrite_report(args.dataset, results, args.out, axis=args.axis, slices=args.slices)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import SUPPRESS, ArgumentParser, Namespace
 from pathlib import Path
 
-from monai_dpmm.app.options import LABELLED, Command, add_out
+from monai_dpmm.app.options import LABELLED, Command, add_out, require_paths
 
 __all__ = ["COMMANDS"]
 
@@ -18,10 +18,17 @@ def _options(command: ArgumentParser) -> None:
     group.add_argument(
         "--healthy", type=Path, metavar="DIR", help="maps of healthy images, for the thresholds"
     )
-    group.add_argument("--protocol", default="native", help="native (default), 224 or 448")
     group.add_argument(
-        "--label-rule", default="positive", help="what of a mask is lesion: positive (default), 255"
+        "--evaluation-size", metavar="SIZE", default="native", help="native (default), 224 or 448"
     )
+    group.add_argument(
+        "--lesion-label",
+        metavar="LABEL",
+        default="positive",
+        help="what of a mask is lesion: positive (default), 255",
+    )
+    for old, new in (("--protocol", "evaluation_size"), ("--label-rule", "lesion_label")):
+        group.add_argument(old, dest=new, default=SUPPRESS, help=SUPPRESS)  # of one earlier version
     group.add_argument(
         "--bootstrap", type=int, default=1000, metavar="N", help="resamples, 0 for no interval"
     )
@@ -30,6 +37,7 @@ def _options(command: ArgumentParser) -> None:
 
 
 def _run(args: Namespace) -> None:
+    require_paths(args.maps, args.dataset, *([args.healthy] if args.healthy else []))
     from monai_dpmm.report.report import metrics_table
     from monai_dpmm.study.scoring import measured_maps, write_scores
 
@@ -37,8 +45,8 @@ def _run(args: Namespace) -> None:
         args.maps,
         args.dataset,
         healthy=args.healthy,
-        protocol=args.protocol,
-        rule=args.label_rule,
+        protocol=args.evaluation_size,
+        rule=args.lesion_label,
         bootstrap=args.bootstrap,
         postfix=args.postfix,
     )
