@@ -53,7 +53,7 @@ def cohort(args: argparse.Namespace) -> Tensor:
 
 def fitted(images: Tensor, args: argparse.Namespace) -> Iterator[dict[str, float]]:
     """Fit a mixture; one dictionary of numbers for each epoch."""
-    model = DPMM(args.features, args.components, covariance=args.covariance, seed=args.seed)
+    model = DPMM(args.features, args.components, component_kind=args.covariance, seed=args.seed)
     model.to(args.device)
     generator = torch.Generator().manual_seed(args.seed)
     for epoch in range(1, args.epochs + 1):

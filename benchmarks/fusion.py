@@ -114,7 +114,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
             name: parser.get_parsed_content(name)
             for name in ("components", "variance_floor", "initialization", "initial_weights")
         }
-        | {"rate": parser.get_parsed_content("step_size")}
+        | {"step_size": parser.get_parsed_content("step_size")}
         | ({} if args.components is None else {"components": args.components})
     )
     load = Compose(parser.get_parsed_content("preprocessing").transforms)

@@ -27,7 +27,7 @@ from monai_dpmm.mixture.scores import ScoreKind
 from monai_dpmm.network.geometry import upsample_scores
 from monai_dpmm.study.models.bank import MemoryBank
 
-STEADY = {"initialization": "k-means++", "initial_weights": "uniform", "rate": 0.05}
+STEADY = {"initialization": "k-means++", "initial_weights": "uniform", "step_size": 0.05}
 COLUMNS = ("auroc", "aupr", "best_dice")
 
 

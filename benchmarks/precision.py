@@ -73,7 +73,7 @@ def patches_and_means(variance: float, args: argparse.Namespace) -> tuple[Tensor
 def mixture(means: Tensor, variance: float, covariance: str) -> DPMM:
     """A mixture with those means, and covariances around a variance."""
     K, D = means.shape
-    model = DPMM(D, K, covariance=covariance)
+    model = DPMM(D, K, component_kind=covariance)
     model.initialize(means)
     model.offsets.copy_(means - model.origin)
     generator = torch.Generator().manual_seed(1)
@@ -83,7 +83,7 @@ def mixture(means: Tensor, variance: float, covariance: str) -> DPMM:
     elif covariance == "spherical":
         model.covariance.variance.copy_(variance * factor[:, 0])
     elif covariance == "von_mises_fisher":
-        model.covariance.concentration.copy_(factor[:, 0] / variance)
+        model.covariance.kappa.copy_(factor[:, 0] / variance)
     else:
         rotation = torch.linalg.qr(torch.randn(D, D, generator=generator, dtype=torch.float64)).Q
         for k in range(K):
@@ -99,7 +99,7 @@ def oracle(model: DPMM, x: Tensor, name: str) -> Tensor:
     if name == "cosine":
         return F.normalize(x, dim=1) @ F.normalize(model.means.double(), dim=1).T
     if name == "von_mises_fisher":
-        kappa = model.covariance.concentration.double()
+        kappa = model.covariance.kappa.double()
         order = 0.5 * model.features - 1
         log_constant = -0.5 * model.features * LOG_2PI - log_bessel(order, kappa)[0]
         return kappa * (x @ F.normalize(offsets + origin, dim=1).T) + log_constant

@@ -33,21 +33,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "paper": PAPER,
     "k-means++": PAPER | {"initialization": "k-means++"},
     "uniform weights": PAPER | {"initial_weights": "uniform"},
-    "rate 0.05": PAPER | {"rate": 0.05},
-    "uniform weights, rate 0.05": PAPER | {"initial_weights": "uniform", "rate": 0.05},
-    "steady": {"initialization": "k-means++", "initial_weights": "uniform", "rate": 0.05},
+    "rate 0.05": PAPER | {"step_size": 0.05},
+    "uniform weights, rate 0.05": PAPER | {"initial_weights": "uniform", "step_size": 0.05},
+    "steady": {"initialization": "k-means++", "initial_weights": "uniform", "step_size": 0.05},
     "steady, exp 0.6": {
         "initialization": "k-means++",
         "initial_weights": "uniform",
         "schedule": "exp",
-        "rate": 0.6,
+        "step_size": 0.6,
     },
-    "von Mises-Fisher": PAPER | {"covariance": "von_mises_fisher"},
+    "von Mises-Fisher": PAPER | {"component_kind": "von_mises_fisher"},
     "von Mises-Fisher, steady": {
         "initialization": "k-means++",
         "initial_weights": "uniform",
-        "rate": 0.05,
-        "covariance": "von_mises_fisher",
+        "step_size": 0.05,
+        "component_kind": "von_mises_fisher",
     },
 }
 COLUMNS = ("log_likelihood", "components", "auroc", "aupr")

@@ -13,7 +13,7 @@ from timing import STATM, Clock, in_turn, median_ratio, peak, return_freed_block
 from torch import Tensor
 from torch.nn import functional as F
 
-from monai_dpmm.mixture.dpmm import DPMM, CovarianceKind
+from monai_dpmm.mixture.dpmm import DPMM, ComponentKind
 from monai_dpmm.mixture.precision import full_float32
 from monai_dpmm.network.backbones.registry import create_backbone
 from monai_dpmm.network.detector import AnomalyDetector
@@ -54,7 +54,7 @@ class StepSize(NamedTuple):
     patches: int = 12_288
     features: int = 384
     components: int = 500
-    covariance: CovarianceKind = "diagonal"
+    covariance: ComponentKind = "diagonal"
 
 
 def clustered(patches: int, features: int, clusters: int = 150, seed: int = 0) -> Tensor:
@@ -67,10 +67,10 @@ def clustered(patches: int, features: int, clusters: int = 150, seed: int = 0) -
 
 
 def started(
-    x: Tensor, components: int, covariance: CovarianceKind = "diagonal", steps: int = 0
+    x: Tensor, components: int, covariance: ComponentKind = "diagonal", steps: int = 0
 ) -> DPMM:
     """A mixture started from patches (N, D) and fitted for a few steps, on their device."""
-    model = DPMM(x.shape[1], components, covariance=covariance).to(x.device)
+    model = DPMM(x.shape[1], components, component_kind=covariance).to(x.device)
     model.initialize(x)
     for _ in range(steps):
         model.step(x)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from functools import wraps
 from types import TracebackType
+from typing import Any, TypeVar, cast
 
 INTERRUPTED, USAGE = 130, 2  # exit codes; a refusal's is 1, as Python has it for any error
 
@@ -16,8 +19,11 @@ __all__ = [
     *("INTERRUPTED", "USAGE", "expected_error", "one_line_errors", "printable", "cause"),
     "report_line",
     *("ExistingFileError", "FileError", "InputError", "InputTypeError", "MissingFileError"),
-    *("MissingPackageError", "UsageError"),
+    *("MissingPackageError", "UsageError", "renamed_arguments"),
 ]
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class InputError(ValueError):
@@ -94,6 +100,29 @@ def cause(error: BaseException) -> str:
 def printable(text: str) -> str:
     """Text for a terminal: a file's name in it may hold what commands one."""
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+def renamed_arguments(**names: str) -> Callable[[_Function], _Function]:
+    """Decorator by which old names of arguments work for one version, with a DeprecationWarning.
+
+    Args:
+        **names: new name of each old one.
+    """
+
+    def decorated(function: _Function) -> _Function:
+        @wraps(function)
+        def by_new_names(*args: Any, **kwargs: Any) -> Any:
+            for old in names.keys() & kwargs.keys():
+                if names[old] in kwargs:
+                    raise TypeError(f"{old} is the old name of {names[old]}, got both")
+                told = f"the argument {old} is deprecated: it is {names[old]} now"
+                warnings.warn(told, DeprecationWarning, stacklevel=2)
+                kwargs[names[old]] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return cast(_Function, by_new_names)
+
+    return decorated
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from monai_dpmm.errors import InputError
+from monai_dpmm.errors import InputError, renamed_arguments
 from monai_dpmm.mixture.checks import (
     check_at_least_one,
     check_choice,
@@ -47,9 +47,9 @@ from monai_dpmm.mixture.precision import exact
 from monai_dpmm.mixture.scores import chunks
 from monai_dpmm.mixture.von_mises_fisher import VonMisesFisher
 
-__all__ = ["COMPONENT_KINDS", "DPMM", "CovarianceKind", "ScheduleKind"]
+__all__ = ["COMPONENT_KINDS", "DPMM", "ComponentKind", "ScheduleKind"]
 
-CovarianceKind = Literal["diagonal", "full", "spherical", "von_mises_fisher"]
+ComponentKind = Literal["diagonal", "full", "spherical", "von_mises_fisher"]
 ScheduleKind = Literal["ema", "exp", "none"]
 
 # what makes the components, and the variance floor where none is given
@@ -74,17 +74,17 @@ class DPMM(Mixture):
     Args:
         features: D.
         components: K.
-        covariance: shape of Σ_k; or "von_mises_fisher", for patches of unit norm: densities on the
-            sphere, exp(κ_k cos(x, μ_k)) up to a constant, in the place of Gaussians.
+        component_kind: shape of Σ_k; or "von_mises_fisher", for patches of unit norm: densities on
+            the sphere, exp(κ_k cos(x, μ_k)) up to a constant, in the place of Gaussians.
         initialization: the means at the start, K patches of the first batch: "random" different
             ones drawn uniformly, the paper's; "k-means++" far from each other.
         initial_weights: π_k at the start: "beta" by v_k ~ Beta(1, α), the paper's; "uniform" 1/K,
             which lets more components find patches of their own.
         concentration: α at the start.
         learn_concentration: update α at each step (Eq. 10), or keep it.
-        schedule: step size γ_t of the moving averages: "ema" γ = rate; "exp" γ_t = t^(-rate);
-            "none" γ = 1, plain EM on each batch.
-        rate: of the schedule.
+        schedule: step size γ_t of the moving averages: "ema" γ = step_size; "exp"
+            γ_t = t^(-step_size); "none" γ = 1, plain EM on each batch.
+        step_size: of the schedule.
         variance_floor: ε, added to each variance; 1e-6 (1e-3 for full) if None.
         weight_threshold: π_k above which a component survives.
         seed: of the start.
@@ -100,34 +100,35 @@ class DPMM(Mixture):
     active: Tensor
     _float64: ClassVar = ("concentration", "log_weights", "average_weight")
 
+    @renamed_arguments(covariance="component_kind", rate="step_size")
     def __init__(
         self,
         features: int,
         components: int = 500,
         *,
-        covariance: CovarianceKind = "diagonal",
+        component_kind: ComponentKind = "diagonal",
         initialization: InitializationKind = "random",
         initial_weights: InitialWeightsKind = "beta",
         concentration: float = 2.0,
         learn_concentration: bool = True,
         schedule: ScheduleKind = "ema",
-        rate: float = 0.2,
+        step_size: float = 0.2,
         variance_floor: float | None = None,
         weight_threshold: float = 1e-6,
         seed: int = 0,
     ) -> None:
-        check_choice("covariance", covariance, COMPONENT_KINDS)
+        check_choice("component_kind", component_kind, COMPONENT_KINDS)
         check_choice("initialization", initialization, INITIALIZATIONS)
         check_choice("initial_weights", initial_weights, INITIAL_STICKS)
         check_choice("schedule", schedule, STEP_SIZES)
-        kind, floor = COMPONENT_KINDS[covariance]
+        kind, floor = COMPONENT_KINDS[component_kind]
         floor = floor if variance_floor is None else variance_floor
         check_at_least_one("features", features)
         check_at_least_one("components", components)
         check_positive("concentration", concentration)
         check_positive("variance_floor", floor)
-        if not 0 < rate <= 1:
-            raise InputError(f"rate must lie in (0, 1], got {rate}")
+        if not 0 < step_size <= 1:
+            raise InputError(f"step_size must lie in (0, 1], got {step_size}")
         if not 0 <= weight_threshold < 1:
             raise InputError(f"weight_threshold must lie in [0, 1), got {weight_threshold}")
         super().__init__(kind, features, components, floor, weight_threshold)
@@ -135,7 +136,7 @@ class DPMM(Mixture):
         self.seed = seed
         self._choice = INITIALIZATIONS[initialization]
         self._initial_sticks = INITIAL_STICKS[initial_weights]
-        self._step_size = partial(STEP_SIZES[schedule], rate=rate)
+        self._step_size = partial(STEP_SIZES[schedule], step_size=step_size)
         self._start_concentration = float(concentration)
         start = torch.tensor(concentration, dtype=torch.float64)
         self.register_buffer("concentration", start)

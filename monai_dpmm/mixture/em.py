@@ -113,15 +113,15 @@ def _maximal_concentration(s: Tensor, after: Tensor, alpha: Tensor, count: Tenso
     return (len(s) - 1) / (up - down)[:-1].sum()
 
 
-def _ema_step_size(t: Tensor, rate: float) -> Tensor:
-    return torch.full_like(t, rate)
+def _ema_step_size(t: Tensor, step_size: float) -> Tensor:
+    return torch.full_like(t, step_size)
 
 
-def _exp_step_size(t: Tensor, rate: float) -> Tensor:
-    return t ** (-rate)
+def _exp_step_size(t: Tensor, step_size: float) -> Tensor:
+    return t ** (-step_size)
 
 
-def _whole_step_size(t: Tensor, rate: float) -> Tensor:
+def _whole_step_size(t: Tensor, step_size: float) -> Tensor:
     return torch.ones_like(t)
 
 

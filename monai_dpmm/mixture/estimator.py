@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from monai_dpmm.errors import InputError, MissingPackageError
+from monai_dpmm.errors import InputError, MissingPackageError, renamed_arguments
 from monai_dpmm.mixture.dpmm import DPMM
 
 try:
@@ -31,7 +31,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from monai_dpmm.mixture.dpmm import CovarianceKind, ScheduleKind
+    from monai_dpmm.mixture.dpmm import ComponentKind, ScheduleKind
     from monai_dpmm.mixture.initialization import InitializationKind, InitialWeightsKind
     from monai_dpmm.mixture.scores import ScoreKind
 
@@ -77,17 +77,18 @@ class DirichletProcessMixture(DensityMixin, BaseEstimator):
         n_features_in_: D.
     """
 
+    @renamed_arguments(covariance="component_kind", rate="step_size")
     def __init__(
         self,
         components: int = 500,
         *,
-        covariance: CovarianceKind = "diagonal",
+        component_kind: ComponentKind = "diagonal",
         initialization: InitializationKind = "random",
         initial_weights: InitialWeightsKind = "beta",
         concentration: float = 2.0,
         learn_concentration: bool = True,
         schedule: ScheduleKind = "ema",
-        rate: float = 0.2,
+        step_size: float = 0.2,
         variance_floor: float | None = None,
         weight_threshold: float = 1e-6,
         max_epochs: int = 40,
@@ -98,13 +99,13 @@ class DirichletProcessMixture(DensityMixin, BaseEstimator):
         device: torch.device | str = "cpu",
     ) -> None:
         self.components = components
-        self.covariance = covariance
+        self.component_kind = component_kind
         self.initialization = initialization
         self.initial_weights = initial_weights
         self.concentration = concentration
         self.learn_concentration = learn_concentration
         self.schedule = schedule
-        self.rate = rate
+        self.step_size = step_size
         self.variance_floor = variance_floor
         self.weight_threshold = weight_threshold
         self.max_epochs = max_epochs

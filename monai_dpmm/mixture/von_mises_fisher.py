@@ -2,7 +2,7 @@
 
 f(x; μ, κ) = C_D(κ) exp(κ μᵀx) with ‖x‖ = ‖μ‖ = 1 (Banerjee et al., Clustering on the unit
 hypersphere using von Mises-Fisher distributions, JMLR 6, 2005). Its log-likelihood is a component's
-cosine, scaled by a concentration κ_k of its own: the paper's score (Eq. 11) made a density.
+cosine, scaled by a κ_k of its own: the paper's score (Eq. 11) made a density.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _UNIT_TOLERANCE = 1e-3
 
 
 class VonMisesFisher(nn.Module):
-    """One concentration κ for each component: (K,). phi = x, of unit norm.
+    """One κ for each component: (K,). phi = x, of unit norm.
 
     The mean of a component's patches is ρ_k μ_k (Eq. 6), so it gives the direction μ_k and the
     mean resultant length ρ_k at once, there is no second moment, and a step takes two matrix
     products. 1/κ_k plays the variance's part: the floor is added to it.
     """
 
-    concentration: Tensor
+    concentration: Tensor  # κ, under the name that saved mixtures have
 
     def __init__(self, components: int, features: int, floor: float) -> None:
         super().__init__()
@@ -39,6 +39,11 @@ class VonMisesFisher(nn.Module):
             raise InputError(f"features must be at least 2 on a sphere, got {features}")
         self.floor = floor
         self.register_buffer("concentration", torch.ones(components))
+
+    @property
+    def kappa(self) -> Tensor:
+        """How close patches lie about each direction μ_k: (K,)."""
+        return self.concentration
 
     def origin(self, x: Tensor) -> Tensor:
         """The sphere's centre: (N, D) -> (D,).
@@ -55,9 +60,9 @@ class VonMisesFisher(nn.Module):
         return x.new_zeros(x.shape[1])
 
     def reset(self, variance: Tensor) -> None:
-        """Give every component the concentration of patches that have the variances (D,)."""
+        """Give every component the κ of patches that have the variances (D,)."""
         resultant = (1 - variance.sum()).clamp(0, 1).sqrt()
-        self.concentration.copy_(self._floored(resultant, len(variance)))
+        self.kappa.copy_(self._floored(resultant, len(variance)))
 
     def expand(self, x: Tensor) -> Tensor:
         """The patches themselves: (n, D)."""
@@ -65,7 +70,7 @@ class VonMisesFisher(nn.Module):
 
     def density(self, means: Tensor, keep: Tensor | None = None) -> Density:
         """Density of the components, or of those kept."""
-        kappa = self.concentration if keep is None else self.concentration[keep]
+        kappa = self.kappa if keep is None else self.kappa[keep]
         directions = F.normalize(means if keep is None else means[keep], dim=1)
         wide, D = kappa.double(), means.shape[1]
         log_constant = -0.5 * D * math.log(2 * math.pi) - log_bessel(0.5 * D - 1, wide)[0]
@@ -85,8 +90,8 @@ class VonMisesFisher(nn.Module):
     def maximise(self, weight: Tensor, means: Tensor, alive: Tensor) -> None:
         """κ_k of the mean resultant length ρ_k = ‖m_k‖ / s_k, with 1/κ_k raised by ε."""
         resultant = torch.linalg.vector_norm(means.double(), dim=1)
-        kappa = self._floored(resultant, means.shape[1]).to(self.concentration)
-        self.concentration.copy_(torch.where(alive, kappa, self.concentration))
+        kappa = self._floored(resultant, means.shape[1]).to(self.kappa)
+        self.kappa.copy_(torch.where(alive, kappa, self.kappa))
 
     def _floored(self, resultant: Tensor, features: int) -> Tensor:
         kappa = kappa_of(resultant, features)
@@ -94,7 +99,7 @@ class VonMisesFisher(nn.Module):
 
 
 def kappa_of(resultant: Tensor, features: int) -> Tensor:
-    """Concentration κ whose mean resultant length is ρ in [0, 1], float64: (K,) -> (K,).
+    """κ whose mean resultant length is ρ in [0, 1], float64: (K,) -> (K,).
 
     A_D(κ) = I_{D/2}(κ) / I_{D/2-1}(κ) = ρ, by Newton from Banerjee's approximation (Sra, A short
     note on parameter approximation for von Mises-Fisher distributions, Comput. Stat. 27, 2012).

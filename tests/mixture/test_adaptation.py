@@ -46,7 +46,7 @@ def continued(model, x, steps=40):
 
 @every_kind
 def test_revived_components_take_what_the_others_cannot(covariance):
-    stuck = fitted(old(), covariance=covariance)
+    stuck = fitted(old(), component_kind=covariance)
     revived = copy.deepcopy(stuck)
     gone = 30 - len(stuck.active)
     assert revive(revived, new()) == gone
@@ -60,7 +60,7 @@ def test_revived_components_take_what_the_others_cannot(covariance):
 
 @every_kind
 def test_what_has_not_vanished_stays_where_it_is(covariance):
-    model = fitted(old(), covariance=covariance)
+    model = fitted(old(), component_kind=covariance)
     before, there = copy.deepcopy(model), model.active
     revive(model, new())
     assert torch.equal(model.offsets[there], before.offsets[there])
@@ -117,7 +117,7 @@ def test_the_same_seed_and_step_revive_alike():
 def test_old_data_fade_by_the_schedule():
     """After t steps of rate γ the old moments count for (1 - γ)^t."""
     x, y = old(), new()
-    model = DPMM(D, 1, rate=0.2).double()
+    model = DPMM(D, 1, step_size=0.2).double()
     model.initialize(x)
     continued(model, x, 60)
     continued(model, y, 5)
@@ -128,7 +128,7 @@ def test_old_data_fade_by_the_schedule():
 def test_old_and_new_patches_count_alike_with_a_harmonic_schedule():
     """γ_t = 1 / t is the plain mean over all batches of both sites."""
     x, y = old(), new()
-    model = DPMM(D, 1, schedule="exp", rate=1.0).double()
+    model = DPMM(D, 1, schedule="exp", step_size=1.0).double()
     model.initialize(x)
     continued(model, x, 30)
     continued(model, y, 10)

@@ -12,7 +12,7 @@ from sklearn.mixture import GaussianMixture
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from monai_dpmm.mixture import scores as scores_module
-from monai_dpmm.mixture.dpmm import COMPONENT_KINDS, DPMM, CovarianceKind, ScheduleKind
+from monai_dpmm.mixture.dpmm import COMPONENT_KINDS, DPMM, ComponentKind, ScheduleKind
 from monai_dpmm.mixture.em import STEP_SIZES, Moments
 from monai_dpmm.mixture.initialization import (
     INITIAL_STICKS,
@@ -71,7 +71,11 @@ def test_fifty_steps_are_those_of_the_dense_oracle(covariance, schedule, learn, 
     rate = 0.6 if schedule == "exp" else 0.2
     data = batches(dtype=dtype)
     model = started(
-        data[0], covariance=covariance, schedule=schedule, rate=rate, learn_concentration=learn
+        data[0],
+        component_kind=covariance,
+        schedule=schedule,
+        step_size=rate,
+        learn_concentration=learn,
     )
     oracle = oracle_of(model, covariance, schedule, rate, learn=learn)
     close = {"rtol": tolerance, "atol": tolerance, "check_dtype": False}
@@ -89,7 +93,7 @@ def test_fifty_steps_are_those_of_the_dense_oracle(covariance, schedule, learn, 
 @every_covariance
 def test_scikit_learn_scores_the_same_at_equal_parameters(covariance):
     x = batches()[0]
-    model = fitted(x, covariance=covariance, weight_threshold=0.0)
+    model = fitted(x, component_kind=covariance, weight_threshold=0.0)
     kind = {"diagonal": "diag"}.get(covariance, covariance)
     peer = GaussianMixture(K, covariance_type=kind)
     peer.weights_, peer.means_ = model.weights.numpy(), model.means.numpy()
@@ -110,7 +114,7 @@ def test_scikit_learn_scores_the_same_at_equal_parameters(covariance):
 @pytest.mark.filterwarnings("ignore:Best performing initialization")
 def test_scikit_learn_takes_the_same_step(covariance):
     x = batches()[0]
-    model = fitted(x, steps=2, covariance=covariance, schedule="none", components=4)
+    model = fitted(x, steps=2, component_kind=covariance, schedule="none", components=4)
     sigma = sigma_of(model)
     precisions = {
         "diagonal": sigma.diagonal(dim1=1, dim2=2).reciprocal(),
@@ -150,7 +154,7 @@ def test_plain_batch_em_never_lowers_its_objective(covariance):
     model = started(
         x,
         components=6,
-        covariance=covariance,
+        component_kind=covariance,
         schedule="none",
         learn_concentration=False,
         variance_floor=1e-12,
@@ -189,7 +193,7 @@ def test_the_step_reports_the_likelihood_of_the_parameters_before_it():
 @every_covariance
 def test_the_start_is_the_methods(covariance):
     x = batches()[0]
-    model = started(x, covariance=covariance)
+    model = started(x, component_kind=covariance)
     distances = torch.cdist(model.means, x)
     assert distances.min(1).values.max() < 1e-6
     assert distances.argmin(1).unique().numel() == K
@@ -221,7 +225,7 @@ def test_every_patch_of_the_batch_can_be_a_mean():
 @every_kind
 def test_fewer_patches_than_components(covariance):
     x = batches(n=5)[0]
-    model = started(x, covariance=covariance, components=40)
+    model = started(x, component_kind=covariance, components=40)
     torch.testing.assert_close(model.means[:5].sort(0).values, x.sort(0).values)
     assert model.means[5:].std() == pytest.approx(1, abs=0.2)
     for _ in range(30):
@@ -254,7 +258,7 @@ def test_a_seed_decides_the_start_and_nothing_else_does():
 @every_kind
 def test_moments_of_parts_add_up(covariance):
     x = batches()[0]
-    model = fitted(x, covariance=covariance)
+    model = fitted(x, component_kind=covariance)
     whole = model.e_step(x)
     parts = model.e_step(x[:100]) + model.e_step(x[100:101]) + model.e_step(x[101:])
     for a, b in zip(parts, whole, strict=True):
@@ -266,7 +270,7 @@ def test_moments_of_parts_add_up(covariance):
 @every_kind
 def test_no_patches_are_the_zero_of_addition(covariance):
     x = batches()[0]
-    model = fitted(x, covariance=covariance)
+    model = fitted(x, component_kind=covariance)
     nothing, some = model.e_step(x[:0]), model.e_step(x)
     assert all(not part.any() for part in nothing)
     for a, b in zip(some + nothing, some, strict=True):
@@ -278,7 +282,7 @@ def test_no_patches_are_the_zero_of_addition(covariance):
 @pytest.mark.parametrize("steps", [0, 3])
 def test_moments_of_no_patches_change_nothing(covariance, schedule, steps):
     x = batches()[0]
-    model = fitted(x, steps, covariance=covariance, schedule=schedule)
+    model = fitted(x, steps, component_kind=covariance, schedule=schedule)
     before = copy.deepcopy(model)
     model.m_step(model.e_step(x[:0]))
     assert_same_state(model, before)
@@ -287,7 +291,7 @@ def test_moments_of_no_patches_change_nothing(covariance, schedule, steps):
 @every_kind
 def test_moments_can_be_reduced_across_processes(covariance):
     x = batches()[0]
-    for moment in fitted(x, covariance=covariance).e_step(x):
+    for moment in fitted(x, component_kind=covariance).e_step(x):
         assert moment.is_contiguous()
 
 
@@ -303,7 +307,7 @@ def test_the_e_step_changes_nothing():
 @every_covariance
 def test_order_of_patches_does_not_matter(covariance):
     x = batches()[0]
-    one = started(x, covariance=covariance)
+    one = started(x, component_kind=covariance)
     two = copy.deepcopy(one)
     shuffled = x[torch.randperm(len(x))]
     for _ in range(20):
@@ -318,8 +322,8 @@ def test_order_of_patches_does_not_matter(covariance):
 def test_translation_moves_the_means_only(covariance):
     x = batches()[0]
     shift = torch.linspace(-50, 70, D, dtype=x.dtype)
-    one = fitted(x, steps=20, covariance=covariance)
-    two = fitted(x + shift, steps=20, covariance=covariance)
+    one = fitted(x, steps=20, component_kind=covariance)
+    two = fitted(x + shift, steps=20, component_kind=covariance)
     torch.testing.assert_close(two.means, one.means + shift)
     torch.testing.assert_close(sigma_of(two), sigma_of(one), rtol=1e-6, atol=1e-10)
     torch.testing.assert_close(two.weights, one.weights)
@@ -343,7 +347,9 @@ def corners(scales):
 
 def at_clusters(x, covariance):
     """A mixture of three components in their clusters, one plain EM step on."""
-    model = started(x, components=3, covariance=covariance, schedule="none", variance_floor=1e-4)
+    model = started(
+        x, components=3, component_kind=covariance, schedule="none", variance_floor=1e-4
+    )
     model.offsets.copy_(40 * torch.eye(3, x.shape[1]) + 0.1 - model.origin)
     model.log_weights.fill_(1 / 3).log_()
     model.covariance.reset(torch.ones(x.shape[1], dtype=x.dtype))
@@ -370,7 +376,7 @@ def test_spherical_is_diagonal_at_equal_variances():
 @every_covariance
 def test_one_component_is_the_sample_mean_and_covariance(covariance):
     x = batches()[0]
-    model = fitted(x, steps=1, covariance=covariance, components=1, schedule="none")
+    model = fitted(x, steps=1, component_kind=covariance, components=1, schedule="none")
     torch.testing.assert_close(model.means[0], x.mean(0))
     expected = torch.cov(x.T, correction=0)
     if covariance != "full":
@@ -386,7 +392,7 @@ def test_one_component_is_the_sample_mean_and_covariance(covariance):
 @every_schedule
 def test_weights_sum_to_one_and_the_last_stick_is_the_rest(covariance, schedule):
     x = batches()[0]
-    model = started(x, covariance=covariance, schedule=schedule)
+    model = started(x, component_kind=covariance, schedule=schedule)
     for _ in range(40):
         model.step(x)
         assert float(model.weights.sum()) == pytest.approx(1, abs=1e-12)
@@ -406,7 +412,7 @@ def test_survivors_are_above_the_threshold():
 @pytest.mark.parametrize("chunk", [1, 7, 255, 256, 1000])
 def test_the_size_of_a_chunk_changes_nothing(covariance, chunk, monkeypatch):
     x = batches()[0]
-    model = fitted(x, covariance=covariance)
+    model = fitted(x, component_kind=covariance)
     whole, scores = model.e_step(x), [model.score(x, kind) for kind in SCORES]
     monkeypatch.setattr(scores_module, "_CHUNK", chunk)
     for a, b in zip(model.e_step(x), whole, strict=True):
@@ -436,7 +442,7 @@ def test_no_tensor_has_patches_components_and_features(covariance, monkeypatch):
     """Nothing larger than (n, K), (n, 2D) or (K, 2D) is made, n the chunk."""
     monkeypatch.setattr(scores_module, "_CHUNK", 64)
     x = clustered(300, 48, 6)
-    model = started(x, components=40, covariance=covariance)
+    model = started(x, components=40, component_kind=covariance)
     with Recorder() as recorder:
         model.step(x)
         model.log_prob(x)
@@ -446,7 +452,7 @@ def test_no_tensor_has_patches_components_and_features(covariance, monkeypatch):
 @every_kind
 def test_a_step_never_waits_for_the_device(covariance):
     x = batches()[0]
-    model = started(x, covariance=covariance)
+    model = started(x, component_kind=covariance)
     with Recorder() as recorder:
         model.step(x)
     waits = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal.default")
@@ -480,7 +486,7 @@ def test_responsibilities_below_1e_30_are_exactly_zero(gap, there):
 def test_no_denormal_numbers_are_left_in_the_state(covariance):
     """Components that die pass 1e-38 on their way to zero if nothing stops them."""
     data = batches(dtype=torch.float32, spread=0.05)
-    model = started(data[0], covariance=covariance, components=40, variance_floor=1e-6)
+    model = started(data[0], component_kind=covariance, components=40, variance_floor=1e-6)
     for t in range(400):
         model.step(data[t % 4])
     assert (model.average_weight == 0).any()
@@ -494,7 +500,7 @@ def test_no_denormal_numbers_are_left_in_the_state(covariance):
 @every_covariance
 def test_identical_patches(covariance):
     x = torch.full((50, D), 0.35)
-    model = fitted(x, steps=60, covariance=covariance, components=5)
+    model = fitted(x, steps=60, component_kind=covariance, components=5)
     assert_finite(model)
     survivors = sigma_of(model)[model.surviving]
     expected = FLOORS[covariance] * torch.eye(D).expand_as(survivors)
@@ -506,7 +512,7 @@ def test_identical_patches(covariance):
 def test_duplicates_of_one_patch_among_others(covariance):
     others = batches(n=64, dtype=torch.float32)[0]
     x = torch.cat([others, others[:1].expand(400, D)])
-    model = fitted(x, steps=100, covariance=covariance)
+    model = fitted(x, steps=100, component_kind=covariance)
     assert_finite(model)
     assert sigma_of(model).diagonal(dim1=1, dim2=2).min() >= 0.99 * FLOORS[covariance]
     torch.testing.assert_close(
@@ -518,7 +524,7 @@ def test_duplicates_of_one_patch_among_others(covariance):
 @pytest.mark.parametrize("distance", [1e2, 1e4, 1e8])
 def test_a_far_outlier_gets_finite_values(covariance, distance):
     x = batches(dtype=torch.float32)[0]
-    model = fitted(x, steps=20, covariance=covariance)
+    model = fitted(x, steps=20, component_kind=covariance)
     far = torch.full((1, D), distance)
     typical = model.score(x[:1], "likelihood")
     for kind in SCORES:
@@ -552,7 +558,7 @@ def test_a_stick_that_rounds_to_one():
 def test_any_concentration_keeps_sticks_in_range(covariance, concentration, learn):
     data = batches(n=40)
     options = {"concentration": concentration, "learn_concentration": learn}
-    model = started(data[0], covariance=covariance, **options)
+    model = started(data[0], component_kind=covariance, **options)
     for t in range(60):
         model.step(data[t % 4])
         assert_finite(model)
@@ -583,7 +589,7 @@ def test_vanished_components_stay_where_they_are(covariance, schedule):
     data = batches(dtype=torch.float32, spread=0.05)
     model = started(
         data[0],
-        covariance=covariance,
+        component_kind=covariance,
         schedule=schedule,
         components=40,
         variance_floor=1e-6,
@@ -609,7 +615,7 @@ def test_vanished_components_stay_where_they_are(covariance, schedule):
 def test_components_without_weight_never_come_back(covariance, schedule):
     """From the state that vanishing ends in, whatever the schedule."""
     data = batches(dtype=torch.float32)
-    model = fitted(data[0], covariance=covariance, schedule=schedule)
+    model = fitted(data[0], component_kind=covariance, schedule=schedule)
     gone = torch.tensor([0, 3, 7])
     for average in (model.average_weight, model.average_first, model.covariance.second):
         average[gone] = 0
@@ -628,7 +634,9 @@ def test_components_without_weight_never_come_back(covariance, schedule):
 @every_schedule
 def test_vanished_components_cost_nothing_and_change_nothing(covariance, schedule):
     x = batches()[0]
-    dense = fitted(x, components=40, concentration=0.5, covariance=covariance, schedule=schedule)
+    dense = fitted(
+        x, components=40, concentration=0.5, component_kind=covariance, schedule=schedule
+    )
     dense.average_weight[5:30] = 0
     dense.log_weights[5:30] = -torch.inf
     sparse = copy.deepcopy(dense)
@@ -703,7 +711,7 @@ def test_a_vanishing_component_does_not_move_on_its_way():
 @every_kind
 def test_float64_modules_stay_float64(covariance):
     x = batches()[0]
-    model = fitted(x, covariance=covariance)
+    model = fitted(x, component_kind=covariance)
     assert model.means.dtype == model.score(x).dtype == model.step(x).dtype == torch.float64
     assert all(t.dtype == torch.float64 for t in model.e_step(x))
 
@@ -736,7 +744,7 @@ def test_a_cast_keeps_weights_and_concentration_float64():
 @every_schedule
 def test_a_loaded_mixture_takes_the_very_next_step(covariance, schedule, tmp_path):
     data = batches(dtype=torch.float32)
-    options = {"covariance": covariance, "schedule": schedule}
+    options = {"component_kind": covariance, "schedule": schedule}
     model = started(data[0], **options)
     for x in data:
         model.step(x)
@@ -777,7 +785,10 @@ def test_copies_and_pickles_step_alike(schedule):
     [
         ({"features": 0}, "features must be at least 1, got 0"),
         ({"components": 0}, "components must be at least 1, got 0"),
-        ({"covariance": "tied"}, "covariance must be one of diagonal, full, .*, got 'tied'"),
+        (
+            {"component_kind": "tied"},
+            "component_kind must be one of diagonal, full, .*, got 'tied'",
+        ),
         (
             {"initialization": "first"},
             "initialization must be one of random, k-means.., got 'first'",
@@ -788,8 +799,8 @@ def test_copies_and_pickles_step_alike(schedule):
         ({"concentration": float("inf")}, "concentration must be positive and finite, got inf"),
         ({"concentration": float("nan")}, "concentration must be positive and finite, got nan"),
         ({"variance_floor": 0.0}, "variance_floor must be positive and finite, got 0.0"),
-        ({"rate": 0.0}, r"rate must lie in \(0, 1\], got 0.0"),
-        ({"rate": 1.5}, r"rate must lie in \(0, 1\], got 1.5"),
+        ({"step_size": 0.0}, r"step_size must lie in \(0, 1\], got 0.0"),
+        ({"step_size": 1.5}, r"step_size must lie in \(0, 1\], got 1.5"),
         ({"weight_threshold": 1.0}, r"weight_threshold must lie in \[0, 1\), got 1.0"),
         ({"weight_threshold": -0.1}, r"weight_threshold must lie in \[0, 1\), got -0.1"),
     ],
@@ -797,6 +808,17 @@ def test_copies_and_pickles_step_alike(schedule):
 def test_arguments_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         DPMM(**{"features": D, "components": K, **options})
+
+
+def test_old_names_of_arguments_work_for_one_version():
+    with pytest.warns(DeprecationWarning, match="covariance is deprecated: it is component_kind"):
+        old = DPMM(D, K, covariance="full")
+    assert_same_state(old, DPMM(D, K, component_kind="full"))
+    with pytest.warns(DeprecationWarning, match="rate is deprecated: it is step_size"):
+        old = DPMM(D, K, rate=0.5)
+    assert float(old._step_size(old.steps.double())) == 0.5
+    with pytest.raises(TypeError, match="rate is the old name of step_size, got both"):
+        DPMM(D, K, rate=0.5, step_size=0.5)
 
 
 @pytest.mark.parametrize("shape", [(5, D + 1), (D,), (2, 3, D)])
@@ -862,7 +884,7 @@ def test_moments_add_to_moments_only():
 @pytest.mark.parametrize(
     ("names", "table"),
     [
-        (CovarianceKind, COMPONENT_KINDS),
+        (ComponentKind, COMPONENT_KINDS),
         (ScheduleKind, STEP_SIZES),
         (InitializationKind, INITIALIZATIONS),
         (InitialWeightsKind, INITIAL_STICKS),

@@ -56,8 +56,10 @@ def assert_same_mixture(one, two):
 @parametrize_with_checks(
     [
         DirichletProcessMixture(max_epochs=5),
-        DirichletProcessMixture(5, covariance="full", max_epochs=3, batch_size=7, shuffle=False),
-        DirichletProcessMixture(5, covariance="spherical", schedule="none", tol=1e3),
+        DirichletProcessMixture(
+            5, component_kind="full", max_epochs=3, batch_size=7, shuffle=False
+        ),
+        DirichletProcessMixture(5, component_kind="spherical", schedule="none", tol=1e3),
     ]
 )
 def test_scikit_learns_own_checks(estimator, check):
@@ -86,10 +88,10 @@ print(len(results), *{r["check_name"] for r in results if r["status"] != "passed
     "options",
     [
         {},
-        {"covariance": "full", "schedule": "exp", "rate": 0.6},
-        {"covariance": "spherical", "concentration": 0.5, "learn_concentration": False},
+        {"component_kind": "full", "schedule": "exp", "step_size": 0.6},
+        {"component_kind": "spherical", "concentration": 0.5, "learn_concentration": False},
         {"schedule": "none", "variance_floor": 1e-3, "weight_threshold": 1e-3},
-        {"covariance": "von_mises_fisher", "initial_weights": "uniform"},
+        {"component_kind": "von_mises_fisher", "initial_weights": "uniform"},
         {"initialization": "k-means++"},
     ],
 )
@@ -221,7 +223,7 @@ def test_responsibilities_are_of_the_surviving_mixture():
 
 def test_scikit_learns_mixture_of_equal_parameters_says_the_same():
     x = patches()
-    model = small(covariance="full", weight_threshold=0).fit(x)
+    model = small(component_kind="full", weight_threshold=0).fit(x)
     peer = GaussianMixture(K)
     peer.weights_, peer.means_ = model.weights_, model.means_
     factor = torch.linalg.inv(model.mixture_.covariance.cholesky).mT
@@ -271,7 +273,7 @@ def test_predictions_do_not_depend_on_batches_or_order():
 
 def test_it_can_be_cloned_and_pickled():
     x = patches()
-    model = small(covariance="spherical").fit(x)
+    model = small(component_kind="spherical").fit(x)
     fresh = clone(model)
     assert fresh.get_params() == model.get_params()
     with pytest.raises(NotFittedError):
@@ -304,7 +306,7 @@ def test_it_ends_a_pipeline(scaler):
 
 
 def test_a_grid_search_prefers_components_and_covariances_that_fit():
-    grid = {"components": [1, K], "covariance": ["diagonal", "spherical"]}
+    grid = {"components": [1, K], "component_kind": ["diagonal", "spherical"]}
     search = GridSearchCV(small(), grid, cv=2, error_score="raise").fit(patches())
     assert search.best_params_["components"] == K
     assert search.best_score_ == max(search.cv_results_["mean_test_score"])
@@ -354,7 +356,7 @@ def test_it_fits_the_same_on_a_gpu():
     ("options", "message"),
     [
         ({"components": 0}, "components must be at least 1, got 0"),
-        ({"covariance": "tied"}, "covariance must be one of .*, got 'tied'"),
+        ({"component_kind": "tied"}, "component_kind must be one of .*, got 'tied'"),
         ({"max_epochs": 0}, "max_epochs must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"tol": 0.0}, "tol must be positive or None, got 0.0"),

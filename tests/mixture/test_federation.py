@@ -30,7 +30,7 @@ def fitted(x, steps=20, **options):
 @pytest.mark.parametrize("schedule", ["none", "ema"])
 def test_sites_that_share_moments_fit_the_mixture_of_all_their_data(covariance, schedule, tmp_path):
     x = patches()
-    central = fitted(x, steps=0, covariance=covariance, schedule=schedule)
+    central = fitted(x, steps=0, component_kind=covariance, schedule=schedule)
     shared = copy.deepcopy(central)
     for _ in range(15):
         total = None
@@ -69,7 +69,9 @@ def test_no_batch_has_no_moments():
 
 def sites(covariance, **options):
     data = patches(300, seed=1), patches(100, seed=2, clusters=9)
-    return [fitted(x, covariance=covariance, seed=i, **options) for i, x in enumerate(data)], data
+    return [
+        fitted(x, component_kind=covariance, seed=i, **options) for i, x in enumerate(data)
+    ], data
 
 
 @every_kind
@@ -106,7 +108,7 @@ def test_em_goes_on_from_the_moments_of_both(covariance):
 
 @every_kind
 def test_a_mixture_merged_with_itself_is_itself(covariance):
-    model = fitted(patches(), covariance=covariance)
+    model = fitted(patches(), component_kind=covariance)
     result = merged([model, model], [5, 5])
     x = patches(100, seed=4)
     torch.testing.assert_close(result.log_prob(x), model.log_prob(x), rtol=1e-6, atol=1e-6)
@@ -119,7 +121,7 @@ def test_a_merged_mixture_survives_saving(covariance, tmp_path):
     models, data = sites(covariance)
     result = merged(models, [300, 100])
     torch.save(result.state_dict(), tmp_path / "merged.pt")
-    other = DPMM(D, result.components, covariance=covariance).double()
+    other = DPMM(D, result.components, component_kind=covariance).double()
     other.load_state_dict(torch.load(tmp_path / "merged.pt", weights_only=True))
     torch.testing.assert_close(other.step(data[0]), result.step(data[0]))
     torch.testing.assert_close(other.means, result.means)
@@ -138,7 +140,11 @@ def test_float32_mixtures_merge_too():
         ([], [], "mixtures and patches must be as many, at least one, got 0 and 0"),
         ([{}], [1, 2], "mixtures and patches must be as many, at least one, got 1 and 2"),
         ([{}, {}], [1, 0], r"patches must be at least 1 each, got \[1, 0\]"),
-        ([{}, {"covariance": "full"}], [1, 1], "mixtures must be of one covariance, dimension and"),
+        (
+            [{}, {"component_kind": "full"}],
+            [1, 1],
+            "mixtures must be of one covariance, dimension and",
+        ),
     ],
 )
 def test_mixtures_that_do_not_go_together(mixtures, counts, message):

@@ -13,7 +13,7 @@ COVARIANCES = ["diagonal", "full", "spherical", "von_mises_fisher"]
 
 def fitted(covariance="diagonal"):
     x = clustered(512, 16, 6)
-    model = DPMM(16, 12, covariance=covariance)
+    model = DPMM(16, 12, component_kind=covariance)
     model.initialize(x)
     for _ in range(5):
         model.step(x)

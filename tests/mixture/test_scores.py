@@ -42,7 +42,7 @@ def brute_force(model, x):
 @every_score
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 2e-3)])
 def test_scores_are_those_of_brute_force(covariance, kind, dtype, tolerance):
-    model = fitted(batches(dtype=dtype)[0], covariance=covariance, weight_threshold=0.02)
+    model = fitted(batches(dtype=dtype)[0], component_kind=covariance, weight_threshold=0.02)
     assert 2 < int(model.surviving.sum()) < K
     x = torch.cat([clustered(50, D, 9, dtype=dtype), clustered(50, D, 6, seed=5, dtype=dtype)])
     distances = brute_force(model, x)[kind]
@@ -61,7 +61,7 @@ def test_scores_are_those_of_brute_force(covariance, kind, dtype, tolerance):
 @every_score
 def test_score_and_component_are_those_of_one_pass(covariance, kind):
     x = batches()[0]
-    model = fitted(x, covariance=covariance)
+    model = fitted(x, component_kind=covariance)
     scores, index = model.nearest(x, kind)
     assert torch.equal(model.score(x, kind), scores)
     assert torch.equal(model.assign(x, kind), index)

@@ -15,7 +15,7 @@ float64 = {"dtype": torch.float64}
 
 
 def started(x, **options):
-    model = DPMM(x.shape[1], **{"components": K, "covariance": "von_mises_fisher", **options})
+    model = DPMM(x.shape[1], **{"components": K, "component_kind": "von_mises_fisher", **options})
     model.to(x.dtype).initialize(x)
     return model
 
@@ -84,11 +84,11 @@ def test_a_density_integrates_to_one(kappa):
 def test_fifty_steps_are_those_of_the_oracle(schedule, learn, dtype, tolerance):
     rate = 0.6 if schedule == "exp" else 0.2
     data = [sphere(seed=i, dtype=dtype) for i in range(4)]
-    model = started(data[0], schedule=schedule, rate=rate, learn_concentration=learn)
+    model = started(data[0], schedule=schedule, step_size=rate, learn_concentration=learn)
     oracle = SphereOracle(
         model.weights,
         model.means,
-        model.covariance.concentration,
+        model.covariance.kappa,
         alpha=float(model.concentration),
         floor=1e-6,
         schedule=schedule,
@@ -102,7 +102,7 @@ def test_fifty_steps_are_those_of_the_oracle(schedule, learn, dtype, tolerance):
         torch.testing.assert_close(model.weights, oracle.weights, **close)
         there = oracle.s > 1e-6
         torch.testing.assert_close(model.means[there].double(), oracle.means[there], **close)
-        kappa = model.covariance.concentration[there].double()
+        kappa = model.covariance.kappa[there].double()
         torch.testing.assert_close(kappa, oracle.kappa[there], rtol=10 * tolerance, atol=0)
         assert float(model.concentration) == pytest.approx(oracle.alpha, rel=tolerance)
     assert there.sum() >= 5
@@ -146,7 +146,7 @@ def test_samples_give_their_distributions_back():
     nearest = cosine.argmax(0)
     assert cosine.amax(0).min() > 0.999
     torch.testing.assert_close(model.weights, torch.full((3,), 1 / 3, **float64), atol=0.01, rtol=0)
-    found = model.covariance.concentration[nearest]
+    found = model.covariance.kappa[nearest]
     torch.testing.assert_close(found, torch.tensor(kappas, **float64), rtol=0.1, atol=0)
 
 
@@ -156,9 +156,7 @@ def test_rotating_the_sphere_rotates_the_means_only():
     one, two = fitted(x), fitted(x @ rotation.double())
     torch.testing.assert_close(two.means, one.means @ rotation.double(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(two.weights, one.weights, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(
-        two.covariance.concentration, one.covariance.concentration, rtol=1e-5, atol=0
-    )
+    torch.testing.assert_close(two.covariance.kappa, one.covariance.kappa, rtol=1e-5, atol=0)
 
 
 def test_the_start_is_the_spread_of_the_batch():
@@ -167,7 +165,7 @@ def test_the_start_is_the_spread_of_the_batch():
     assert torch.equal(model.origin, torch.zeros(D, **float64))
     kappa = kappa_of(x.mean(0).norm()[None], D)
     expected = (1 / (1 / kappa + 1e-6)).expand(K)
-    torch.testing.assert_close(model.covariance.concentration, expected)
+    torch.testing.assert_close(model.covariance.kappa, expected)
     torch.testing.assert_close(model.means.norm(dim=1), torch.ones(K, **float64))
 
 
@@ -185,7 +183,7 @@ def test_scores_are_those_of_brute_force(kind):
     model = fitted(x)
     keep = model.surviving
     log_density = model.component_log_prob(x)[:, keep]
-    kappa = model.covariance.concentration[keep]
+    kappa = model.covariance.kappa[keep]
     cosine = x @ F.normalize(model.means[keep], dim=1).T
     expected = {
         "likelihood": -log_density.amax(1),
@@ -199,14 +197,14 @@ def test_identical_patches_stop_at_the_floor():
     x = sphere()[:1].expand(64, D)
     model = fitted(x, components=4, variance_floor=1e-3)
     assert torch.isfinite(model.log_prob(x)).all()
-    kappa = model.covariance.concentration[model.surviving]
+    kappa = model.covariance.kappa[model.surviving]
     torch.testing.assert_close(kappa, torch.full_like(kappa, 1e3), rtol=1e-5, atol=0)
 
 
 def test_opposite_patches_have_no_direction():
     x = torch.cat([sphere()[:1], -sphere()[:1]])
     model = fitted(x, components=1, schedule="none")
-    assert float(model.covariance.concentration) == pytest.approx(0, abs=1e-6)
+    assert float(model.covariance.kappa) == pytest.approx(0, abs=1e-6)
     assert torch.isfinite(model.log_prob(x)).all()
 
 
@@ -228,4 +226,4 @@ def test_patches_off_the_sphere(scale):
 
 def test_one_feature_is_no_sphere():
     with pytest.raises(ValueError, match="features must be at least 2 on a sphere, got 1"):
-        DPMM(1, 3, covariance="von_mises_fisher")
+        DPMM(1, 3, component_kind="von_mises_fisher")

@@ -97,7 +97,7 @@ def test_the_best_epoch_is_kept():
     other = list(grids(seed=9))
     likelihoods = []
     for epochs in (1, 2, 3, 4):
-        model = MixtureModel(6, {"components": 8, "rate": 0.9}, epochs=epochs, batch_size=2)
+        model = MixtureModel(6, {"components": 8, "step_size": 0.9}, epochs=epochs, batch_size=2)
         model.fit(slices, other)
         likelihoods.append(model._log_likelihood(other))
     assert likelihoods == sorted(likelihoods)  # an epoch that is worse changes nothing
