@@ -6,7 +6,7 @@ The networks wrap models of `transformers`; nothing here imports it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,25 @@ class _Transformer(nn.Module):
 
 
 class Dinov2(_Transformer):
-    """Patch tokens of DINOv2, with or without registers, by the official positional rule."""
+    """Patch tokens of DINOv2, with or without registers, by the official positional rule.
+
+    Args:
+        model: DINOv2 of `transformers`.
+        blocks: numbers of the blocks whose tokens are taken, from 1, each after the final
+            LayerNorm; None is the last. Tokens of several blocks are scaled to unit norm, so that
+            none outweighs another, and concatenated in the order given.
+
+    Raises:
+        ValueError: for blocks that the model does not have, none, or one that comes twice.
+    """
+
+    def __init__(self, model: Any, blocks: Sequence[int] | None = None) -> None:
+        super().__init__(model)
+        depth = int(model.config.num_hidden_layers)
+        self.blocks = (depth,) if blocks is None else tuple(blocks)
+        if len(set(self.blocks) & {*range(1, depth + 1)}) < max(1, len(self.blocks)):
+            raise InputError(f"blocks must be different numbers from 1 to {depth}, got {blocks}")
+        self.embedding_dim *= len(self.blocks)
 
     def forward(self, images: Tensor) -> Tensor:
         """Patch tokens: (B, 3, H, W) -> (B, D, h, w)."""
@@ -51,8 +69,17 @@ class Dinov2(_Transformer):
         tokens = torch.cat(
             [first.expand(images.shape[0], -1, -1), (patches + positions).flatten(2).mT], dim=1
         )
-        tokens = self.model.layernorm(self.model.encoder(tokens).last_hidden_state)
-        return tokens[:, first.shape[1] :].mT.reshape(patches.shape)
+        taken = {}
+        for number, block in enumerate(self.model.encoder.layer[: max(self.blocks)], 1):
+            tokens = block(tokens)
+            if not isinstance(tokens, Tensor):  # a tuple in older releases of transformers
+                tokens = tokens[0]
+            if number in self.blocks:
+                patch_tokens = self.model.layernorm(tokens)[:, first.shape[1] :]
+                taken[number] = patch_tokens.mT.reshape(patches.shape)
+        if len(taken) == 1:
+            return taken[self.blocks[0]]
+        return torch.cat([F.normalize(taken[number], dim=1) for number in self.blocks], dim=1)
 
 
 class Dinov3(_Transformer):

