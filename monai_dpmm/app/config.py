@@ -18,6 +18,7 @@ from monai_dpmm.errors import UsageError
 from monai_dpmm.files import json_object
 
 _LOGGER = logging.getLogger(__name__)
+WORKFLOW_ARGUMENTS = {"logging_file", "meta_file", "tracking"}  # of MONAI's, not of a config
 # configs of one earlier version: a new name, or what they set
 MOVED: Mapping[str, str | dict[str, Any]] = {
     "steady": "kmeans_start",
@@ -29,7 +30,16 @@ MOVED: Mapping[str, str | dict[str, Any]] = {
 }
 
 __all__ = [
-    *("MOVED", "check_settings", "check_values", "config_names", "has", "merged", "nearest"),
+    *(
+        "MOVED",
+        "WORKFLOW_ARGUMENTS",
+        "check_settings",
+        "check_values",
+        "config_names",
+        "has",
+        "merged",
+        "nearest",
+    ),
     *("read_config", "renamed"),
 ]
 
@@ -83,6 +93,8 @@ def renamed(values: Mapping[str, Any], source: str) -> dict[str, Any]:
 def merged(names: Sequence[str], overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The config that MONAI makes of configs, the base first, and of values by id, laid over them.
 
+    What is an argument of MONAI's workflow and no value of its config has no place in it.
+
     Raises:
         UsageError: see `read_config`; and for an id within what is not there.
     """
@@ -91,7 +103,8 @@ def merged(names: Sequence[str], overrides: Mapping[str, Any] | None = None) -> 
         for key, value in read_config(name).items():
             _merge(config, key, value, name)
     for key, value in (overrides or {}).items():
-        _set(config, key, value, "-s")
+        if key not in WORKFLOW_ARGUMENTS:
+            _set(config, key, value, "-s")
     return config
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monai_dpmm.app.config import check_values, has, merged, nearest, renamed
+from monai_dpmm.app.config import WORKFLOW_ARGUMENTS, check_values, has, merged, nearest, renamed
 from monai_dpmm.app.release import checked_settings, configs_dir
 from monai_dpmm.errors import MissingFileError, UsageError
 
@@ -24,7 +24,6 @@ PLANS: dict[str, list[tuple[str, ...]]] = {
     "compare": [("train", OVERLAYS)],
     "figures": [("train", MODEL, OVERLAYS, "evaluate")],
 }
-_WORKFLOW_ARGUMENTS = {"logging_file", "meta_file", "tracking"}  # of MONAI's, not of a config
 
 __all__ = ["PLANS", "applicable", "merged_config", "planned", "require_inputs", "run_workflow"]
 
@@ -69,7 +68,7 @@ def applicable(
     overrides = renamed(overrides, "-s")
     check_values(overrides, "-s")
     configs = [merged(names) for names in workflows]
-    for key in overrides.keys() - _WORKFLOW_ARGUMENTS:
+    for key in overrides.keys() - WORKFLOW_ARGUMENTS:
         if not any(has(config, key) for config in configs):
             names = dict.fromkeys(Path(name).stem for each in workflows for name in each)
             near = dict.fromkeys(id_ for config in configs for id_ in nearest(config, key))
@@ -78,7 +77,7 @@ def applicable(
                 f"-s must set a key of the configs {', '.join(names)}, got {key!r} ({hint})"
             )
     return [
-        {k: v for k, v in overrides.items() if has(config, k) or k in _WORKFLOW_ARGUMENTS}
+        {k: v for k, v in overrides.items() if has(config, k) or k in WORKFLOW_ARGUMENTS}
         for config in configs
     ]
 
@@ -115,9 +114,8 @@ def run_workflow(names: Sequence[str], **overrides: Any) -> None:
         UsageError: for a name that no config has, listing those there are, or a file that is
             missing or no JSON.
     """
-    arguments = {k: v for k, v in overrides.items() if k in _WORKFLOW_ARGUMENTS}
-    values = renamed({k: v for k, v in overrides.items() if k not in arguments}, "-s")
-    config = merged(names, values)
+    arguments = {k: v for k, v in overrides.items() if k in WORKFLOW_ARGUMENTS}
+    config = merged(names, renamed(overrides, "-s"))
     from monai.bundle import ConfigWorkflow
 
     base = names[0] if names[0].endswith(".json") else configs_dir() / f"{names[0]}.json"
