@@ -35,10 +35,7 @@ _STAGES = {
     "ThresholdAnomalyd": "threshold and findings",
     "ImageScored": "threshold and findings",
     "AnomalyFindingsd": "threshold and findings",
-    "SaveVolumed": "save",
-    "SaveResultsd": "save",
-    "SaveFindingsd": "save",
-    "SaveDicomd": "save",
+    "SaveImageResultsd": "save",
     "AnswerRequestd": "save",
 }
 

@@ -85,6 +85,7 @@ from monai_dpmm.io.formats import (
 )
 from monai_dpmm.io.label_loading import LoadLabeld as LoadLabeld
 from monai_dpmm.io.loading import LoadVolume as LoadVolume
+from monai_dpmm.io.result_files import SaveResultsd as SaveResultsd
 from monai_dpmm.metrics.anomaly_metrics import AnomalyMetrics as AnomalyMetrics
 from monai_dpmm.mixture.adaptation import revive as revive
 from monai_dpmm.mixture.dpmm import DPMM as DPMM

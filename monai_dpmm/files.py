@@ -137,7 +137,7 @@ def replacement(
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as name:
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as name:
             for part in parts:
                 (Path(name) / part).mkdir()
             yield Path(name)

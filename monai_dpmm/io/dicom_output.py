@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,7 @@ __all__ = [
     "SaveDicomd",
     "dicom_sources",
     "parametric_map",
+    "require_highdicom",
     "segmentation",
     "series_slices",
 ]
@@ -42,7 +44,7 @@ def dicom_sources(items: list[dict[str, str]], dicom_output: bool) -> list[dict[
         InputError: where it is asked for and an item is no folder, before any is computed.
     """
     if dicom_output:
-        _require_highdicom()
+        require_highdicom()
         for item in items:
             _require_folder(Path(item["image"]))
     return items
@@ -141,7 +143,7 @@ def parametric_map(anomaly: MetaTensor, slices: Sequence[Any]) -> Any:
 
 
 class SaveDicomd(Transform):
-    """Data as they are, mask and scores also written as DICOM beside the saved volumes.
+    """Deprecated, see `SaveResultsd`: mask and scores also written as DICOM beside saved volumes.
 
     NAME_mask.dcm is a DICOM segmentation, NAME_anomaly.dcm a parametric map; both refer to the
     series that the scan was read from. Where SaveImaged saved nothing, as under a labelling
@@ -158,7 +160,10 @@ class SaveDicomd(Transform):
     def __init__(
         self, mask_key: Hashable = "pred_mask", anomaly_key: Hashable = "pred_anomaly"
     ) -> None:
-        _require_highdicom()
+        require_highdicom()
+        warnings.warn(
+            "SaveDicomd goes: SaveResultsd writes DICOM", DeprecationWarning, stacklevel=2
+        )
         self.mask_key = mask_key
         self.anomaly_key = anomaly_key
 
@@ -178,7 +183,8 @@ class SaveDicomd(Transform):
         return dict(data)
 
 
-def _require_highdicom() -> None:
+def require_highdicom() -> None:
+    """Raise an ImportError that says what to install where highdicom is missing."""
     if find_spec("highdicom") is None:
         raise MissingPackageError(
             "dicom_output needs highdicom, which is not installed: pip install monai-dpmm[dicom]"

@@ -19,9 +19,8 @@ from monai_dpmm.files import whole_file
 from monai_dpmm.io.nifti import with_grid
 
 __all__ = [
-    "SaveVolumed",
-    "saved_beside",
-    "volume_writer",
+    *("SUFFIXES", "SaveVolumed", "named", "saved_beside", "source_name"),
+    *("volume_writer", "writer_error"),
 ]
 
 
@@ -79,6 +78,7 @@ _WRITERS: dict[str, type[ImageWriter]] = {
     ".nrrd": ItkVolumeWriter,
     ".mha": ItkVolumeWriter,
 }
+SUFFIXES = tuple(_WRITERS)
 
 
 def volume_writer(output_ext: str) -> type[ImageWriter]:
@@ -109,20 +109,26 @@ class SaveVolumed(SaveImaged):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"output_name_formatter": _source_name, **kwargs})
+        super().__init__(*args, **{"output_name_formatter": source_name, **kwargs})
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Data, whose volumes are written."""
         try:
             return super().__call__(data)
-        except Exception as error:  # MONAI raises what its writers raise, as text
-            folder = self.saver.folder_layout.output_dir
-            told = [line.strip() for line in str(error).splitlines() if "rror" in line]
-            reason = (told or [cause(error)])[-1][:200]
+        except Exception as error:
+            folder, reason = self.saver.folder_layout.output_dir, writer_error(error)
             raise FileError(f"{folder}: volumes could not be written there, {reason}") from error
 
 
-def _source_name(meta: Mapping[str, Any] | None, saver: Any) -> dict[str, Any]:
+def writer_error(error: Exception) -> str:
+    """Why nothing was written, in one line: MONAI raises what its writers raise, as text."""
+    told = [line.strip() for line in str(error).splitlines() if "rror" in line]
+    return (told or [cause(error)])[-1][:200]
+
+
+def source_name(
+    meta: Mapping[str, Any] | None, saver: Any, root: str | Path | None = None
+) -> dict[str, Any]:
     """MONAI's name of a scan, which it takes what follows the last dot from, unless a folder's.
 
     Raises:
@@ -130,13 +136,17 @@ def _source_name(meta: Mapping[str, Any] | None, saver: Any) -> dict[str, Any]:
             paths are relative to, or an index that is text, as a header may have it.
     """
     name = default_name_formatter(meta, saver)
-    root = saver.folder_layout.data_root_dir
+    root = saver.folder_layout.data_root_dir if root is None else root
     if root and os.pardir in Path(os.path.relpath(name["subject"], root)).parts:
         raise InputError(f"a scan must lie below data_root_dir {root}, got {name['subject']}")
     if isinstance(name["idx"], str):
         raise InputError(f"patch_index must be a number, got {name['idx']!r}")
-    folder = meta is not None and Path(str(meta.get("filename_or_obj", ""))).is_dir()
-    return {**name, "subject": f"{name['subject']}.dcm"} if folder else name
+    return {**name, "subject": named(str(name["subject"]))}
+
+
+def named(scan: str) -> str:
+    """Path by which MONAI names a scan's results: it takes off what follows a file's last dot."""
+    return f"{scan}.dcm" if Path(scan).is_dir() else scan
 
 
 def saved_beside(image: Tensor, ending: str) -> Path | None:
@@ -150,6 +160,6 @@ def saved_beside(image: Tensor, ending: str) -> Path | None:
     if saved is None:
         return None
     path = Path(saved)
-    suffix = next((s for s in _WRITERS if path.name.lower().endswith(s)), "")
+    suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), "")
     name = path.name[: len(path.name) - len(suffix)].rpartition("_")[0]
     return path.with_name(f"{name}_{ending}")

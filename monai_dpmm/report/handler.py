@@ -14,6 +14,7 @@ from ignite.engine import Engine, Events
 from monai_dpmm.engines.distributed import interleaved, is_main_process
 from monai_dpmm.errors import FileError, InputError
 from monai_dpmm.files import json_number, json_object, json_value
+from monai_dpmm.io.result_files import VOLUMES
 from monai_dpmm.report.report import METRICS, metrics_table, write_report
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["ReportWriter", "curves_of", "publish_report", "scan_subject"]
 
 OPERATING_POINT = ("false_positive_rate", "false_positive_volume_ml")
-SAVED = ("anomaly", "mask", "component")  # what the names of a scan's results end with
 _READ_BY_NIBABEL = (".nii", ".nii.gz", ".mgz", ".mgh")
 
 
@@ -187,7 +187,7 @@ class ReportWriter:
         for item in engine.state.output:
             subject = scan_subject(
                 item["image"].meta["filename_or_obj"],
-                {name: item[f"pred_{name}"].meta["saved_to"] for name in SAVED},
+                {name: item[f"pred_{name}"].meta["saved_to"] for name in VOLUMES},
                 score=item["score"],
                 threshold=item["threshold"]["threshold"],
                 label=(getattr(item.get("label"), "meta", None) or {}).get("filename_or_obj"),

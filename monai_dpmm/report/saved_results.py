@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monai.data.utils import create_file_basename
-
 from monai_dpmm.errors import InputError, cause, printable
 from monai_dpmm.files import json_number, json_object
 from monai_dpmm.io.datalist import data_root, datalist
+from monai_dpmm.io.result_files import result_files
 from monai_dpmm.report.handler import (
     OPERATING_POINT,
-    SAVED,
     curves_of,
     publish_report,
     scan_subject,
@@ -21,10 +19,9 @@ from monai_dpmm.report.handler import (
 from monai_dpmm.report.html import formatted
 from monai_dpmm.report.report import METRICS
 
-FORMATS = (".nii.gz", ".nii", ".nrrd", ".mha")  # that volumes are written in
 _SHOWN = 3  # files that are named
 
-__all__ = ["findings_of", "rewrite_report", "saved_files"]
+__all__ = ["findings_of", "rewrite_report"]
 
 
 class _Earlier(NamedTuple):
@@ -75,7 +72,7 @@ def rewrite_report(
     items, root = datalist(dataset_dir, "test"), data_root(dataset_dir)
     subjects, points, missing = [], [], []
     for item in items:
-        saved = saved_files(item["image"], results, root)
+        saved = result_files(item["image"], results, root)
         if absent := [path for path in saved.values() if not path.is_file()]:
             missing.append(absent[0])
             continue
@@ -97,22 +94,8 @@ def rewrite_report(
         print(printable(left))
 
 
-def saved_files(image: str, results: Path, root: str) -> dict[str, Path]:
-    """Files of a scan's results by postfix, there or not; volumes in the format written last."""
-    # MONAI takes what follows a last dot from the name, unless it is a folder's
-    source = f"{image}.dcm" if Path(image).is_dir() else image
-
-    def path(postfix: str, suffix: str) -> Path:
-        return Path(create_file_basename(postfix, source, results, root, makedirs=False) + suffix)
-
-    there = [suffix for suffix in FORMATS if path("anomaly", suffix).is_file()]
-    suffix = max(there, key=lambda s: path("anomaly", s).stat().st_mtime, default=FORMATS[0])
-    files = {postfix: path(postfix, suffix) for postfix in SAVED}
-    return files | {"findings": path("findings", ".json")}
-
-
 def findings_of(file: Path) -> dict[str, Any]:
-    """What `SaveFindingsd` wrote of a scan."""
+    """What `SaveResultsd` wrote of a scan."""
     try:
         found = json_object(file)
         numbers = {key: json_number(found[key]) for key in ("score", "threshold", *OPERATING_POINT)}

@@ -126,7 +126,7 @@ class AnomalyFindingsd(Transform):
 
 
 class SaveFindingsd(Transform):
-    """Data as they are, their findings written as NAME_findings.json beside a saved volume.
+    """Deprecated, see `SaveResultsd`: findings written as NAME_findings.json beside a volume.
 
     The volume is one that SaveImaged saved with savepath_in_metadict=True. A labelling server
     leaves SaveImaged out and sends the findings itself: nothing is written then.
@@ -140,6 +140,9 @@ class SaveFindingsd(Transform):
     """
 
     def __init__(self, key: Hashable = "findings", beside: Hashable = "pred_mask") -> None:
+        warnings.warn(
+            "SaveFindingsd goes: SaveResultsd writes them", DeprecationWarning, stacklevel=2
+        )
         self.key = key
         self.beside = beside
 

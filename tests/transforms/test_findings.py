@@ -2,16 +2,13 @@
 
 import itertools
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import SaveImage
 
 from monai_dpmm import AnomalyFindingsd, SaveFindingsd, anomaly_findings
-from monai_dpmm.errors import expected_error
 
 # 30 degrees about z, voxels of 2 x 1 x 5 mm, anywhere
 COS, SIN = np.sqrt(3) / 2, 0.5
@@ -165,57 +162,13 @@ def test_the_scan_check_is_taken_along():
     assert findings["scan_check"] == {"accepted": True}
 
 
-@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mha"])
-@pytest.mark.parametrize("name", ["scan", "sub-01_T1.5w"])
-def test_findings_are_written_beside_the_volumes(tmp_path, name, suffix):
+def test_findings_alone_are_written_beside_a_volume_for_one_more_version(tmp_path):
     data = AnomalyFindingsd()(_served())
-    data["pred_mask"].meta["saved_to"] = str(tmp_path / f"{name}_mask{suffix}")
-    path = SaveFindingsd()(data)["findings_path"]
-    assert path == str(tmp_path / f"{name}_findings.json")
-    assert [file.name for file in tmp_path.iterdir()] == [f"{name}_findings.json"]
-    text = (tmp_path / f"{name}_findings.json").read_text()
+    with pytest.deprecated_call(match="SaveResultsd writes them"):
+        save = SaveFindingsd()
+    assert "findings_path" not in save(data)  # nothing was saved that it could lie beside
+    data["pred_mask"].meta["saved_to"] = str(tmp_path / "sub-01_T1.5w_mask.nii.gz")
+    path = save(data)["findings_path"]
+    assert path == str(tmp_path / "sub-01_T1.5w_findings.json")
+    text = (tmp_path / "sub-01_T1.5w_findings.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail) == data["findings"]
-
-
-def test_findings_follow_where_save_image_writes(tmp_path):
-    data = AnomalyFindingsd()(_served())
-    data["pred_mask"].meta["filename_or_obj"] = "folder/scan.nii.gz"
-    save = SaveImage(tmp_path, "mask", savepath_in_metadict=True, print_log=False)
-    save(data["pred_mask"])
-    SaveFindingsd()(data)
-    written = sorted(file.name for file in (tmp_path / "scan").iterdir())
-    assert written == ["scan_findings.json", "scan_mask.nii.gz"]
-
-
-def test_what_was_not_saved_writes_no_findings(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    data = AnomalyFindingsd()(_served())
-    assert "findings_path" not in SaveFindingsd()(data)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_full_disk_leaves_nothing_and_the_findings_of_before(tmp_path, monkeypatch):
-    data = AnomalyFindingsd()(_served())
-    data["pred_mask"].meta["saved_to"] = str(tmp_path / "scan_mask.nii.gz")
-    (tmp_path / "scan_findings.json").write_text("before")
-    write = Path.write_text
-
-    def write_a_part(path, text):
-        write(path, text[:10])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", write_a_part)
-    message = "scan_findings.json: could not be written, No space left on device$"
-    with pytest.raises(OSError, match=message) as caught:
-        SaveFindingsd()(data)
-    assert expected_error(caught.value) is caught.value
-    assert [file.name for file in tmp_path.iterdir()] == ["scan_findings.json"]
-    assert (tmp_path / "scan_findings.json").read_text() == "before"
-
-
-def test_findings_that_are_no_json_are_not_written(tmp_path):
-    data = AnomalyFindingsd()(_served(score=float("nan")))
-    data["pred_mask"].meta["saved_to"] = str(tmp_path / "scan_mask.nii.gz")
-    with pytest.raises(ValueError, match="JSON"):
-        SaveFindingsd()(data)
-    assert list(tmp_path.iterdir()) == []

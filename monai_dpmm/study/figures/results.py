@@ -11,9 +11,10 @@ from monai.data import MetaTensor
 from monai_dpmm.errors import InputError
 from monai_dpmm.io.datalist import data_root, datalist
 from monai_dpmm.io.label_loading import LabelRule, lesions
+from monai_dpmm.io.result_files import result_files
 from monai_dpmm.report.display import Scan, fullest_slice, grey_range
 from monai_dpmm.report.handler import scan_subject
-from monai_dpmm.report.saved_results import findings_of, saved_files
+from monai_dpmm.report.saved_results import findings_of
 from monai_dpmm.report.volumes import subject_volumes
 
 __all__ = ["SavedScans", "single_slice"]
@@ -41,7 +42,7 @@ class SavedScans:
         self.items = datalist(dataset_dir, "test", labels=True)
         self.rule, self.axis = rule, axis
         root = data_root(dataset_dir)
-        self._files = [saved_files(item["image"], Path(results), root) for item in self.items]
+        self._files = [result_files(item["image"], results, root) for item in self.items]
         missing = [path for files in self._files for path in files.values() if not path.is_file()]
         if missing:
             raise InputError(

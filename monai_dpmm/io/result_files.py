@@ -1,0 +1,152 @@
+"""Results of a scan on disk: what their files are called, and how they are written together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data.utils import create_file_basename
+from monai.transforms import SaveImaged
+
+from monai_dpmm.errors import FileError
+from monai_dpmm.files import replacement
+from monai_dpmm.io.dicom_output import (
+    parametric_map,
+    require_highdicom,
+    segmentation,
+    series_slices,
+)
+from monai_dpmm.io.formats import SUFFIXES, named, source_name, volume_writer, writer_error
+
+__all__ = ["VOLUMES", "SaveResultsd", "result_files"]
+
+# what the names of volumes end with, and their types
+VOLUMES = {"anomaly": np.float32, "component": np.uint16, "mask": np.uint8}
+
+
+def result_files(image: str, output_dir: str | Path, data_root_dir: str = "") -> dict[str, Path]:
+    """Files of a scan's results, there or not: the volumes by `VOLUMES`, and "findings".
+
+    Volumes have the suffix of those that were written last.
+
+    Args:
+        image: path of the scan.
+        output_dir: of `SaveResultsd`.
+        data_root_dir: of `SaveResultsd`.
+    """
+    names = {"subject": named(image)}
+
+    def path(end: str, suffix: str) -> Path:
+        return _path(end, suffix, output_dir, data_root_dir, names)
+
+    there = [suffix for suffix in SUFFIXES if path("anomaly", suffix).is_file()]
+    suffix = max(there, key=lambda s: path("anomaly", s).stat().st_mtime, default=SUFFIXES[0])
+    return {end: path(end, suffix) for end in VOLUMES} | {"findings": path("findings", ".json")}
+
+
+class SaveResultsd(SaveImaged):
+    """Data as they are, their results written: all files of a scan appear together, or none.
+
+    NAME_anomaly, NAME_component and NAME_mask are volumes on the scan's own grid,
+    NAME_findings.json holds the findings, see `AnomalyFindingsd`. With DICOM output NAME_mask.dcm
+    is a segmentation, and NAME_anomaly.dcm a parametric map; both refer to the series that the scan
+    was read from. A folder with a series lends its whole name to its results, also one like
+    1.2.840.113.7.
+
+    It is a `SaveImaged`, in class and name, which MONAI Label and MONAI Deploy leave out: they send
+    results themselves.
+
+    Args:
+        output_dir: folder of the results, below which the scans' folders are kept.
+        data_root_dir: folder that the scans' folders are relative to.
+        output_ext: suffix of the volumes, see `volume_writer`.
+        dicom: also write DICOM; every scan must then be a folder with a series.
+        anomaly_key: key of the scores.
+        component_key: key of the component map.
+        mask_key: key of the mask.
+        findings_key: key of the findings.
+
+    Raises:
+        ImportError: for DICOM where highdicom is not installed.
+        ValueError: for another suffix.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        data_root_dir: str = "",
+        output_ext: str = ".nii.gz",
+        dicom: bool = False,
+        *,
+        anomaly_key: Hashable = "pred_anomaly",
+        component_key: Hashable = "pred_component",
+        mask_key: Hashable = "pred_mask",
+        findings_key: Hashable = "findings",
+    ) -> None:
+        if dicom:
+            require_highdicom()
+        keys = (anomaly_key, component_key, mask_key)
+        super().__init__(
+            keys, output_ext=output_ext, writer=volume_writer(output_ext), print_log=False
+        )
+        self.volumes = dict(zip(VOLUMES, keys, strict=True))
+        self.findings_key = findings_key
+        self.dicom = dicom
+        self.output_dir, self.data_root_dir = output_dir, data_root_dir
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The data; the volumes have their paths as "saved_to", the findings at findings_path.
+
+        Raises:
+            InputError: for a scan outside of data_root_dir, or, with DICOM output, one that is no
+                series.
+            OSError: where a folder cannot be made or a file not be written, as on a full disk.
+        """
+        result = dict(data)
+        meta = result[self.volumes["mask"]].meta
+        names = source_name(meta, self.saver, self.data_root_dir)
+        paths = {end: self._path(end, self.saver.output_ext, names) for end in VOLUMES}
+        series = {end: self._path(end, ".dcm", names) for end in ("mask", "anomaly") if self.dicom}
+        findings = self._path("findings", ".json", names)
+        files = [path.name for path in (*paths.values(), *series.values(), findings)]
+        try:
+            with replacement(findings.parent, {}, files) as partial:
+                for end, path in paths.items():
+                    self._save_volume(result, end, partial / path.name)
+                if self.dicom:
+                    slices = series_slices(meta["filename_or_obj"])
+                    for end, made in (("mask", segmentation), ("anomaly", parametric_map)):
+                        made(result[self.volumes[end]], slices).save_as(partial / series[end].name)
+                text = json.dumps(result[self.findings_key], indent=2, allow_nan=False)
+                (partial / findings.name).write_text(f"{text}\n")
+        except (OSError, RuntimeError) as error:
+            reason = writer_error(error)
+            raise FileError(
+                f"{self.output_dir}: results could not be written there, {reason}"
+            ) from error
+        for end, path in paths.items():
+            result[self.volumes[end]].meta["saved_to"] = str(path)
+        return {**result, f"{self.findings_key}_path": str(findings)}
+
+    def _path(self, end: str, suffix: str, names: Mapping[str, Any]) -> Path:
+        return _path(end, suffix, self.output_dir, self.data_root_dir, names)
+
+    def _save_volume(self, data: Mapping[Hashable, Any], end: str, path: Path) -> None:
+        self.saver.set_options(init_kwargs={"output_dtype": VOLUMES[end]})
+        stem = str(path).removesuffix(self.saver.output_ext)
+        self.saver(img=data[self.volumes[end]], filename=stem)
+
+
+SaveResultsd.__name__ = "SaveImageResultsd"  # MONAI Deploy leaves out what has SaveImage in it
+
+
+def _path(
+    end: str, suffix: str, output_dir: str | Path, data_root_dir: str, names: Mapping[str, Any]
+) -> Path:
+    """Path of one result, as MONAI's SaveImage names it."""
+    index, places = names.get("idx"), (output_dir, data_root_dir)
+    name = create_file_basename(end, names["subject"], *places, True, index, makedirs=False)
+    return Path(f"{name}{suffix}")
