@@ -215,7 +215,7 @@ def volume_clock(
     network.nearest = clock("mixture", network.nearest)
     infer = clock("upsampling and stacking", parser.get_parsed_content("inferer"))
     item["pred"] = infer(item["image"][None].to(device), network)[0]
-    for transform in parser.get_parsed_content("postprocessing").transforms:
+    for transform in parser.get_parsed_content("postprocessing").flatten().transforms:
         item = clock(type(transform).__name__, transform)(item)
     return clock
 

@@ -1,6 +1,7 @@
 """Public names of monai_dpmm, for type checkers and editors; `__init__.py` reads them from here."""
 
 from monai_dpmm.app.release import write_bundle as write_bundle
+from monai_dpmm.app.workflows import check_base as check_base
 from monai_dpmm.engines.distributed import (
     close_process_group as close_process_group,
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from monai_dpmm.app.config import WORKFLOW_ARGUMENTS, check_values, has, merged, nearest, renamed
 from monai_dpmm.app.release import checked_settings, configs_dir
-from monai_dpmm.errors import MissingFileError, UsageError
+from monai_dpmm.errors import InputError, MissingFileError, UsageError
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
@@ -16,16 +16,19 @@ if TYPE_CHECKING:
 # places in a plan: of the trained model's own settings, and of the overlays of the command line
 MODEL, OVERLAYS = "<model>", "<overlays>"
 PLANS: dict[str, list[tuple[str, ...]]] = {
-    "demo": [("train", "demo", OVERLAYS), ("train", MODEL, "demo", OVERLAYS, "evaluate")],
+    "demo": [("train", "demo", OVERLAYS), ("inference", MODEL, "demo", OVERLAYS, "evaluate")],
     "train": [("train", OVERLAYS)],
-    "calibrate": [("train", MODEL, OVERLAYS, "calibrate")],
-    "evaluate": [("train", MODEL, OVERLAYS, "evaluate")],
+    "calibrate": [("inference", MODEL, OVERLAYS, "calibrate")],
+    "evaluate": [("inference", MODEL, OVERLAYS, "evaluate")],
     "infer": [("inference", MODEL, OVERLAYS)],
     "compare": [("train", OVERLAYS)],
-    "figures": [("train", MODEL, OVERLAYS, "evaluate")],
+    "figures": [("inference", MODEL, OVERLAYS)],
 }
 
-__all__ = ["PLANS", "applicable", "merged_config", "planned", "require_inputs", "run_workflow"]
+__all__ = [
+    *("PLANS", "applicable", "check_base", "merged_config", "planned", "require_inputs"),
+    "run_workflow",
+]
 
 
 def planned(plan: Sequence[str], overlays: Sequence[str], models: Path | None) -> list[str]:
@@ -100,6 +103,20 @@ def require_inputs(config: Mapping[str, Any], models: Path | None) -> None:
         return
     if not (model := models.expanduser() / "model.pt").is_file():
         raise MissingFileError(f"{model}: must exist, there is no such file (train a model first)")
+
+
+def check_base(base: str) -> None:
+    """Refuse what evaluate and calibrate overlay where it is not the config inference.
+
+    Raises:
+        InputError: naming the way that there was until version 0.1, and the one that there is.
+    """
+    if base != "inference":
+        raise InputError(
+            f"evaluate.json and calibrate.json overlay inference.json, got {base}.json:"
+            " --config_file \"['configs/inference.json','models/model.json',"
+            "'configs/evaluate.json']\""
+        )
 
 
 def run_workflow(names: Sequence[str], **overrides: Any) -> None:

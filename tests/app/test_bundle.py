@@ -30,7 +30,7 @@ def test_training_leaves_a_model_a_history_and_curves(trained):
 def test_evaluation_prints_and_saves_metrics_and_the_report(trained, cohort, tmp_path):
     result = run_bundle(
         "run",
-        ["train", "evaluate"],
+        ["inference", "evaluate"],
         bundle_root=trained,
         dataset_dir=cohort,
         output_dir=tmp_path,
@@ -187,19 +187,40 @@ def test_a_checkpoint_that_does_not_fit_ends_in_one_line(
         for overlay in (
             "bmad",
             "resc",
-            "calibrate",
             "demo",
-            "evaluate",
             "kmeans_start",
         )
     ]
-    + [("multi_gpu_train", "train"), ("multi_gpu_evaluate", "train")],
+    + [("multi_gpu_train", "train")]
+    + [(overlay, "inference") for overlay in ("calibrate", "evaluate", "multi_gpu_evaluate")],
 )
 def test_overlays_only_set_what_their_base_has(overlay, base):
     parser = ConfigParser(ConfigParser.load_config_file(ROOT / f"configs/{base}.json"))
     missing = object()
     for key in ConfigParser.load_config_file(ROOT / f"configs/{overlay}.json"):
         assert parser.get(key, missing) is not missing, key
+
+
+@pytest.mark.parametrize(
+    ("overlays", "message"),
+    [
+        (["evaluate"], "got train.json"),
+        (["calibrate"], "got train.json"),
+        (["evaluate", "multi_gpu_evaluate"], "'configs/inference.json','models/model.json'"),
+    ],
+)
+def test_an_evaluation_over_training_names_the_way_that_there_is(overlays, message, tmp_path):
+    """Until version 0.1 it overlaid train.json and repeated what inference does with a map."""
+    result = run_bundle("run", ["train", *overlays], expect=1, bundle_root=tmp_path)
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert message in line
+    assert "Traceback" not in result.stderr
+
+
+def test_what_is_done_with_a_map_is_written_once():
+    for overlay in ("evaluate", "calibrate"):
+        text = (ROOT / f"configs/{overlay}.json").read_text()
+        assert not re.search("Invertd|SplitDimd|ThresholdAnomalyd|SaveResultsd", text)
 
 
 def test_a_models_settings_are_settings_of_inference():

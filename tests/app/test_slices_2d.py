@@ -38,7 +38,7 @@ def resc(tmp_path_factory):
 
 def test_evaluation_finds_the_lesions_and_reports_on_pictures(resc):
     root, settings = resc
-    run_bundle("run", ["train", "resc", "evaluate"], **settings, bootstrap=50, lesion_label=255)
+    run_bundle("run", ["inference", "resc", "evaluate"], **settings, bootstrap=50, lesion_label=255)
     report = json.loads((root / "output/report/metrics.json").read_text())
     assert report["metrics"]["pixel_auroc"] > 0.8
     assert len(report["subjects"]) == 7

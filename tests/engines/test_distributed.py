@@ -285,7 +285,7 @@ def test_the_bundle_on_two_processes_is_the_bundle_on_one(cohort, tmp_path):
         result = bundle(["train", *train], processes, **settings)
         assert result.returncode == 0, result.stderr
         assert (result.stdout + result.stderr).count("Saved the model of epoch 1") == 1
-        result = bundle(["train", "evaluate", *evaluate], processes, **settings)
+        result = bundle(["inference", "evaluate", *evaluate], processes, **settings)
         assert result.returncode == 0, result.stderr
         assert result.stdout.count("all subjects") == 1
         models.append(torch.load(root / "models/model.pt", weights_only=True))

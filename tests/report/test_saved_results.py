@@ -19,7 +19,7 @@ def evaluated(trained, cohort, tmp_path_factory):
     """Results of an evaluation, with its report; leave them as they are."""
     results = tmp_path_factory.mktemp("evaluated")
     shutil.copy(trained / "output/history.json", results)
-    configs = ["train", str(trained / "models/model.json"), "evaluate"]
+    configs = ["inference", str(trained / "models/model.json"), "evaluate"]
     options = {"bundle_root": trained, "dataset_dir": cohort, "output_dir": results}
     run_bundle("run", configs, **options, bootstrap=20)
     return results

@@ -17,7 +17,6 @@ from monai_dpmm.files import json_object
 from monai_dpmm.metrics.anomaly_metrics import AnomalyMetrics
 from monai_dpmm.metrics.image_metrics import Thresholds, dice_score
 from monai_dpmm.network.detector import AnomalyDetector
-from monai_dpmm.network.weights import load_weights
 from monai_dpmm.report.scan_figure import require_matplotlib
 from monai_dpmm.study.figures.atlas import Atlas, atlas_figure
 from monai_dpmm.study.figures.galleries import Case, case_figure, component_figure
@@ -47,7 +46,7 @@ def write_figures(
     Scans are read one at a time from what the evaluation saved in its output_dir.
 
     Args:
-        parser: of the configs train and evaluate, with the model's own settings between them.
+        parser: of the config inference with the model's own settings.
         folder: made where it does not exist.
         comparison: `comparison.json` of a comparison of methods.
 
@@ -57,11 +56,9 @@ def write_figures(
         ImportError: without matplotlib.
     """
     require_matplotlib()
-    root, models = (parser.get_parsed_content(key) for key in ("dataset_dir", "ckpt_dir"))
+    root = parser.get_parsed_content("dataset_dir")
     scans = _saved_scans(parser, root)
-    network: AnomalyDetector = load_weights(
-        parser.get_parsed_content("network_def"), f"{models}/model.pt"
-    )
+    network: AnomalyDetector = parser.get_parsed_content("network_def")
     weights, means = (
         x.detach().double().numpy() for x in (network.mixture.weights, network.mixture.means)
     )

@@ -16,13 +16,9 @@ NAMES = ("cases", "components", "curves", "prototypes", "scores")
 
 
 def parser_of(root, dataset, **overrides):
-    """What the command reads: train, the model's own settings, evaluate."""
+    """What the command reads: inference and the model's own settings."""
     parser = ConfigParser()
-    names = [
-        configs_dir() / "train.json",
-        root / "models/model.json",
-        configs_dir() / "evaluate.json",
-    ]
+    names = [configs_dir() / "inference.json", root / "models/model.json"]
     parser.read_config([str(name) for name in names])
     parser.update({"bundle_root": str(root), "dataset_dir": str(dataset), **overrides})
     return parser
@@ -33,7 +29,7 @@ def evaluated(trained, cohort, tmp_path_factory):
     """Bundle root with the results of an evaluation, and a comparison beside the model."""
     root = tmp_path_factory.mktemp("figures") / "root"
     shutil.copytree(trained / "models", root / "models")
-    configs = ["train", str(root / "models/model.json"), "evaluate"]
+    configs = ["inference", str(root / "models/model.json"), "evaluate"]
     run_bundle("run", configs, bundle_root=root, dataset_dir=cohort)
     score = {"auroc": 0.9, "aupr": 0.5, "milliseconds": 2.0, "megabytes": 10.0}
     trial = {"label": "DPMM", "prototypes": 5, "scores": {"cosine": score}}
