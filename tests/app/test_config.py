@@ -39,7 +39,7 @@ def test_configs_are_merged_as_monai_does(command, tmp_path):
     values = {"imports#0": "$import this", "max_epochs": 5}
     for plan in PLANS[command]:
         for overlays in ([], ["kmeans_start"], ["resc", str(own)]):
-            if command == "infer" and str(own) in overlays:
+            if plan[0] == "inference" and str(own) in overlays:
                 continue  # there is no trainer
             names = planned(plan, overlays, None)
             assert merged(names, values) == _of_monai(names, values)
@@ -47,7 +47,9 @@ def test_configs_are_merged_as_monai_does(command, tmp_path):
 
 @pytest.mark.parametrize("name", config_names())
 def test_every_config_is_merged_as_monai_does(name):
-    assert merged(["train", name]) == _of_monai(["train", name], {})
+    base = ["inference"] if name in ("calibrate", "evaluate") else ["train"]
+    base = ["inference", "evaluate"] if name == "multi_gpu_evaluate" else base
+    assert merged([*base, name]) == _of_monai([*base, name], {})
 
 
 @pytest.mark.parametrize("key", ["max_epochs", "train#trainer", "train::handlers::1", "x", "a#b"])

@@ -44,7 +44,7 @@ def test_metadata_is_no_workflow():
         ("image_siz", "image_size"),
         ("metrics#bootstrp", "metrics#bootstrap"),
         ("metrics::bootstrp", "metrics#bootstrap"),
-        ("evaluatr#device", "evaluator#device"),
+        ("evaluatr#device", "evaluator#device, evaluation_size"),
         ("handlers#0#descr", "handlers#0#desc"),
         ("dataloader#xyz", "dataloader#_target_, dataloader#dataset, .*"),
     ],
