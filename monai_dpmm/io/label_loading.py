@@ -11,6 +11,7 @@ from monai.transforms import Transform
 
 from monai_dpmm.errors import InputError
 from monai_dpmm.io.loading import LoadVolume
+from monai_dpmm.io.nifti import same_grid
 
 __all__ = ["LabelRule", "LoadLabeld", "lesions"]
 
@@ -30,7 +31,8 @@ class LoadLabeld(Transform):
 
     Raises:
         ValueError: for an unknown rule.
-        InputError: where the mask is missing or unreadable, or has another size than the image.
+        InputError: where the mask is missing or unreadable, or has another size than the image, or
+            lies elsewhere by more than a tenth of a voxel.
     """
 
     def __init__(
@@ -60,6 +62,12 @@ class LoadLabeld(Transform):
         size = tuple(mask.shape[1:])
         if size != shape:
             raise InputError(f"{result[self.key]}: must have the image's size {shape}, got {size}")
+        grid, other = (scan.meta["original_affine"] for scan in (image, mask))
+        if len(grid) == len(other) == 4 and not same_grid(grid, other, shape):  # no pictures
+            raise InputError(
+                f"{result[self.key]}: must lie on the image's grid, got another voxel-to-world"
+                f" matrix than {image.meta.get('filename_or_obj', 'the image')} has"
+            )
         result[self.key] = lesions(mask, self.rule)
         return result
 

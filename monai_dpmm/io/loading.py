@@ -22,6 +22,9 @@ from monai_dpmm.io.text_headers import check_header
 
 __all__ = ["LoadVolume"]
 
+_logger = logging.getLogger(__name__)
+_UNKNOWN = 0.01  # share of the body that may be NaN
+
 # what the pipeline reads of an image; others may be a stranger's, and tell MONAI where to write
 _META = {
     *("affine", "original_affine", "spatial_shape", "space"),
@@ -35,19 +38,21 @@ class LoadVolume(Transform):
     Reads NIfTI and FreeSurfer .mgz as nibabel does, and what MONAI's readers read: NRRD, MetaImage,
     a folder with one DICOM series, PNG, JPEG, TIFF. Refuses what is not one scalar image. A picture
     whose colour channels are equal is grey, and one channel of it is taken; a series of one volume
-    is that volume. The affine is in mm, of a file in metres as well. Of what else a header says,
+    is that volume. NaN is background: it becomes the lowest value, or 0 of a mask, and its share is
+    logged. The affine is in mm, of a file in metres as well. Of what else a header says,
     nothing is kept: `meta` holds the grid, that of a NIfTI file as it is written ("nifti_grid", see
     `read_nifti`), and the file's name.
 
     Args:
         dtype: type of the result; that of the file if None.
-        allow_constant: take an image of one value, as a mask may be.
+        allow_constant: take an image of one value: it is a mask.
 
     Raises:
         InputError: for a missing, damaged or unreadable file, a folder that is not one DICOM series
-            with all its slices readable, several channels (4D series, RGB), NaN or infinite voxels,
-            a constant image, a grid without volume (a spacing of zero), or a header that is
-            refused (see `check_header`); the message names file, rule and value.
+            with all its slices readable, several channels (4D series, RGB), infinite voxels, NaN in
+            more than 1 % of the body, a constant image, a grid without volume (a spacing of zero),
+            or a header that is refused (see `check_header`); the message names file, rule and
+            value.
     """
 
     def __init__(
@@ -77,8 +82,12 @@ class LoadVolume(Transform):
                 f"{file}: must be a scalar image that MONAI reads, got {_reason(error)}"
             ) from error
         image.meta = {key: image.meta[key] for key in _META & image.meta.keys()}
+        image.meta["original_affine"] = image.affine.numpy().copy()
         _check_affine(image.affine, file)
-        _check_image(image, file, self.dtype, allow_constant=self.allow_constant)
+        _check_shape(image, file)
+        if image.is_floating_point():
+            _fill_background(image, file, label=self.allow_constant)
+        _check_values(image, file, self.dtype, allow_constant=self.allow_constant)
         return image if self.dtype is None else MetaTensor(image.to(self.dtype), meta=image.meta)
 
     def _read(self, file: Path) -> MetaTensor:
@@ -112,7 +121,6 @@ def _from_nifti(nifti: Nifti, file: Path) -> MetaTensor:
     image = np.moveaxis(array, -1, 0) if array.ndim > 3 else array[None]
     meta = {
         "affine": torch.from_numpy(nifti.affine),
-        "original_affine": nifti.affine.copy(),
         "spatial_shape": np.array(shape[:3]),
         "space": SpaceKeys.RAS,
         "original_channel_dim": -1 if array.ndim > 3 else float("nan"),
@@ -165,10 +173,8 @@ def _grey(image: MetaTensor) -> MetaTensor:
     return image[:1] if opaque and all(torch.equal(red, other) for other in others) else image
 
 
-def _check_image(
-    image: MetaTensor, file: Path, dtype: torch.dtype | None, *, allow_constant: bool
-) -> None:
-    """Refuse what is not one image of one channel, finite in a type, and not constant."""
+def _check_shape(image: MetaTensor, file: Path) -> None:
+    """Refuse what is not one image of one channel."""
     shape = tuple(image.shape)
     if image.ndim not in (3, 4) or min(shape) < 1:
         raise InputError(f"{file}: must be one 2D or 3D image, got shape {shape[1:]}")
@@ -177,6 +183,51 @@ def _check_image(
             f"{file}: must have one channel, got {shape[0]} of shape {shape[1:]}"
             " (a 4D series or a colour image)"
         )
+
+
+def _fill_background(image: MetaTensor, file: Path, *, label: bool) -> None:
+    """Give NaN voxels the lowest value, in place, or 0 of a label: what SPM and fMRIPrep leave out.
+
+    NaN that is enclosed by other voxels is not outside of the body.
+
+    Raises:
+        InputError: where more than 1 % of the body is NaN.
+    """
+    voxels = image.as_tensor()
+    if not bool(torch.isnan(voxels.aminmax().min)):
+        return
+    known = ~torch.isnan(voxels)
+    body = _without_holes(known[0].numpy())
+    inside = int(body.sum()) - int(known.sum())
+    if not bool(known.any()) or inside > _UNKNOWN * body.sum():
+        bad = int(voxels.numel() - torch.isfinite(voxels).sum())
+        raise InputError(
+            f"{file}: voxels must be finite, {bad} of {voxels.numel()} are NaN or inf, {inside} of"
+            f" them within the body"
+        )
+    _logger.info(
+        "%s: %.3g %% of the voxels are NaN, taken as background",
+        file,
+        100 * (~known).float().mean(),
+    )
+    voxels[~known] = 0 if label else voxels[known].min()
+
+
+def _without_holes(mask: np.ndarray) -> np.ndarray:
+    """A mask, (X, Y, Z) or (H, W), with what it encloses; of one slice, in its plane."""
+    import SimpleITK as sitk  # noqa: N813 - its documentation's name
+
+    flat = mask.squeeze()
+    if flat.ndim < 2:
+        return mask
+    filled = sitk.BinaryFillhole(sitk.GetImageFromArray(flat.astype(np.uint8)))
+    return sitk.GetArrayFromImage(filled).astype(bool).reshape(mask.shape)
+
+
+def _check_values(
+    image: MetaTensor, file: Path, dtype: torch.dtype | None, *, allow_constant: bool
+) -> None:
+    """Refuse voxels that are not finite, or not so in a type, or all the same unless allowed."""
     plain = image.as_tensor()
     low, high = plain.aminmax()
     if not bool(torch.isfinite(high - low)):  # NaN is the lowest and the highest where there is any

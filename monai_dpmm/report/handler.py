@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ignite.engine import Engine, Events
 
 from monai_dpmm.engines.distributed import interleaved, is_main_process
+from monai_dpmm.engines.skipping import ScanEvaluator
 from monai_dpmm.errors import FileError, InputError
 from monai_dpmm.files import json_number, json_object, json_value
 from monai_dpmm.io.result_files import VOLUMES
@@ -34,8 +35,8 @@ def publish_report(
     intervals: Mapping[str, Sequence[float]] | None = None,
     settings: Mapping[str, Any] | None = None,
     **options: Any,
-) -> None:
-    """Write a report, print its table and where it is.
+) -> list[str]:
+    """Write a report, print its table and where it is; a line for each subject that it leaves out.
 
     One with metrics is not replaced by one without: it is moved beside it, and that is told.
 
@@ -50,7 +51,9 @@ def publish_report(
     Raises:
         OSError: in one line, where the report cannot be written, as on a full disk.
     """
+    left_out: list[str] = []
     shared = {"metrics": metrics, "intervals": intervals, "settings": settings}
+    shared |= {"left_out": left_out}
     try:
         with nullcontext() if metrics else _aside(Path(folder)) as moved:
             path = write_report(folder, subjects=subjects, **shared, **options)
@@ -62,6 +65,7 @@ def publish_report(
     if moved is not None:
         print(f"The report with metrics that was there: {moved}")
     print(f"Report: {path}")
+    return left_out
 
 
 @contextmanager
@@ -209,7 +213,7 @@ class ReportWriter:
             numbers = {k: v for k, v in engine.state.metrics.items() if isinstance(v, float)}
             settings = {key: value for key, value in self.point.items() if value is not None}
             protocol = {} if self.metrics is None else {"protocol": self.metrics.protocol}
-            publish_report(
+            left_out = publish_report(
                 self.folder,
                 subjects,
                 metrics=numbers or None,
@@ -217,6 +221,10 @@ class ReportWriter:
                 settings=settings | protocol,
                 history=curves_of(self.history),
             )
+            if left_out and isinstance(engine, ScanEvaluator):
+                engine.refused += left_out
+            elif left_out:
+                raise InputError(f"left out of the report: {'; '.join(left_out)}")
 
 
 def _shown(detail: dict[str, Any], rate: float | None) -> dict[str, Any]:

@@ -77,6 +77,7 @@ def write_report(
     axis: int = 2,
     slices: int = 1,
     viewers: bool | None = None,
+    left_out: list[str] | None = None,
 ) -> Path:
     """Path of the page `report.html`, written with `metrics.json`, `figures/` and `viewers/`.
 
@@ -100,10 +101,13 @@ def write_report(
         slices: slices shown of each subject.
         viewers: write a page to walk through each volume, see `viewer_page`;
             images of a single slice get none. None: where nilearn is installed.
+        left_out: gets a line for each subject that cannot be shown, as where a file of it cannot be
+            read or lies on another grid; the report is that of the others. None: an error.
 
     Raises:
-        ValueError: naming subject, key and value, for no subjects, a missing key, a file that
-            cannot be read or lies on another grid, and see `subject_figure` and `training_figure`.
+        ValueError: naming subject, key and value, for no subjects, a missing key, subjects that
+            cannot be shown (none of them, if `left_out` is given), and see `subject_figure` and
+            `training_figure`.
         ImportError: without matplotlib, or nilearn where viewers are asked for.
     """
     require_matplotlib()
@@ -115,13 +119,17 @@ def write_report(
     if folder.exists() and not folder.is_dir():
         raise InputError(f"folder must be a folder, got the file {folder}")
     curves = training_figure(history) if history else None
-    view = {"axis": axis, "slices": slices, "heat": _common_heat(ranked)}
+    shown, heat = _common_heat(ranked, left_out)
+    view = {"axis": axis, "slices": slices, "heat": heat}
     with_viewers = has_nilearn() if viewers is None else viewers
     with replacement(folder, _OURS, (METRICS, PAGE)) as partial:
-        records = [
-            _record(subject) | _write_subject(partial, number, subject, view, with_viewers)
-            for number, subject in enumerate(ranked, 1)
-        ]
+        records: list[dict[str, Any]] = []
+        for subject in shown:
+            with _leaving_out(left_out):
+                written = _write_subject(partial, len(records) + 1, subject, view, with_viewers)
+                records.append(_record(subject) | written)
+        if left_out and not records:
+            raise InputError(left_out[0])
         if curves is not None:
             _save(curves, partial / FIGURES / "training.png")
         report = {
@@ -157,14 +165,33 @@ def _record(subject: Mapping[str, Any]) -> dict[str, Any]:
     return plain({"name": str(subject["name"]), **record, "metrics": metrics})
 
 
-def _common_heat(subjects: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """One colour scale for all subjects: volumes are loaded one after the other and let go."""
-    ranges = []
+def _common_heat(
+    subjects: Sequence[Mapping[str, Any]], left_out: list[str] | None
+) -> tuple[list[Mapping[str, Any]], tuple[float, float]]:
+    """The subjects that can be shown, and one colour scale for all of them.
+
+    Volumes are loaded one after the other and let go.
+    """
+    shown, ranges = [], []
     for subject in subjects:
-        with _naming(subject):
+        with _leaving_out(left_out), _naming(subject):
             anomaly = checked_array("anomaly", subject_volume(subject, "anomaly")[0])
             ranges.append(heat_range(anomaly, _record(subject)["threshold"]))
-    return min(low for low, _ in ranges), max(high for _, high in ranges)
+            shown.append(subject)
+    if left_out and not shown:
+        raise InputError(left_out[0])
+    return shown, (min(low for low, _ in ranges), max(high for _, high in ranges))
+
+
+@contextmanager
+def _leaving_out(left_out: list[str] | None) -> Iterator[None]:
+    """Keep why a subject cannot be shown, and go on, where there is a list for it."""
+    try:
+        yield
+    except InputError as error:
+        if left_out is None:
+            raise
+        left_out.append(str(error))
 
 
 @contextmanager

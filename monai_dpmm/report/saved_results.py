@@ -62,7 +62,8 @@ def rewrite_report(
         slices: likewise.
 
     Raises:
-        InputError: where no scan has results, or a file of them is broken.
+        InputError: where no scan has results, or findings are broken; after the report of the
+            others, for scans that could not be shown, with a line for each.
         ValueError: see `monai_dpmm.report.report.write_report`.
         OSError: where the report cannot be written.
     """
@@ -87,11 +88,15 @@ def rewrite_report(
             f" got none of {len(items)}: there is no {missing[0]}"
         )
     options = _of_findings(points, results) if earlier is None else _of_these(earlier, subjects)
-    publish_report(folder or results / "report", subjects, axis=axis, slices=slices, **options)
+    place = folder or results / "report"
+    left_out = publish_report(place, subjects, axis=axis, slices=slices, **options)
     if missing:
         names = [str(path) for path in missing[:_SHOWN]] + ["..."] * (len(missing) > _SHOWN)
         left = f"Left out, {len(missing)} of {len(items)} scans have no: {', '.join(names)}"
         print(printable(left))
+    if left_out:
+        lines = "".join(f"\n  {line}" for line in left_out)
+        raise InputError(f"{len(left_out)} of {len(items)} scans were left out:{lines}")
 
 
 def findings_of(file: Path) -> dict[str, Any]:

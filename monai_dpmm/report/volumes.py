@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from monai.data.utils import to_affine_nd
 
-from monai_dpmm.errors import FileError, InputError
+from monai_dpmm.errors import InputError
 from monai_dpmm.io.loading import LoadVolume
+from monai_dpmm.io.nifti import same_grid
 
 _VOLUMES = ("image", "anomaly", "mask", "components", "label")
-_READ_BY_NIBABEL = (".nii", ".nii.gz", ".mgz", ".mgh")
 _PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 __all__ = ["subject_volume", "subject_volumes"]
@@ -34,8 +35,8 @@ def subject_volumes(
 
     loaded = {key: subject_volume(subject, key) for key in _VOLUMES}
     affine = next((affine for _, affine in loaded.values() if affine is not None), None)
-    for key, (_, other) in loaded.items():
-        if affine is not None and other is not None and not np.allclose(affine, other, atol=1e-3):
+    for key, (array, other) in loaded.items():
+        if other is not None and not same_grid(affine, other, array.shape):
             raise InputError(f"{key} must lie on the image's grid, got another affine")
     spacing = subject.get("spacing", (1, 1, 1)) if affine is None else voxel_sizes(affine)
     return {key: array for key, (array, _) in loaded.items()}, spacing, affine
@@ -67,37 +68,14 @@ def _loaded(key: str, path: Path, picture: bool) -> tuple[np.ndarray, np.ndarray
     import nibabel as nib
 
     try:
-        known = path.name.lower().endswith(_READ_BY_NIBABEL)
-        image: Any = nib.load(path) if known else _read(path)
-        if image.ndim == 2:
-            image = nib.Nifti1Image(np.asanyarray(image.dataobj)[..., None], image.affine)
-        if image.ndim != 3:
-            raise InputError(f"{key} must be a volume (X, Y, Z), got shape {image.shape} in {path}")
-        image = image if picture else nib.as_closest_canonical(image)
-        array = np.asanyarray(image.dataobj)
-    except Exception as error:  # nibabel raises whatever a damaged header makes NumPy raise
-        raise InputError(f"{key} must be a readable volume, got {path}: {error}") from None
-    array = array.astype(np.float32) if array.dtype.kind == "f" else array
-    return (array[..., 0], None) if picture else (array, image.affine)
-
-
-def _read(path: Path) -> Any:
-    """Image of a file or folder that nibabel cannot read: NRRD, MetaImage, DICOM, PNG.
-
-    Raises:
-        OSError: with the reason in one line.
-    """
-    import nibabel as nib
-    from monai.data.utils import to_affine_nd
-
-    try:
         image = LoadVolume(None, allow_constant=True)(path)
     except InputError as error:
-        raise FileError(str(error).removeprefix(f"{path}: ")) from error
-    return nib.Nifti1Image(_array(image), to_affine_nd(3, image.affine.numpy()))
-
-
-def _array(image: Any) -> np.ndarray:
-    """Voxels of an image with one channel, in a type of NIfTI's."""
+        reason = str(error).removeprefix(f"{path}: ")
+        raise InputError(f"{key} must be a readable volume, got {path}: {reason}") from None
     array = image.numpy()[0]
-    return array.astype(np.float32) if array.dtype.kind == "f" else array.astype(np.int32)
+    array = array.astype(np.float32 if array.dtype.kind == "f" else np.int32)
+    array = array[..., None] if array.ndim == 2 else array
+    if picture:
+        return array[..., 0], None
+    turned = nib.as_closest_canonical(nib.Nifti1Image(array, to_affine_nd(3, image.affine.numpy())))
+    return np.asanyarray(turned.dataobj), turned.affine

@@ -80,3 +80,28 @@ def test_a_mask_may_be_of_one_value(tmp_path):
     assert not LoadVolume(allow_constant=True)(mask).any()
     with pytest.raises(InputError, match="must not be constant"):
         LoadVolume()(mask)
+
+
+@pytest.mark.parametrize(("moved", "fits"), [(0.0, True), (0.05, True), (0.2, False), (9, False)])
+def test_a_mask_lies_on_the_images_grid_in_parts_of_a_voxel(tmp_path, moved, fits):
+    affine = np.diag([0.5, 2.0, 5, 1])
+    other = affine.copy()
+    other[:3, 3] = moved * affine[:3, 2]
+    voxels = np.random.default_rng(0).random((5, 6, 7)).astype(np.float32)
+    nib.save(nib.Nifti1Image(voxels, affine), tmp_path / "image.nii.gz")
+    nib.save(nib.Nifti1Image((voxels > 0.5).astype(np.uint8), other), tmp_path / "mask.nii.gz")
+    data = {"image": LoadVolume()(tmp_path / "image.nii.gz"), "label": tmp_path / "mask.nii.gz"}
+    if fits:
+        assert LoadLabeld()(data)["label"].sum() == (voxels > 0.5).sum()
+    else:
+        with pytest.raises(InputError, match=r"mask\.nii\.gz: must lie on the image's grid"):
+            LoadLabeld()(data)
+
+
+def test_a_mask_that_is_mirrored_is_refused(tmp_path):
+    voxels = np.random.default_rng(0).random((5, 6, 7)).astype(np.float32)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "image.nii")
+    nib.save(nib.Nifti1Image(voxels, np.diag([-1, 1, 1, 1])), tmp_path / "mask.nii")
+    data = {"image": LoadVolume()(tmp_path / "image.nii"), "label": tmp_path / "mask.nii"}
+    with pytest.raises(InputError, match=r"mask\.nii: must lie on the image's grid.*image\.nii"):
+        LoadLabeld()(data)

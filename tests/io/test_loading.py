@@ -64,11 +64,17 @@ def _with(value, count):
     return array
 
 
+def _enclosed(value):
+    array = np.random.default_rng(0).random((4, 4, 4))
+    array[1:3, 1:3, 1:3] = value
+    return array
+
+
 @pytest.mark.parametrize(
     ("array", "reason"),
     [
         (_with(np.nan, 64), "voxels must be finite, 64 of 64 are NaN or inf"),
-        (_with(np.nan, 3), "voxels must be finite, 3 of 64 are NaN or inf"),
+        (_enclosed(np.nan), "voxels must be finite, 8 of 64 are NaN or inf, 8 of them within"),
         (_with(np.inf, 1), "voxels must be finite, 1 of 64 are NaN or inf"),
         (_with(7, 64), "must not be constant, every voxel is 7"),
     ],
@@ -212,3 +218,62 @@ def test_nothing_is_said_of_decoders_that_are_not_installed(caplog, recwarn):
     LoadVolume()
     assert not caplog.records
     assert not [w for w in recwarn if "nvImageCodec" in str(w.message)]
+
+
+def _head(seed, shape):
+    """A ball of random size and place in a random value range, and whether a voxel is in it."""
+    rng = np.random.default_rng(seed)
+    grid = np.indices(shape).reshape(len(shape), -1).T
+    centre = np.where(np.equal(shape, 1), 0, rng.uniform(0.4, 0.6, len(shape)) * shape)
+    distance = np.linalg.norm((grid - centre) / shape, axis=1).reshape(shape)
+    head = distance < rng.uniform(0.2, 0.45)
+    low, high = sorted(rng.uniform(-100, 1000, 2))
+    return rng.uniform(low, high + 1, shape).astype(np.float32), head
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("shape", [(12, 14, 10), (20, 18, 1), (1, 20, 18), (20, 18)])
+@pytest.mark.parametrize("stray", [0, 1])
+def test_nan_outside_the_body_is_background(tmp_path, caplog, seed, shape, stray):
+    array, head = _head(seed, shape)
+    inside = np.argwhere(head)[len(np.argwhere(head)) // 2]
+    expected = np.where(head, array, array[head].min())
+    array[~head] = np.nan
+    if stray and head.sum() > 150:
+        array[tuple(inside)] = np.nan
+        expected = np.where(np.isnan(array), np.nanmin(array), array)
+    path = _nifti(tmp_path / "scan.nii.gz", array)
+    with caplog.at_level("INFO", logger="monai_dpmm.io.loading"):
+        volume = LoadVolume()(path)
+    assert np.array_equal(volume[0], expected)
+    share = 100 * np.isnan(array).mean()
+    assert f"scan.nii.gz: {share:.3g} % of the voxels are NaN" in caplog.text
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("shape", [(16, 16, 16), (24, 24)])
+def test_nan_within_the_body_is_refused(tmp_path, seed, shape):
+    array, _ = _head(seed, shape)
+    core = tuple(slice(6, 11) for _ in shape)
+    array[core] = np.nan
+    path = _nifti(tmp_path / "scan.nii", array)
+    count = 5 ** len(shape)
+    message = rf"scan\.nii: voxels must be finite, {count} .* {count} of them within the body"
+    with pytest.raises(InputError, match=message):
+        LoadVolume()(path)
+
+
+def test_nan_of_a_mask_is_no_lesion(tmp_path):
+    array = np.full((6, 6, 6), np.nan, np.float32)
+    array[2:4, 2:4, 2:4] = 1
+    mask = LoadVolume(allow_constant=True)(_nifti(tmp_path / "mask.nii", array))
+    assert mask.sum() == 8
+
+
+def test_nan_background_as_tools_leave_it(cases):
+    volume = LoadVolume()(cases / "values/01_nan_background.nii.gz")
+    reference = LoadVolume()(cases / "values/00_ref.nii.gz")
+    assert torch.isfinite(volume).all()
+    assert (volume == volume.min()).float().mean() > 0.7
+    body = volume > volume.min()
+    assert torch.allclose(volume[body], reference[body])

@@ -472,7 +472,7 @@ def test_flat_file_is_one_slice_and_4d_or_broken_files_are_refused(brain, tmp_pa
     write_report(tmp_path / "flat", subjects=[{"name": "x", "image": path, "anomaly": str(path)}])
     nib.save(nib.Nifti1Image(np.zeros((4, 4, 4, 2), np.float32), np.eye(4)), path)
     subject = {**_subjects(brain, 1)[0], "anomaly": path}
-    with pytest.raises(ValueError, match=r"anomaly must be a volume .*\(4, 4, 4, 2\) in .*x.nii"):
+    with pytest.raises(ValueError, match=r"anomaly must be .*x.nii: must have one channel, got 2"):
         write_report(tmp_path, subjects=[subject])
     for name in ("short.nii", "short.nii.gz"):
         subject["anomaly"] = tmp_path / name
@@ -530,3 +530,37 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match="need matplotlib: pip install matplotlib"):
         training_figure(HISTORY)
+
+
+@pytest.mark.parametrize("broken", ["image", "anomaly", "mask", "label"])
+@pytest.mark.parametrize("how", ["missing", "damaged", "moved", "size", "complex"])
+def test_a_scan_that_cannot_be_shown_leaves_out_itself_only(tmp_path, broken, how):
+    voxels = np.random.default_rng(0).random((12, 10, 8)).astype(np.float32)
+    subjects = []
+    for name in ("a", "b", "c"):
+        files = {key: tmp_path / f"{name}_{key}.nii.gz" for key in ("image", "anomaly")}
+        files |= {key: tmp_path / f"{name}_{key}.nii.gz" for key in ("mask", "label")}
+        for key, file in files.items():
+            array = voxels if key in ("image", "anomaly") else (voxels > 0.8).astype(np.uint8)
+            nib.save(nib.Nifti1Image(array, np.eye(4)), file)
+        subjects.append({"name": name, "score": 1.0, **files})
+    file = tmp_path / f"b_{broken}.nii.gz"
+    affine = np.diag([1, 1, -1, 1]) if how == "moved" else np.eye(4)
+    if how == "missing":
+        file.unlink()
+    elif how == "damaged":
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    else:
+        array = voxels[:6] if how == "size" else voxels
+        array = array.astype(np.complex64) if how == "complex" else array
+        nib.save(nib.Nifti1Image(array, affine), file)
+    left_out: list[str] = []
+    page = write_report(tmp_path / "report", subjects=subjects, viewers=False, left_out=left_out)
+    assert len(left_out) == 1
+    assert left_out[0].startswith("subject b: ")
+    found = json.loads((page.parent / "metrics.json").read_text())
+    assert [subject["name"] for subject in found["subjects"]] == ["a", "c"]
+    assert all((page.parent / subject["figure"]).is_file() for subject in found["subjects"])
+    assert len(list((page.parent / "figures").iterdir())) == 2
+    with pytest.raises(ValueError, match="subject b: "):
+        write_report(tmp_path / "strict", subjects=subjects, viewers=False)
