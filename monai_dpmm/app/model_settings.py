@@ -100,6 +100,12 @@ MODEL_SECTIONS: Mapping[str, tuple[Setting, ...]] = {
         _scan(
             "backbone_architecture", "dinov2_vits14", rules.TEXT, "see [backbones](backbones.md)"
         ),
+        _scan(
+            "backbone_blocks",
+            None,
+            either(list_of("a list of numbers from 1 on", rules.COUNT), rules.NONE),
+            "of DINOv2, the blocks whose tokens are taken; the last if null",
+        ),
         Setting(
             "backbone_weights",
             "@backbone_architecture",

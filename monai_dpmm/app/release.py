@@ -21,6 +21,7 @@ __all__ = ["checked_settings", "configs_dir", "write_bundle"]
 _OWN_BACKBONE = {
     "_target_": "monai_dpmm.bundled_backbone",
     "architecture": "@backbone_architecture",
+    "blocks": "@backbone_blocks",
     "model": "@backbone_weights",
 }
 # found by `calibrate`, after the training; a training in the bundle's folder takes them back

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,7 +58,9 @@ def _compare(trained: Mapping[str, Any], used: Mapping[str, Any], file: Path) ->
         _LOGGER.warning("the model was trained with %s: lay %s over the config", told, file)
 
 
-def bundled_backbone(architecture: str, model: str | Path) -> Backbone:
+def bundled_backbone(
+    architecture: str, model: str | Path, blocks: Sequence[int] | None = None
+) -> Backbone:
     """Backbone of a bundle that holds a trained model: no download, wherever it is made.
 
     Made from another directory than the bundle's, as by `monai.bundle.load`, it has no weights yet
@@ -67,9 +69,12 @@ def bundled_backbone(architecture: str, model: str | Path) -> Backbone:
     Args:
         architecture: the model's, see `create_backbone`.
         model: file of the trained model, models/model.pt, with model.json beside it.
+        blocks: see `load_backbone`.
     """
     file = Path(model).expanduser()
-    return load_backbone(file) if file.is_file() else create_backbone(architecture)
+    if file.is_file():
+        return load_backbone(file, blocks)
+    return create_backbone(architecture, blocks)
 
 
 def model_setting(model: str | Path, name: str) -> Any:
