@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,28 +19,13 @@ from monai_dpmm.report.environment import environment
 from monai_dpmm.study.models.banks import BankModel, KMeansModel
 from monai_dpmm.study.models.mixture import FINITE, MixtureModel
 from monai_dpmm.study.models.normality import NormalityModel
-from monai_dpmm.study.models.padim import PaDiMModel
+from monai_dpmm.study.models.padim import PaDiM
 from monai_dpmm.study.runs import cost, quality
 
-__all__ = ["METHODS", "Method", "Setup", "compare"]
+__all__ = ["METHODS", "Method", "compare"]
 
 _TIMED = 5  # slices
 _EVALUATION = 2  # of trials that are kept: those of another one are run again
-
-
-class Setup(NamedTuple):
-    """What methods are made with: the data's D and patch grid, the config's mixture."""
-
-    features: int
-    grid: tuple[int, int]
-    options: Mapping[str, Any]
-    epochs: int
-    batch_size: int
-
-    def mixture(self, seed: int, **own: Any) -> MixtureModel:
-        """The DPMM of the config, but for what is its own."""
-        training = {"epochs": self.epochs, "batch_size": self.batch_size, "seed": seed}
-        return MixtureModel(self.features, {**self.options, **own}, **training)
 
 
 class Method(NamedTuple):
@@ -49,7 +34,7 @@ class Method(NamedTuple):
     Attributes:
         label: in the tables.
         kinds: scores that are measured, the one of Table 1 first.
-        make: from the setup, a seed, and the number of prototypes that the DPMM of this seed kept.
+        make: for a comparison, of a seed and the number of prototypes that its DPMM kept.
         seeds: run no more of them: a full bank has none, and PatchCore's 10 % cost more than all
             others together but hardly depend on it.
         unit_norm: whether embeddings are scaled to unit norm.
@@ -60,7 +45,7 @@ class Method(NamedTuple):
 
     label: str
     kinds: tuple[str, ...]
-    make: Callable[[Setup, int, int], NormalityModel]
+    make: Callable[[_Comparison, int, int], NormalityModel]
     seeds: int | None = None
     unit_norm: bool = True
     matched: bool = False
@@ -69,24 +54,24 @@ class Method(NamedTuple):
     patches: int = 1
 
 
-def _mixture(setup: Setup, seed: int, count: int) -> MixtureModel:
-    return setup.mixture(seed)
+def _mixture(on: _Comparison, seed: int, count: int) -> MixtureModel:
+    return on.mixture(seed)
 
 
-def _finite(setup: Setup, seed: int, count: int) -> MixtureModel:
-    return setup.mixture(seed, components=count, **FINITE)
+def _finite(on: _Comparison, seed: int, count: int) -> MixtureModel:
+    return on.mixture(seed, components=count, **FINITE)
 
 
-def _bank(**options: Any) -> Callable[[Setup, int, int], NormalityModel]:
-    return lambda setup, seed, count: BankModel(setup.features, seed=seed, **options)
+def _bank(**options: Any) -> Callable[[_Comparison, int, int], NormalityModel]:
+    return lambda on, seed, count: BankModel(on.features, seed=seed, **options)
 
 
-def _k_means(setup: Setup, seed: int, count: int) -> KMeansModel:
-    return KMeansModel(setup.features, count, seed=seed)
+def _k_means(on: _Comparison, seed: int, count: int) -> KMeansModel:
+    return KMeansModel(on.features, count, seed=seed)
 
 
-def _padim(setup: Setup, seed: int, count: int) -> PaDiMModel:
-    return PaDiMModel(setup.features, setup.grid, seed=seed)
+def _padim(on: _Comparison, seed: int, count: int) -> PaDiM:
+    return PaDiM(on.features, on.grid, seed=seed)
 
 
 _THREE, _COSINE, _EUCLIDEAN = ("cosine", "euclidean", "likelihood"), ("cosine",), ("euclidean",)
@@ -158,10 +143,19 @@ class _Comparison:
         self.seeds = seeds
         self.key = dataset.key
         self.device = parser.get_parsed_content("device")
-        self.environment = environment()
         self._unit_norm: bool | None = None
         self._load(unit_norm=True)
-        self.setup = self._setup(parser)
+        height, width, self.features = self.train[0].shape
+        self.grid = (height, width)
+        arguments = [k for k in parser["mixture"] if k not in ("_target_", "features", "seed")]
+        self.options = {key: parser.get_parsed_content(f"mixture#{key}") for key in arguments}
+        self.epochs = parser.get_parsed_content("max_epochs")
+        self.batch_size = parser.get_parsed_content("batch_size")
+
+    def mixture(self, seed: int, **own: Any) -> MixtureModel:
+        """The DPMM of the config, but for what is its own."""
+        training = {"epochs": self.epochs, "batch_size": self.batch_size, "seed": seed}
+        return MixtureModel(self.features, {**self.options, **own}, **training)
 
     def run(self, methods: Sequence[str] | None) -> list[dict[str, Any]]:
         """Records in the order of `METHODS`."""
@@ -197,13 +191,6 @@ class _Comparison:
             return f"{method.patches} healthy patches to train on, got {patches}"
         return None
 
-    def _setup(self, parser: ConfigParser) -> Setup:
-        arguments = [k for k in parser["mixture"] if k not in ("_target_", "features", "seed")]
-        options = {key: parser.get_parsed_content(f"mixture#{key}") for key in arguments}
-        epochs, batch_size = (parser.get_parsed_content(k) for k in ("max_epochs", "batch_size"))
-        height, width, features = self.train[0].shape
-        return Setup(features, (height, width), options, epochs, batch_size)
-
     def _load(self, *, unit_norm: bool) -> None:
         if self._unit_norm != unit_norm:
             self.train: list[Tensor] = self.dataset.healthy("train", unit_norm=unit_norm)
@@ -213,10 +200,8 @@ class _Comparison:
     def _record(self, name: str, seed: int, count: int) -> dict[str, Any]:
         """The record of a trial, run unless it is there."""
         method = METHODS[name]
-        settings = {
-            **{"unit_norm": method.unit_norm, "scores": list(method.kinds)},
-            **self._settings(name, count),
-        }
+        settings = {"unit_norm": method.unit_norm, "scores": list(method.kinds)}
+        settings |= self._settings(name, count)
         done = {"method": name, "seed": seed, "settings": settings, "data": self.key}
         done["evaluation"] = _EVALUATION
         path = self.folder / f"{name}-{seed}.json"
@@ -232,15 +217,15 @@ class _Comparison:
         return record
 
     def _settings(self, name: str, count: int) -> dict[str, Any]:
-        training = {"max_epochs": self.setup.epochs, "batch_size": self.setup.batch_size}
+        training = {"max_epochs": self.epochs, "batch_size": self.batch_size}
         mixture = name in ("dpmm", "dpmm-raw", "gaussian-mixture")
-        own = {**self.setup.options, **training} if mixture else {}
+        own = {**self.options, **training} if mixture else {}
         matched = {"components" if mixture else "clusters": count}
         return own | (matched if METHODS[name].matched else {})
 
     def _trial(self, method: Method, seed: int, count: int) -> dict[str, Any]:
         """Fit, score and measure."""
-        model = method.make(self.setup, seed, count)
+        model = method.make(self, seed, count)
         model.module.to(self.device)
         start = time.perf_counter()
         model.fit(self.train, self.val)
@@ -256,12 +241,8 @@ class _Comparison:
             f" {first['auroc']:.4f}, AUPR {first['aupr']:.4f}, fitted in {seconds:.0f} s",
             flush=True,
         )
-        return {
-            "prototypes": model.prototypes,
-            "fit_seconds": seconds,
-            "scores": scores,
-            "environment": self.environment,
-        }
+        done = {"prototypes": model.prototypes, "fit_seconds": seconds, "scores": scores}
+        return done | {"environment": environment()}
 
     def _timed(self, unit_norm: bool) -> list[Tensor]:
         """The middle slices of the first test scans."""

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _BARS = 90
 _MARKERS = "osD^vP*Xp<>h"
 _GRID = 2000  # places along each axis of a curve that are told apart
+_CHANCE = {"color": "#7f7f7f", "linestyle": ":", "linewidth": 0.9}
+_POINT = {"linestyle": "none", "markeredgecolor": "white", "zorder": 3}
 
 __all__ = ["curve_figure", "score_figure", "tradeoff_figure"]
 
@@ -40,28 +42,34 @@ def curve_figure(pool: ScoreHistogram, thresholds: Mapping[float, float]) -> Fig
         thresholds: by the false-positive rate of patches that they were calibrated at.
 
     Raises:
-        ValueError: unless there are healthy and anomalous pixels.
+        InputError: unless there are healthy and anomalous pixels.
     """
     scores, healthy, anomalous = _counts(pool)
     false, true = (np.r_[0, c[::-1].cumsum()] for c in (healthy, anomalous))
     fpr, recall = false / false[-1], true / true[-1]
     precision = true[1:] / (true + false)[1:]
-    points = {
-        rate: int((scores > threshold).sum()) for rate, threshold in sorted(thresholds.items())
-    }
     figure = new_figure(3.1)
     roc, pr = figure.subplots(1, 2)
     figure.subplots_adjust(left=0.075, right=0.985, bottom=0.15, top=0.9, wspace=0.24)
     _curve(roc, fpr, recall, f"AUROC {pool.auroc().value:.3f}")
-    roc.plot((0, 1), (0, 1), ":", color="#7f7f7f", linewidth=0.9, label="chance")
-    _mark(roc, {rate: (fpr[n], recall[n]) for rate, n in points.items()})
-    style_axes(roc, "ROC", "false-positive rate", "sensitivity")
-    prevalence = float(true[-1] / (true[-1] + false[-1]))
-    _draw_dice_lines(pr)
+    roc.plot((0, 1), (0, 1), label="chance", **_CHANCE)
+    for dice in (0.2, 0.4, 0.6, 0.8):  # thin lines of equal Dice, named at their right ends
+        x = np.linspace(dice / (2 - dice), 1, 100)
+        y = dice * x / (2 * x - dice)
+        pr.plot(x, y, color="#d5dae0", linewidth=0.8, zorder=1)
+        style: dict[str, Any] = {"ha": "right", "color": "#8a949e", "fontsize": 6}
+        write(pr, 0.985, y[-1] + 0.03, f"Dice {dice}", **style)
     curve = _curve(pr, recall[1:], precision, f"AUPR {pool.aupr().value:.3f}")
-    label = f"chance ({prevalence:.2g})"
-    chance = pr.axhline(prevalence, color="#7f7f7f", linestyle=":", linewidth=0.9, label=label)
-    _mark(pr, {rate: (recall[n], precision[n - 1]) for rate, n in points.items() if n})
+    prevalence = float(true[-1] / (true[-1] + false[-1]))
+    chance = pr.axhline(prevalence, label=f"chance ({prevalence:.2g})", **_CHANCE)
+    for number, (rate, threshold) in enumerate(sorted(thresholds.items())):
+        n = int((scores > threshold).sum())
+        style = {**_POINT, "color": ANOMALOUS, "markersize": 6.5}
+        style["label"] = f"threshold at {100 * rate:.3g} %"
+        roc.plot(fpr[n], recall[n], _MARKERS[number], **style)
+        if n:
+            pr.plot(recall[n], precision[n - 1], _MARKERS[number], **style)
+    style_axes(roc, "ROC", "false-positive rate", "sensitivity")
     style_axes(pr, "Precision and recall", "recall", "precision")
     for axes in (roc, pr):
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
@@ -82,15 +90,12 @@ def score_figure(pool: ScoreHistogram, thresholds: Mapping[float, float]) -> Fig
     ends = scores[kept][0], max(scores[-1], *thresholds.values())
     figure = new_figure(2.6)
     axes = figure.add_axes((0.085, 0.17, 0.9, 0.7))
-    for name, counts, color in (
-        ("healthy", healthy, HEALTHY),
-        ("anomalous", anomalous, ANOMALOUS),
-    ):
+    shown = (("healthy", healthy, HEALTHY, "-"), ("anomalous", anomalous, ANOMALOUS, "--"))
+    for name, counts, color, style in shown:
         weights = counts[kept] / counts[kept].sum()
         heights, edges = np.histogram(scores[kept], _BARS, ends, weights=weights, density=True)
         axes.stairs(heights, edges, fill=True, color=color, alpha=0.25)
         text = f"{name} ({int(counts.sum()):,} pixels)"
-        style = "-" if name == "healthy" else "--"
         axes.stairs(heights, edges, color=color, linewidth=1.3, linestyle=style, label=text)
     axes.set_yscale("log")
     for number, (rate, threshold) in enumerate(sorted(thresholds.items(), reverse=True)):
@@ -117,28 +122,25 @@ def tradeoff_figure(trials: Sequence[Mapping[str, Any]]) -> Figure:
         trials: records of `monai_dpmm.study.comparison.compare`.
 
     Raises:
-        ValueError: for no trials.
+        InputError: for no trials.
     """
     if not trials:
         raise InputError("trials must not be empty, got none")
     methods: dict[str, list[Mapping[str, Any]]] = {}
     for trial in trials:
-        first = next(iter(trial["scores"].values()))
-        methods.setdefault(trial["label"], []).append({**first, "prototypes": trial["prototypes"]})
+        methods.setdefault(trial["label"], []).append(next(iter(trial["scores"].values())))
     figure = new_figure(4.9)
     grid = figure.subplots(2, 2, sharex="col", sharey="row")
     figure.subplots_adjust(left=0.085, right=0.985, bottom=0.24, top=0.98, hspace=0.1, wspace=0.08)
-    costs = (("milliseconds", "ms a slice, without the backbone"), ("megabytes", "peak memory, MB"))
+    costs = {"milliseconds": "ms a slice, without the backbone", "megabytes": "peak memory, MB"}
     for row, metric in zip(grid, ("auroc", "aupr"), strict=True):
-        for axes, (key, name) in zip(row, costs, strict=True):
-            _draw_methods(axes, methods, key, metric)
-            x = name if metric == "aupr" else ""
-            y = f"pixel {metric.upper()}, %" if key == "milliseconds" else ""
-            style_axes(axes, "", x, y)
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="lower center", ncols=4, fontsize=SMALL, frameon=False, columnspacing=1
-    )
+        for axes, (cost, name) in zip(row, costs.items(), strict=True):
+            _draw_methods(axes, methods, cost, metric)
+            y = f"pixel {metric.upper()}, %" if cost == "milliseconds" else ""
+            style_axes(axes, "", name if metric == "aupr" else "", y)
+    shown = grid[0, 0].get_legend_handles_labels()
+    style = {"fontsize": SMALL, "frameon": False, "columnspacing": 1}
+    figure.legend(*shown, loc="lower center", ncols=4, **style)
     return figure
 
 
@@ -148,27 +150,20 @@ def _draw_methods(
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     places = []
-    for number, (label, trials) in enumerate(methods.items()):
-        x = float(np.median([trial[cost] for trial in trials]))
-        values = [100 * trial[metric] for trial in trials]
+    for number, (label, found) in enumerate(methods.items()):
+        x = float(np.median([one[cost] for one in found]))
+        values = [100 * one[metric] for one in found]
         y = float(np.mean(values))
-        color = PALETTE[number % len(PALETTE)]
+        color, marker = PALETTE[number % len(PALETTE)], _MARKERS[number % len(_MARKERS)]
         axes.plot((x, x), (min(values), max(values)), color=color, linewidth=1.4, zorder=2)
-        axes.plot(
-            x,
-            y,
-            color=color,
-            marker=_MARKERS[number % len(_MARKERS)],
-            markersize=9 if number == 0 else 6.5,
-            markeredgecolor="white",
-            markeredgewidth=0.6,
-            linestyle="none",
-            label=label,
-            zorder=3,
-        )
+        style = {**_POINT, "color": color, "markeredgewidth": 0.6, "label": label}
+        axes.plot(x, y, marker, markersize=6.5 if number else 9, **style)
         places.append((x, y))
-    front = [p for p in sorted(places) if all(q[1] < p[1] or q[0] >= p[0] for q in places)]
-    front = [p for p in front if not any(q[0] <= p[0] and q[1] > p[1] for q in places)]
+    best = -np.inf
+    front = []
+    for x, y in sorted(places, key=lambda place: (place[0], -place[1])):
+        if y > best:
+            front.append((x, best := y))
     axes.plot(*zip(*front, strict=True), color="#9aa3ad", linewidth=0.8, zorder=1)
     axes.set_xscale("log")
     axes.margins(x=0.12, y=0.12)
@@ -179,15 +174,14 @@ def _draw_methods(
 
 def _counts(pool: ScoreHistogram) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lowest score of each bin, ascending, healthy and anomalous pixels: (B,) each."""
-    bins = pool.bins
-    scores = key_scores(bins[:, 0]).double().numpy()
-    healthy, anomalous = bins[:, 2].double().numpy(), bins[:, 3].double().numpy()
+    keys, _, healthy, anomalous, _ = pool.bins.unbind(1)
     if not healthy.sum() or not anomalous.sum():
         raise InputError(
             f"pool must have healthy and anomalous pixels, got {int(healthy.sum())} and"
             f" {int(anomalous.sum())}"
         )
-    return scores, healthy, anomalous
+    scores = key_scores(keys).double().numpy()
+    return scores, healthy.double().numpy(), anomalous.double().numpy()
 
 
 def _curve(axes: Axes, x: np.ndarray, y: np.ndarray, label: str) -> Line2D:
@@ -196,35 +190,3 @@ def _curve(axes: Axes, x: np.ndarray, y: np.ndarray, label: str) -> Line2D:
     changed = np.abs(np.diff(np.round(cells), axis=0)).any(1)
     kept = np.r_[True, changed] | np.r_[changed, True]
     return axes.plot(x[kept], y[kept], color=HEALTHY, linewidth=1.6, label=label, zorder=2.5)[0]
-
-
-def _mark(axes: Axes, points: Mapping[float, tuple[float, float]]) -> None:
-    for number, (rate, (x, y)) in enumerate(points.items()):
-        axes.plot(
-            x,
-            y,
-            _MARKERS[number],
-            color=ANOMALOUS,
-            markeredgecolor="white",
-            markersize=6.5,
-            linestyle="none",
-            label=f"threshold at {100 * rate:.3g} %",
-            zorder=3,
-        )
-
-
-def _draw_dice_lines(axes: Axes) -> None:
-    """Thin lines of equal Dice, 0.2 to 0.8, named at their right ends."""
-    for dice in (0.2, 0.4, 0.6, 0.8):
-        recall = np.linspace(dice / (2 - dice), 1, 100)
-        precision = dice * recall / (2 * recall - dice)
-        axes.plot(recall, precision, color="#d5dae0", linewidth=0.8, zorder=1)
-        write(
-            axes,
-            0.985,
-            precision[-1] + 0.03,
-            f"Dice {dice}",
-            ha="right",
-            color="#8a949e",
-            fontsize=6,
-        )

@@ -20,21 +20,12 @@ PALETTE = (  # Okabe and Ito's, without the yellow, which is faint on paper
 )
 HEALTHY, ANOMALOUS = PALETTE[0], PALETTE[1]
 SMALL = 7.0  # points
-_MARGIN = 0.2  # inches on the left, for the names of rows
+_MARGIN, _GAP = 0.2, 0.04  # inches on the left, for the names of rows, and between panels
 _FORMATS = {"pdf": {"CreationDate": None}, "png": {}}
 
 __all__ = [
-    "ANOMALOUS",
-    "HEALTHY",
-    "PALETTE",
-    "SMALL",
-    "WIDTH",
-    "PanelSheet",
-    "new_figure",
-    "save_figure",
-    "short",
-    "style_axes",
-    "write",
+    *("ANOMALOUS", "HEALTHY", "PALETTE", "SMALL", "WIDTH", "PanelSheet", "new_figure"),
+    *("save_figure", "short", "style_axes", "write"),
 ]
 
 
@@ -74,38 +65,30 @@ def short(name: str, letters: int = 24) -> str:
 
 
 class PanelSheet:
-    """White sheet of panels of one size, as wide as a page.
+    """White sheet of panels of one size, as wide as a page; lengths in inches.
 
     Args:
         rows: of panels.
         columns: of panels.
         shape: height of a panel by its width.
-        head: inches above the panels.
-        foot: inches below them.
-        gap: inches between them.
+        head: above the panels.
+        foot: below them.
     """
 
     def __init__(
-        self,
-        rows: int,
-        columns: int,
-        shape: float,
-        *,
-        head: float = 0.06,
-        foot: float = 0.3,
-        gap: float = 0.04,
+        self, rows: int, columns: int, shape: float, *, head: float = 0.06, foot: float = 0.3
     ) -> None:
-        self.side = (WIDTH - _MARGIN - 0.03) / columns - gap
+        self.side = (WIDTH - _MARGIN - 0.03) / columns - _GAP
         self.height = self.side * min(max(shape, 0.4), 1.6)
-        self.rows, self.foot, self.gap = rows, foot, gap
-        self.figure = new_figure(head + foot + rows * (self.height + gap))
+        self.rows, self.foot = rows, foot
+        self.figure = new_figure(head + foot + rows * (self.height + _GAP))
         self._panels: dict[tuple[int, int], Axes] = {}
 
     def panel(self, row: int, column: int) -> Axes:
         """Axes of a panel, the same ones each time."""
         if (row, column) not in self._panels:
-            x = _MARGIN + column * (self.side + self.gap)
-            y = self.foot + (self.rows - 1 - row) * (self.height + self.gap)
+            x = _MARGIN + column * (self.side + _GAP)
+            y = self.foot + (self.rows - 1 - row) * (self.height + _GAP)
             self._panels[row, column] = self.place(x, y, self.side, self.height)
             self._panels[row, column].set_axis_off()
         return self._panels[row, column]
@@ -134,11 +117,8 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
     Path(folder).mkdir(parents=True, exist_ok=True)
     for suffix, metadata in _FORMATS.items():
         path = Path(folder) / f"{name}.{suffix}"
-        with (
-            whole_file(path) as partial,
-            warnings.catch_warnings(),
-            rc_context({"pdf.fonttype": 42}),
-        ):
+        letters = rc_context({"pdf.fonttype": 42})
+        with whole_file(path) as partial, warnings.catch_warnings(), letters:
             warnings.filterwarnings("ignore", "Glyph .* missing from font")
             figure.savefig(partial, format=suffix, metadata=metadata)
         paths.append(path)

@@ -23,7 +23,7 @@ __all__ = ["PaDiM", "PaDiMModel"]
 _CHUNK = 32  # slices
 
 
-class PaDiM(nn.Module):
+class PaDiM(nn.Module, NormalityModel):
     """Healthy Gaussians of all places, for slices that are aligned with each other.
 
     A place's covariance is that of its healthy patches plus `regularization` times the mean square
@@ -77,8 +77,18 @@ class PaDiM(nn.Module):
         self.register_buffer("means", torch.zeros(places, d))
         self.register_buffer("factors", torch.zeros(places, d, d))
 
+    @property
+    def module(self) -> PaDiM:
+        """Itself."""
+        return self
+
+    @property
+    def prototypes(self) -> int:
+        """Places, 0 until `fit`."""
+        return len(self.means) if bool(self.factors[0, 0, 0]) else 0
+
     @exact
-    def fit(self, slices: Sequence[Tensor]) -> None:
+    def fit(self, slices: Sequence[Tensor], held_out: Sequence[Tensor] = ()) -> None:
         """Fit to healthy slices (h, w, D), background patches zero, whatever was fitted before.
 
         Raises:
@@ -115,21 +125,23 @@ class PaDiM(nn.Module):
         torch.linalg.cholesky(covariance, out=self.factors)
 
     @exact
-    def score(self, slices: Tensor) -> Tensor:
+    def score(self, slices: Tensor, kind: Any = "mahalanobis") -> Tensor:
         """Mahalanobis distance of each patch to its place: (S, h, w, D) -> (S, h, w), 0 background.
 
         Raises:
-            ValueError: for slices of another shape.
+            ValueError: for slices of another shape, or another kind of score.
             RuntimeError: before `fit`.
         """
-        if not bool(self.factors[0, 0, 0]):
+        if kind != "mahalanobis":
+            raise InputError(f"kind must be mahalanobis for PaDiM, got {kind!r}")
+        if not self.prototypes:
             raise RuntimeError("PaDiM is not fitted: call fit, or load a checkpoint")
         parts = []
         for x, there in self._chunks(slices):
             offsets = (x - self.means).permute(1, 2, 0)
             whitened = torch.linalg.solve_triangular(self.factors, offsets, upper=False)
             parts.append(whitened.norm(dim=1).T * there)
-        return torch.cat(parts).view(-1, *self.grid)
+        return torch.cat(parts).view(-1, *self.grid).cpu()
 
     def _chunks(self, slices: Sequence[Tensor] | Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Selected features (s, P, d) of some slices, and which patches are there (s, P)."""
@@ -146,31 +158,4 @@ class PaDiM(nn.Module):
         return x
 
 
-class PaDiMModel(NormalityModel):
-    """`PaDiM`, whose score is the Mahalanobis distance at a patch's own place.
-
-    Args:
-        features: D.
-        grid: (h, w).
-        seed: of the features selected.
-    """
-
-    module: PaDiM
-
-    def __init__(self, features: int, grid: tuple[int, int], *, seed: int = 0) -> None:
-        self.module = PaDiM(features, grid, seed=seed)
-
-    @property
-    def prototypes(self) -> int:
-        """Places."""
-        return len(self.module.means) if bool(self.module.factors[0, 0, 0]) else 0
-
-    def fit(self, slices: Sequence[Tensor], held_out: Sequence[Tensor]) -> None:
-        """Fit all places."""
-        self.module.fit(slices)
-
-    def score(self, slices: Tensor, kind: Any) -> Tensor:
-        """Mahalanobis distance, the only kind: (S, h, w, D) -> (S, h, w)."""
-        if kind != "mahalanobis":
-            raise InputError(f"kind must be mahalanobis for PaDiM, got {kind!r}")
-        return self.module.score(slices).cpu()
+PaDiMModel = PaDiM  # its name of one earlier version

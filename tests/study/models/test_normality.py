@@ -11,7 +11,7 @@ from sklearn.mixture import GaussianMixture
 
 from monai_dpmm.study.models.banks import BankModel, KMeansModel
 from monai_dpmm.study.models.mixture import FINITE, MixtureModel
-from monai_dpmm.study.models.padim import PaDiMModel
+from monai_dpmm.study.models.padim import PaDiM
 
 # Two slices of 1 x 3 patches; the first has background.
 SLICES = [
@@ -116,13 +116,14 @@ def test_a_mixture_has_one_score_for_background_and_it_is_the_lowest():
         assert scores[background][0] <= scores.min()
 
 
-def test_padim_is_padim():
+def test_padim_is_a_model_like_the_others():
     slices = grids(40)
-    model = PaDiMModel(6, (3, 4), seed=3)
+    model = PaDiM(6, (3, 4), seed=3)
     assert model.prototypes == 0
     model.fit(list(slices), [])
     assert model.prototypes == 12
-    assert torch.equal(model.score(slices, "mahalanobis"), model.module.score(slices))
+    assert model.module is model
+    assert torch.equal(model.score(slices, "mahalanobis"), model.score(slices))
     with pytest.raises(ValueError, match="kind must be mahalanobis for PaDiM, got 'cosine'"):
         model.score(slices, "cosine")
 
