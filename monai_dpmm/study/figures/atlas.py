@@ -16,8 +16,11 @@ from monai_dpmm.study.figures.sheet import PanelSheet, write
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from monai_dpmm.network.detector import AnomalyDetector
+
 _SIDE = 7  # patches, of a picture
 _SLICES = 24  # of a scan
+_EXAMPLES = 8
 
 __all__ = ["Atlas", "Example", "atlas_figure"]
 
@@ -41,23 +44,21 @@ class Atlas:
 
     Args:
         components: indices of the components.
-        count: examples kept of each.
+        network: whose patches they are.
         scans: how many will be added; a scan gives at most its share of the examples, each from
             another slice.
-        patch: side of a patch, as a share of a slice's shorter side.
     """
 
-    def __init__(self, components: Iterable[int], count: int, scans: int, patch: float) -> None:
+    def __init__(self, components: Iterable[int], network: AnomalyDetector, scans: int) -> None:
         self.examples: dict[int, list[Example]] = {int(k): [] for k in components}
-        self.count = count
-        self.patch = patch
-        self.share = math.ceil(count / scans)
+        self.side = _SIDE * network.patch_size / network.image_size
+        self.share = math.ceil(_EXAMPLES / scans)
 
     def add(self, scan: Scan) -> None:
         """Take the nearest places of a scan with component map, outside its lesions."""
         assert scan.components is not None
         components = scan.components if scan.label is None else scan.components * (scan.label == 0)
-        slices, half = scan.image.shape[scan.axis], _SIDE * self.patch * min(scan.extent) / 2
+        slices, half = scan.image.shape[scan.axis], self.side * min(scan.extent) / 2
         found: dict[int, list[Example]] = {k: [] for k in self.examples}
         for index in range(0, slices, max(1, slices // _SLICES)):
             volumes = (scan.image, scan.anomaly, components)
@@ -69,7 +70,7 @@ class Atlas:
                 crops = (_around(array, place, half, scan.extent) for array in (picture, area))
                 found[k] = _best([*found[k], Example(float(masked[place]), *crops)], self.share)
         for k, examples in found.items():
-            self.examples[k] = _best([*self.examples[k], *examples], self.count)
+            self.examples[k] = _best([*self.examples[k], *examples], _EXAMPLES)
 
 
 def atlas_figure(atlas: Atlas, weights: np.ndarray, colors: np.ndarray) -> Figure:
@@ -90,17 +91,17 @@ def atlas_figure(atlas: Atlas, weights: np.ndarray, colors: np.ndarray) -> Figur
         raise InputError("atlas must hold places, got none")
     blocks = 2 if len(shown) > 6 else 1
     rows = math.ceil(len(shown) / blocks)
-    sheet = PanelSheet(rows, blocks * (atlas.count + 1), 1.0)
+    sheet = PanelSheet(rows, blocks * (_EXAMPLES + 1), 1.0)
     for number, (k, examples) in enumerate(shown.items()):
         block, row = divmod(number, rows)
-        label = sheet.panel(row, block * (atlas.count + 1))
+        label = sheet.panel(row, block * (_EXAMPLES + 1))
         label.set(xlim=(0, 1), ylim=(0, 1))
         swatch = Rectangle((0.28, 0.55), 0.44, 0.3, facecolor=colors[k], edgecolor="black")
         label.add_patch(swatch)
         write(label, 0.5, 0.38, f"no. {k + 1}", fontsize=6)
         write(label, 0.5, 0.16, f"{100 * weights[k]:.2g} %", fontsize=6, color="#59636e")
         for column, example in enumerate(examples, 1):
-            axes = sheet.panel(row, block * (atlas.count + 1) + column)
+            axes = sheet.panel(row, block * (_EXAMPLES + 1) + column)
             style = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "bilinear"}
             axes.imshow(example.picture, extent=(0, 1, 1, 0), aspect="auto", **style)
             draw_contour(axes, example.area, (1, 1), PREDICTED, "nearest", 0.8)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +27,7 @@ from monai_dpmm.study.figures.sheet import save_figure, short
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_PROTOTYPES, _EXAMPLES, _ATLAS_SCANS = 12, 8, 8
-_ROWS, _CASES = 4, 6
+_PROTOTYPES, _ROWS, _CASES = 12, 4, 6
 _TRADED = ("milliseconds", "megabytes", "auroc", "aupr")  # of a trial, for Fig. 3
 
 __all__ = ["write_figures"]
@@ -59,53 +57,60 @@ def write_figures(
     root = parser.get_parsed_content("dataset_dir")
     scans = _saved_scans(parser, root)
     network: AnomalyDetector = parser.get_parsed_content("network_def")
-    weights, means = (
-        x.detach().double().numpy() for x in (network.mixture.weights, network.mixture.means)
+    means, weights = (
+        x.detach().double().numpy() for x in (network.mixture.means, network.mixture.weights)
     )
-    order = np.argsort(-weights, kind="stable")[:_PROTOTYPES]
-    step = math.ceil(len(scans) / _ATLAS_SCANS)
-    patch = network.patch_size / network.image_size
-    atlas = Atlas(order.tolist(), _EXAMPLES, len(range(0, len(scans), step)), patch)
-    metrics = AnomalyMetrics(Thresholds(torch.zeros(0, dtype=torch.float64), torch.zeros(0)))
-    dices = []
-    for number in tqdm(range(len(scans)), "Test scans"):
-        _, scan = scans[number]
-        mask, label, anomaly = (
-            torch.from_numpy(np.ascontiguousarray(x)) for x in (scan.mask, scan.label, scan.anomaly)
-        )
-        metrics.update([{"pred": anomaly[None], "label": label[None]}])
-        dices.append(dice_score(mask > 0, label))
-        if number % step == 0:
-            atlas.add(scan)
-    lesions = [number for number, image in enumerate(metrics.subjects) if image["anomalous"]]
+    colors = prototype_colors(means, weights)
+    atlas = Atlas(np.argsort(-weights, kind="stable")[:_PROTOTYPES], network, len(scans))
+    metrics, dices = _measured(scans, atlas)
+    lesions = [i for i, image in enumerate(metrics.subjects) if image["anomalous"]]
     if not lesions:
         raise InputError(f"{root}: must have a test scan with a lesion, got {len(scans)} without")
-    auprs = [image["aupr"] for image in metrics.subjects]
-    ranked = sorted(lesions, key=lambda number: -auprs[number])
-    healthy = [number for number in range(len(scans)) if number not in lesions][: _ROWS // 2]
+    healthy = [i for i in range(len(scans)) if i not in lesions][: _ROWS // 2]
     rows = healthy + lesions[: _ROWS - len(healthy)]
-    colors = prototype_colors(means, weights)
-    rates = zip(network.false_positive_rates.tolist(), network.thresholds.tolist(), strict=True)
-    thresholds = dict(rates)
-
-    def case(rank: int) -> Case:
-        name, scan = scans[ranked[rank]]
-        quality = f"AUPR {auprs[ranked[rank]]:.2f}, Dice {dices[ranked[rank]]:.2f}"
-        title = f"{rank + 1} of {len(ranked)}: {short(name, 14)}"
-        return Case(title, quality, single_slice(scan))
-
-    chosen = np.linspace(0, len(ranked) - 1, min(_CASES, len(ranked))).round().astype(int)
+    rates = network.false_positive_rates.tolist()
+    thresholds = dict(zip(rates, network.thresholds.tolist(), strict=True))
     figures: dict[str, Callable[[], Figure]] = {
         "curves": lambda: curve_figure(metrics.pool, thresholds),
         "scores": lambda: score_figure(metrics.pool, thresholds),
-        "cases": lambda: case_figure([case(rank) for rank in chosen], scans.threshold),
-        "components": lambda: component_figure([scans[number] for number in rows], colors),
+        "cases": lambda: case_figure(_cases(scans, lesions, metrics, dices), scans.threshold),
+        "components": lambda: component_figure([scans[i] for i in rows], colors),
         "prototypes": lambda: atlas_figure(atlas, weights, colors),
     }
     if comparison is not None and Path(comparison).is_file():
         trials = _trials(Path(comparison))
         figures["tradeoff"] = lambda: tradeoff_figure(trials)
     return [p for name, draw in figures.items() for p in save_figure(draw(), folder, name)]
+
+
+def _measured(scans: SavedScans, atlas: Atlas) -> tuple[AnomalyMetrics, list[float]]:
+    """Metrics of the maps and Dice of each scan's mask, from one pass that fills the atlas, too."""
+    metrics = AnomalyMetrics(Thresholds(torch.zeros(0, dtype=torch.float64), torch.zeros(0)))
+    dices = []
+    for number in tqdm(range(len(scans)), "Test scans"):
+        _, scan = scans[number]
+        volumes = (scan.anomaly, scan.mask, scan.label)
+        anomaly, mask, label = (torch.from_numpy(np.ascontiguousarray(x)) for x in volumes)
+        metrics.update([{"pred": anomaly[None], "label": label[None]}])
+        dices.append(dice_score(mask > 0, label))
+        atlas.add(scan)
+    return metrics, dices
+
+
+def _cases(
+    scans: SavedScans, lesions: Sequence[int], metrics: AnomalyMetrics, dices: Sequence[float]
+) -> list[Case]:
+    """Scans with a lesion from the best to the worst found one by AUPR, evenly taken."""
+    auprs = {i: metrics.subjects[i]["aupr"] for i in lesions}
+    ranked = sorted(lesions, key=lambda i: -auprs[i])
+    cases = []
+    for rank in np.linspace(0, len(ranked) - 1, min(_CASES, len(ranked))).round().astype(int):
+        number = ranked[rank]
+        name, scan = scans[number]
+        title = f"{rank + 1} of {len(ranked)}: {short(name, 14)}"
+        quality = f"AUPR {auprs[number]:.2f}, Dice {dices[number]:.2f}"
+        cases.append(Case(title, quality, single_slice(scan)))
+    return cases
 
 
 def _saved_scans(parser: ConfigParser, root: str) -> SavedScans:

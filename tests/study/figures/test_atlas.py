@@ -1,7 +1,10 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from monai_dpmm.report.display import Scan
+from monai_dpmm.study.figures import atlas
 from monai_dpmm.study.figures.atlas import Atlas, atlas_figure
 
 
@@ -15,40 +18,48 @@ def _scan(scores, components, label=None):
     return Scan.of(image, arrays[0], None, arrays[1], label)
 
 
-def _atlas(components, count, scans):
-    return Atlas(components, count, scans, patch=0.5)  # 1 mm: pictures of 7 x 7 mm
+@pytest.fixture
+def atlas_of(monkeypatch):
+    """An atlas of so many examples, whose pictures are 7 x 7 mm of scans 2 mm wide."""
+    network = SimpleNamespace(patch_size=8, image_size=16)
+
+    def make(components, count, scans):
+        monkeypatch.setattr(atlas, "_EXAMPLES", count)
+        return Atlas(components, network, scans)
+
+    return make
 
 
-def test_the_nearest_places_are_kept_each_from_another_slice():
+def test_the_nearest_places_are_kept_each_from_another_slice(atlas_of):
     scan = _scan([[0.3, 0.1, 0.2, 0.9], [0.4, 0.8, 0.05, 0.7]], [[6, 6, 6, 8], [6, 8, 0, 8]])
-    atlas = _atlas([5, 7, 9], count=2, scans=1)
-    atlas.add(scan)
-    assert [e.score for e in atlas.examples[5]] == pytest.approx([0.1, 0.4])
-    assert [e.score for e in atlas.examples[7]] == pytest.approx([0.7, 0.9])
-    assert atlas.examples[9] == []
+    filled = atlas_of([5, 7, 9], count=2, scans=1)
+    filled.add(scan)
+    assert [e.score for e in filled.examples[5]] == pytest.approx([0.1, 0.4])
+    assert [e.score for e in filled.examples[7]] == pytest.approx([0.7, 0.9])
+    assert filled.examples[9] == []
 
 
-def test_a_scan_gives_its_share_and_the_best_of_all_stay():
-    atlas = _atlas([1], count=2, scans=2)
+def test_a_scan_gives_its_share_and_the_best_of_all_stay(atlas_of):
+    filled = atlas_of([1], count=2, scans=2)
     for score in (0.5, 0.3):
-        atlas.add(_scan([[score, score + 0.1], [0.9, 0.9]], [[2, 2], [2, 2]]))
-    assert [e.score for e in atlas.examples[1]] == pytest.approx([0.3, 0.5])
+        filled.add(_scan([[score, score + 0.1], [0.9, 0.9]], [[2, 2], [2, 2]]))
+    assert [e.score for e in filled.examples[1]] == pytest.approx([0.3, 0.5])
 
 
-def test_places_in_lesions_are_left_out():
+def test_places_in_lesions_are_left_out(atlas_of):
     label = np.zeros((4, 2, 1))
     label[:2] = 1
-    atlas = _atlas([1], count=2, scans=1)
-    atlas.add(_scan([[0.1, 0.7]], [[2, 2]], label))
-    assert [e.score for e in atlas.examples[1]] == pytest.approx([0.7])
+    filled = atlas_of([1], count=2, scans=1)
+    filled.add(_scan([[0.1, 0.7]], [[2, 2]], label))
+    assert [e.score for e in filled.examples[1]] == pytest.approx([0.7])
 
 
-def test_the_place_is_in_the_middle_of_its_surroundings_and_its_area_is_outlined():
+def test_the_place_is_in_the_middle_of_its_surroundings_and_its_area_is_outlined(atlas_of):
     """On the screen the first axis runs to the left: the patch at 6 and 7 mm is the first one."""
     scan = _scan([[0.9, 0.9, 0.9, 0.1]], [[2, 2, 2, 4]])
-    atlas = _atlas([3], count=1, scans=1)
-    atlas.add(scan)
-    (example,) = atlas.examples[3]
+    filled = atlas_of([3], count=1, scans=1)
+    filled.add(scan)
+    (example,) = filled.examples[3]
     middle = tuple((n - 1) // 2 for n in example.picture.shape)
     assert example.picture.shape == example.area.shape
     assert example.picture[middle] in scan.image[6:]
@@ -59,11 +70,11 @@ def test_the_place_is_in_the_middle_of_its_surroundings_and_its_area_is_outlined
     assert (example.picture == 0).mean() > 0.4
 
 
-def test_the_figure_has_a_row_for_each_prototype_that_was_found():
-    atlas = _atlas([5, 7, 9], count=3, scans=1)
-    atlas.add(_scan([[0.3, 0.1], [0.4, 0.2]], [[6, 8], [6, 8]]))
+def test_the_figure_has_a_row_for_each_prototype_that_was_found(atlas_of):
+    filled = atlas_of([5, 7, 9], count=3, scans=1)
+    filled.add(_scan([[0.3, 0.1], [0.4, 0.2]], [[6, 8], [6, 8]]))
     weights, colors = np.linspace(0, 0.1, 10), np.random.default_rng(0).random((10, 3))
-    figure = atlas_figure(atlas, weights, colors)
+    figure = atlas_figure(filled, weights, colors)
     texts = [text.get_text() for axes in figure.axes for text in axes.texts]
     assert texts == ["no. 6", "5.6 %", "no. 8", "7.8 %"]
     assert sum(len(axes.images) for axes in figure.axes) == 4
@@ -71,6 +82,6 @@ def test_the_figure_has_a_row_for_each_prototype_that_was_found():
     np.testing.assert_allclose(swatches[0].get_facecolor()[:3], colors[5])
 
 
-def test_an_empty_atlas_is_refused():
+def test_an_empty_atlas_is_refused(atlas_of):
     with pytest.raises(ValueError, match="atlas must hold places, got none"):
-        atlas_figure(_atlas([1], count=3, scans=1), np.ones(3), np.ones((3, 3)))
+        atlas_figure(atlas_of([1], count=3, scans=1), np.ones(3), np.ones((3, 3)))
