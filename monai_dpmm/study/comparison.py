@@ -16,7 +16,7 @@ from monai_dpmm.engines.embedding_store import EmbeddedDataset, embedded_dataset
 from monai_dpmm.errors import InputError, MissingPackageError
 from monai_dpmm.files import json_object, whole_file
 from monai_dpmm.report.environment import environment
-from monai_dpmm.study.models.banks import BankModel, KMeansModel
+from monai_dpmm.study.models.bank import BankModel, KMeansModel
 from monai_dpmm.study.models.mixture import FINITE, MixtureModel
 from monai_dpmm.study.models.normality import NormalityModel
 from monai_dpmm.study.models.padim import PaDiM

@@ -8,19 +8,21 @@ Euclidean distance to the nearest. Letters: N patches to score, P prototypes, D 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from monai_dpmm.errors import InputError, InputTypeError
+from monai_dpmm.errors import InputError, InputTypeError, MissingPackageError
+from monai_dpmm.mixture.checks import check_at_least_one, check_choice
 from monai_dpmm.mixture.precision import exact, is_traced
 from monai_dpmm.mixture.scores import ScoreKind
 from monai_dpmm.study.models.coreset import coreset
+from monai_dpmm.study.models.normality import NormalityModel, patches_of
 
-__all__ = ["MemoryBank"]
+__all__ = ["BankModel", "KMeansModel", "MemoryBank"]
 
 _CHUNK = 2048  # patches: similarities (2048, 2048) at a time
 _TILE = 2048  # prototypes
@@ -55,8 +57,7 @@ class MemoryBank(nn.Module):
 
     def __init__(self, features: int, *, size: int | float | None = None, seed: int = 0) -> None:
         super().__init__()
-        if features < 1:
-            raise InputError(f"features must be at least 1, got {features}")
+        check_at_least_one("features", features)
         if isinstance(size, float) and not 0 < size <= 1:
             raise InputError(f"size as a fraction must lie in (0, 1], got {size}")
         if size is not None and size <= 0:
@@ -105,11 +106,17 @@ class MemoryBank(nn.Module):
             ValueError: where x is no (N, D) tensor, or for a score that a bank does not have.
             RuntimeError: before `fit`.
         """
-        metric = _metric(kind)
+        check_choice("kind", kind, _DISTANCES)
+        self._check(x, "x")
+        if not is_traced() and not len(self.prototypes):
+            raise RuntimeError("MemoryBank is not fitted: call fit, or load a checkpoint")
+        rows, tile = (_CHUNK, _TILE) if x.device.type == "cpu" else (_DEVICE_CHUNK, _DEVICE_TILE)
+        x = x.to(self._precision)
         scores, indices = [], []
-        for part, index in self._nearest(x, metric):
-            scores.append(metric.distance(part.double(), self.prototypes[index].double()))
-            indices.append(index)
+        for part in (x,) if is_traced() else x.split(rows):
+            indices.append(self._nearest(part, kind, tile))
+            nearest = self.prototypes[indices[-1]].double()
+            scores.append(_DISTANCES[kind](part.double(), nearest))
         return torch.cat(scores).to(self._precision), torch.cat(indices)
 
     def score(self, x: Tensor, kind: ScoreKind = "cosine") -> Tensor:
@@ -122,45 +129,29 @@ class MemoryBank(nn.Module):
 
     def lowest_score(self, kind: ScoreKind = "cosine") -> Tensor:
         """Score that none is below: 0, a 0-d tensor."""
-        _metric(kind)
+        check_choice("kind", kind, _DISTANCES)
         return torch.zeros((), dtype=self._precision, device=self.prototypes.device)
 
-    def _nearest(self, x: Tensor, metric: _Metric) -> Iterator[tuple[Tensor, Tensor]]:
-        """Chunks of patches (n, D), and which prototype is nearest to each patch (n,)."""
-        self._check(x, "x")
-        if not is_traced() and not len(self.prototypes):
-            raise RuntimeError("MemoryBank is not fitted: call fit, or load a checkpoint")
-        on_cpu = x.device.type == "cpu"
-        rows, tile = (_CHUNK, _TILE) if on_cpu else (_DEVICE_CHUNK, _DEVICE_TILE)
-        origin = self.prototypes[:tile].to(self._precision).mean(0)  # of squares that lose little
-        x = x.to(self._precision)
-        for part in (x,) if is_traced() else x.split(rows):
-            yield part, self._nearest_of_all(metric.placed(part, origin), metric, origin, tile)
+    def _nearest(self, x: Tensor, kind: ScoreKind, tile: int) -> Tensor:
+        """Index of the prototype with the largest x' · p' (- ‖p'‖² / 2): (n, D) -> (n,)."""
+        origin = self.prototypes[:tile].to(x.dtype).mean(0)  # of squares that lose little
 
-    def _nearest_of_all(self, x: Tensor, metric: _Metric, origin: Tensor, tile: int) -> Tensor:
-        """Index of the prototype nearest to each patch (n,): first its tile, then its place there.
+        def placed(x: Tensor) -> Tensor:
+            return F.normalize(x, dim=1) if kind == "cosine" else x - origin
 
-        The highest similarity of a tile costs little beside the product, its place half as much as
-        that, so a place is looked for in one tile only.
-        """
-        tiles = self.prototypes.split(tile)
-        if len(tiles) == 1 or is_traced():
-            highest_and_places = (metric.similarities(x, part, origin).max(1) for part in tiles)
-            highest, places = map(torch.stack, zip(*highest_and_places, strict=True))
-            which = highest.argmax(0, keepdim=True)
-            return (places.gather(0, which) + which * tile)[0]
+        x = placed(x)
         best = torch.full_like(x[:, 0], -math.inf)
-        where = torch.zeros_like(best, dtype=torch.int64)
-        for number, prototypes in enumerate(tiles):
-            highest = metric.similarities(x, prototypes, origin).amax(1)
-            where = torch.where(highest > best, number, where)
+        index = torch.zeros_like(best, dtype=torch.int64)
+        for number, prototypes in enumerate(self.prototypes.split(tile)):
+            part = placed(prototypes.to(x.dtype))
+            if kind == "cosine":
+                similarities = x @ part.T
+            else:
+                similarities = torch.addmm(part.square().sum(1) / -2, x, part.T)
+            highest, places = similarities.max(1)
+            index = torch.where(highest > best, places + number * tile, index)
             best = torch.maximum(highest, best)
-        nearest = torch.empty_like(where)
-        for number in where.unique().tolist():
-            rows = (where == number).nonzero()[:, 0]
-            places = metric.similarities(x[rows], tiles[number], origin).argmax(1)
-            nearest[rows] = places + number * tile
-        return nearest
+        return index
 
     @property
     def _precision(self) -> torch.dtype:
@@ -174,46 +165,11 @@ class MemoryBank(nn.Module):
             raise InputTypeError(f"{name} must be of floating point, got {x.dtype}")
 
 
-class _Metric(NamedTuple):
-    """How patches are compared: the nearest prototype has the largest x' · p' + offset(p').
-
-    Attributes:
-        placed: patches or prototypes (n, D), and a point amid them (D,) -> x' or p', (n, D).
-        offsets: prototypes p' (n, D) -> (n,), if not all 0.
-        distance: pairs of a patch and a prototype, (n, D) and (n, D) -> (n,).
-    """
-
-    placed: Callable[[Tensor, Tensor], Tensor]
-    offsets: Callable[[Tensor], Tensor] | None
-    distance: Callable[[Tensor, Tensor], Tensor]
-
-    def similarities(self, x: Tensor, prototypes: Tensor, origin: Tensor) -> Tensor:
-        """Of placed patches and some prototypes: (n, D), (t, D) -> (n, t)."""
-        part = self.placed(prototypes.to(x.dtype), origin)
-        if self.offsets is None:
-            return x @ part.T
-        return torch.addmm(self.offsets(part), x, part.T)
-
-
-_METRICS = {
-    "cosine": _Metric(
-        placed=lambda x, origin: F.normalize(x, dim=1),
-        offsets=None,
-        distance=lambda x, p: (1 - F.cosine_similarity(x, p, eps=1e-12)).clamp_min(0),
-    ),
-    "euclidean": _Metric(
-        placed=lambda x, origin: x - origin,
-        offsets=lambda p: p.square().sum(1) / -2,
-        distance=lambda x, p: (x - p).norm(dim=1),
-    ),
+# pairs of a patch and its prototype, (n, D) and (n, D) -> (n,)
+_DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cosine": lambda x, p: (1 - F.cosine_similarity(x, p, eps=1e-12)).clamp_min(0),
+    "euclidean": lambda x, p: (x - p).norm(dim=1),
 }
-
-
-def _metric(kind: str) -> _Metric:
-    if kind not in _METRICS:
-        kinds = ", ".join(_METRICS)
-        raise InputError(f"kind must be one of {kinds} for a memory bank, got {kind!r}")
-    return _METRICS[kind]
 
 
 def _make_room(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
@@ -227,3 +183,89 @@ def _make_room(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: obj
             f" features={bank.features}"
         )
     bank.prototypes = bank.prototypes.new_zeros(saved.shape)
+
+
+class BankModel(NormalityModel):
+    """Memory bank of the patches of all healthy slices, or of a few, or a coreset of them.
+
+    All slices with the cosine score is AnomalyDINO's full-shot bank, one slice its one-shot bank; a
+    coreset with the Euclidean score is PatchCore's bank (see `MemoryBank`).
+
+    Args:
+        features: D.
+        slices: how many healthy slices are drawn, all if None.
+        size: of the coreset, see `MemoryBank`.
+        seed: of the draw and the coreset.
+    """
+
+    module: MemoryBank
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        slices: int | None = None,
+        size: int | float | None = None,
+        seed: int = 0,
+    ) -> None:
+        if slices is not None:
+            check_at_least_one("slices", slices)
+        self.module = MemoryBank(features, size=size, seed=seed)
+        self.slices = slices
+        self.seed = seed
+
+    @property
+    def prototypes(self) -> int:
+        """P."""
+        return len(self.module.prototypes)
+
+    def fit(self, slices: Sequence[Tensor], held_out: Sequence[Tensor]) -> None:
+        """Keep patches.
+
+        Raises:
+            ValueError: where there are fewer slices than are to be drawn.
+        """
+        if self.slices is not None:
+            if self.slices > len(slices):
+                raise InputError(
+                    f"slices must be at most the {len(slices)} healthy ones, got {self.slices}"
+                )
+            generator = torch.Generator().manual_seed(self.seed)
+            drawn = torch.randperm(len(slices), generator=generator)[: self.slices]
+            slices = [slices[i] for i in drawn]
+        self.module.fit(patches_of(slices).to(self.device))
+
+
+class KMeansModel(BankModel):
+    """The centres of k-means as a memory bank: Lloyd's algorithm, from patches drawn uniformly.
+
+    Fitting holds the patches twice, and else memory that does not grow with N x K.
+
+    Args:
+        features: D.
+        clusters: K.
+        iterations: at most so many.
+        seed: of the draw.
+
+    Raises:
+        ImportError: without scikit-learn.
+    """
+
+    def __init__(
+        self, features: int, clusters: int, *, iterations: int = 20, seed: int = 0
+    ) -> None:
+        try:
+            from sklearn.cluster import KMeans
+        except ImportError:
+            raise MissingPackageError(
+                "k-means needs scikit-learn: pip install 'monai-dpmm[evaluation]'"
+            ) from None
+        super().__init__(features)
+        self._clustering = KMeans(
+            clusters, init="random", n_init=1, max_iter=iterations, random_state=seed
+        )
+
+    def fit(self, slices: Sequence[Tensor], held_out: Sequence[Tensor]) -> None:
+        """Cluster the patches."""
+        self._clustering.fit(patches_of(slices).numpy())
+        self.module.fit(torch.from_numpy(self._clustering.cluster_centers_))

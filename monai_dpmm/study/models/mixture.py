@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_dpmm.errors import InputError
+from monai_dpmm.mixture.checks import check_at_least_one
 from monai_dpmm.mixture.dpmm import DPMM
 from monai_dpmm.study.models.normality import NormalityModel, patches_of
 
@@ -44,9 +44,8 @@ class MixtureModel(NormalityModel):
         batch_size: int = 12,
         seed: int = 0,
     ) -> None:
-        for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-            if value < 1:
-                raise InputError(f"{name} must be at least 1, got {value}")
+        check_at_least_one("epochs", epochs)
+        check_at_least_one("batch_size", batch_size)
         self.module = DPMM(features, **{**options, "seed": seed})
         self.epochs = epochs
         self.batch_size = batch_size

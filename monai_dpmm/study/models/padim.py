@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_dpmm.errors import InputError
+from monai_dpmm.mixture.checks import check_at_least_one
 from monai_dpmm.mixture.precision import exact
 from monai_dpmm.study.models.normality import NormalityModel
 
@@ -63,8 +64,7 @@ class PaDiM(nn.Module, NormalityModel):
     ) -> None:
         super().__init__()
         for name, value in (("features", features), ("grid", min(grid)), ("selected", selected)):
-            if value < 1:
-                raise InputError(f"{name} must be at least 1, got {value}")
+            check_at_least_one(name, value)
         if not regularization > 0:
             raise InputError(f"regularization must be positive, got {regularization}")
         self.features = features

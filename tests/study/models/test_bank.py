@@ -291,7 +291,7 @@ def test_arguments_out_of_range_are_refused(options, message):
 @pytest.mark.parametrize("kind", ["likelihood", "mahalanobis", "mixture", "cosin"])
 @pytest.mark.parametrize("method", ["score", "assign"])
 def test_a_score_that_a_bank_has_not_is_refused(kind, method):
-    message = f"kind must be one of cosine, euclidean for a memory bank, got '{kind}'"
+    message = f"kind must be one of cosine, euclidean, got '{kind}'"
     with pytest.raises(ValueError, match=message):
         getattr(bank_of(torch.ones(2, 4)), method)(torch.ones(3, 4), kind)
 

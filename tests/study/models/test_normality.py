@@ -9,7 +9,7 @@ import torch
 from oracle import clustered
 from sklearn.mixture import GaussianMixture
 
-from monai_dpmm.study.models.banks import BankModel, KMeansModel
+from monai_dpmm.study.models.bank import BankModel, KMeansModel
 from monai_dpmm.study.models.mixture import FINITE, MixtureModel
 from monai_dpmm.study.models.padim import PaDiM
 
