@@ -21,7 +21,7 @@ from monai.bundle import ConfigParser
 
 from monai_dpmm.app.cli import configs_dir
 from monai_dpmm.app.options import override
-from monai_dpmm.engines.embedding_store import embedded_dataset
+from monai_dpmm.study.embedded_dataset import embedded_dataset
 
 
 def parser_of(args: argparse.Namespace) -> ConfigParser:
@@ -46,7 +46,9 @@ def main() -> None:
     args = arguments.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.out.parent) as scans:
-        dataset = embedded_dataset(parser_of(args), scans)
+        parser = parser_of(args)
+        parser["embedding_dir"] = scans
+        dataset = embedded_dataset(parser)
         result = {section: dataset.healthy(section) for section in ("train", "val")}
         tests = [{"embeddings": scan.embeddings, "masks": scan.masks} for scan in dataset.tests()]
         torch.save(result | {"test": tests}, args.out)

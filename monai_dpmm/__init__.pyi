@@ -17,6 +17,9 @@ from monai_dpmm.engines.distributed import (
 from monai_dpmm.engines.distributed import (
     own_items as own_items,
 )
+from monai_dpmm.engines.embedding_store import (
+    StoredEmbeddings as StoredEmbeddings,
+)
 from monai_dpmm.engines.engines import (
     EMTrainer as EMTrainer,
 )

@@ -39,6 +39,14 @@ SECTIONS: Mapping[str, tuple[Setting, ...]] = {
             told="`models` in it",
         ),
         Setting(
+            "embedding_dir",
+            "$@bundle_root + '/embeddings'",
+            rules.TEXT,
+            "embeddings of the scans, each made once and read by every later training and by"
+            " `compare`; delete the folder to free the disk",
+            told="`embeddings` in it",
+        ),
+        Setting(
             "checkpoint",
             "$@ckpt_dir + '/checkpoint.pt'",
             rules.TEXT,

@@ -1,205 +1,200 @@
-"""A data set's embeddings on disk, computed once for all that is compared on them."""
+"""Embeddings of scans on disk, each made once, for all that trains on them or compares them."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-import time
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monai.bundle import ConfigParser
+import torch
+from monai.data import Dataset
 from monai.transforms import Compose
-from monai.utils import convert_to_tensor
-from safetensors import safe_open
+from monai.utils import convert_to_tensor, ensure_tuple
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from monai_dpmm.engines.distributed import interleaved, is_main_process, own_items
+from monai_dpmm.engines.fingerprint import fingerprint, scan_content
+from monai_dpmm.errors import FileError
 from monai_dpmm.files import whole_file
-from monai_dpmm.io.datalist import datalist
-from monai_dpmm.io.label_loading import LoadLabeld
-from monai_dpmm.transforms.dictionary import EmbedPatchesd, LoadVolumed
+from monai_dpmm.transforms.dictionary import EmbedPatchesd
 from monai_dpmm.transforms.labels import IgnoreLabelledPatchesd
 
-__all__ = ["EmbeddedDataset", "LabelledScan", "embedded_dataset", "with_label"]
+__all__ = ["StoredEmbeddings", "StoredSlices"]
 
-# which an embedding does not follow from, though they are referred to where it is computed
-_IRRELEVANT = {"device", "embedding_batch_size"}
-_SECTIONS = ("preprocessing", "embedding", "backbone")
+_LOGGER = logging.getLogger(__name__)
 
 
-class LabelledScan(NamedTuple):
-    """A test scan: its slices' embeddings (S, h, w, D) and lesions (S, H, W), bool."""
+class _Direction(NamedTuple):
+    """Of a scan's slices along one axis: numbers of those that are not background only, and D."""
 
-    name: str
-    embeddings: Tensor
-    masks: Tensor
+    slices: list[int]
+    features: int
 
 
-class EmbeddedDataset:
-    """Embeddings of a data set in safetensors files, one a scan, as the backbone gives them.
+class StoredSlices(Sequence[Tensor]):
+    """Slices (h, w, D) of many scans that are not background only, float32, read when asked for.
 
     Args:
-        folder: of the files, see `embedded_dataset`.
-        scans: names of the scans of the sections "train", "val" and "test".
+        paths: files of the scans, see `StoredEmbeddings`.
+        directions: of each scan.
+        unit_norm: scale the embeddings to unit norm.
     """
 
-    def __init__(self, folder: str | Path, scans: Mapping[str, Sequence[str]]) -> None:
-        self.folder = Path(folder)
-        self.scans = {section: list(names) for section, names in scans.items()}
-
-    def healthy(self, section: str, *, unit_norm: bool = True) -> list[Tensor]:
-        """Slices (h, w, D) of all scans of "train" or "val" that are not background only."""
-        scans = (self._tensors(section, i)["embeddings"] for i in range(len(self.scans[section])))
-        return [
-            grid
-            for scan in scans
-            for grid in (F.normalize(scan, dim=-1) if unit_norm else scan)
-            if grid.any()
+    def __init__(
+        self, paths: Sequence[Path], directions: Sequence[Sequence[_Direction]], *, unit_norm: bool
+    ) -> None:
+        self.paths = list(paths)
+        self.unit_norm = unit_norm
+        self.features = {one.features for scan in directions for one in scan}
+        rows = [
+            torch.tensor([(number, axis, i) for i in one.slices], dtype=torch.int32).view(-1, 3)
+            for number, scan in enumerate(directions)
+            for axis, one in enumerate(scan)
         ]
+        self._index = torch.cat(rows) if rows else torch.empty(0, 3, dtype=torch.int32)
 
-    def tests(self, *, unit_norm: bool = True) -> Iterator[LabelledScan]:
-        """Test scans, one in memory at a time."""
-        for number, name in enumerate(self.scans["test"]):
-            tensors = self._tensors("test", number)
-            embeddings = tensors["embeddings"]
-            embeddings = F.normalize(embeddings, dim=-1) if unit_norm else embeddings
-            yield LabelledScan(name, embeddings, tensors["masks"])
+    def __len__(self) -> int:
+        return len(self._index)
 
-    @property
-    def milliseconds(self) -> float:
-        """Time that loading and embedding a test slice took, on average."""
-        seconds = slices = 0.0
-        for number in range(len(self.scans["test"])):
-            with safe_open(self.path("test", number), "pt") as file:
-                seconds += float(file.metadata()["seconds"])
-                slices += file.get_slice("embeddings").get_shape()[0]
-        return 1000 * seconds / slices
-
-    @property
-    def key(self) -> str:
-        """What all embeddings follow from: settings and files."""
-        sections = [(section, len(names)) for section, names in self.scans.items()]
-        keys = [_key_of(self.path(section, i)) for section, count in sections for i in range(count)]
-        return hashlib.sha256(json.dumps([sections, keys]).encode()).hexdigest()
-
-    def path(self, section: str, number: int) -> Path:
-        """File of a scan."""
-        return self.folder / f"{section}_{number:05}.safetensors"
-
-    def _tensors(self, section: str, number: int) -> dict[str, Tensor]:
-        with safe_open(self.path(section, number), "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    def __getitem__(self, index: Any) -> Any:
+        scan, axis, number = self._index[index].tolist()
+        with safe_open(self.paths[scan], "pt") as file:
+            grid = file.get_slice(f"image_{axis}")[number].float()
+        return F.normalize(grid, dim=-1) if self.unit_norm else grid
 
 
-def embedded_dataset(parser: ConfigParser, folder: str | Path) -> EmbeddedDataset:
-    """Embeddings of the data set of a training config, unnormalised, in a folder.
+class StoredEmbeddings(Dataset):
+    """MONAI's Dataset of embeddings, kept in a folder: item i is {"image": (S, h, w, D)}.
 
-    Scans that are there already, embedded with the same settings from the same files, are not
-    embedded again.
+    Each scan is embedded once, and never again by a later run: its file is named after the bytes
+    of the scan and of its label, the transforms and the backbone's weights, so that what has
+    changed is embedded anew. Files are safetensors, which hold no code and are mapped into memory,
+    one a scan with a tensor for each direction (see `ExtractSlicesd`); what is not whole is made
+    again. Several processes may write into one folder. Where nothing but `IgnoreLabelledPatchesd`
+    follows `EmbedPatchesd`, embeddings are kept as the backbone gives them and scaled when read.
 
     Args:
-        parser: of the config and its overlays: "dataset_dir", "val_fraction", "seed", "embedding",
-            "lesion_label".
-        folder: made where it does not exist.
-
-    Raises:
-        InputError: see `monai_dpmm.scans.datalist`; every test scan must have a label, unless it is
-            known to be healthy.
+        data: dictionaries of paths.
+        transform: from paths to embeddings ("image"), and slices of a label where that is kept.
+        cache_dir: the folder, made where it does not exist. It holds patient data.
     """
-    root, seed = (parser.get_parsed_content(key) for key in ("dataset_dir", "seed"))
-    fraction = parser.get_parsed_content("val_fraction")
-    items = {
-        section: datalist(root, section, val_fraction=fraction, seed=seed, labels=section == "test")
-        for section in ("train", "val", "test")
-    }
-    names = {section: [Path(i["image"]).name for i in part] for section, part in items.items()}
-    dataset = EmbeddedDataset(folder, names)
-    settings = _settings(parser)
-    missing = [
-        (section, number, item, key)
-        for section, part in items.items()
-        for number, item in enumerate(part)
-        if _key_of(dataset.path(section, number)) != (key := _key(settings, section, item))
-    ]
-    if missing:
-        dataset.folder.mkdir(parents=True, exist_ok=True)
-        transforms = parser.get_parsed_content("embedding").flatten().transforms
-        healthy = _unnormalised(transforms)
-        test = _with_lesions(transforms, LoadLabeld(rule=parser.get_parsed_content("lesion_label")))
-        for section, number, item, key in tqdm(missing, desc="Embedding"):
-            pipeline = test if section == "test" else healthy
-            _embed(item, pipeline, dataset.path(section, number), key)
-    return dataset
+
+    def __init__(self, data: Sequence[Any], transform: Any, cache_dir: str | Path) -> None:
+        steps = Compose(ensure_tuple(transform)).flatten().transforms
+        kept, self.unit_norm = _as_embedded(steps)
+        super().__init__(data, Compose(kept))
+        self.cache_dir = Path(cache_dir).expanduser()
+        self._steps = fingerprint(kept)
+        self._paths: dict[int, Path] = {}
+
+    def path(self, index: int) -> Path:
+        """File of a scan's embeddings."""
+        if index not in self._paths:
+            key = fingerprint(self._steps, scan_content(self.data[index]))
+            self._paths[index] = self.cache_dir / f"{key}.safetensors"
+        return self._paths[index]
+
+    def embed(self) -> list[list[_Direction]]:
+        """Embed what is not there yet, of several processes each its share; what all scans hold."""
+        own = list(own_items(range(len(self))))
+        found = {index: _directions(self.path(index)) for index in own}
+        missing = [index for index, directions in found.items() if directions is None]
+        for index in tqdm(missing, "Embedding", disable=not missing or not is_main_process()):
+            self._write(index)
+            found[index] = _directions(self.path(index))
+        paths = interleaved([self.path(index) for index in own])
+        self._paths = dict(enumerate(paths))
+        return interleaved([found[index] or [] for index in own])
+
+    def slices(self, *, unit_norm: bool | None = None) -> StoredSlices:
+        """Slices of all scans, see `StoredSlices`; scaled as the transform has it if None."""
+        directions = self.embed()
+        scaled = self.unit_norm if unit_norm is None else unit_norm
+        return StoredSlices(list(self._paths.values()), directions, unit_norm=scaled)
+
+    def read(self, index: int) -> Any:
+        """A scan's embeddings as they are kept; slices of its label (S, H, W), bool, if it has one.
+
+        Of several directions a list.
+        """
+        if _directions(self.path(index)) is None:
+            self._write(index)
+        with safe_open(self.path(index), "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        items: list[dict[str, Tensor]] = []
+        for axis in range(sum(name.startswith("image_") for name in tensors)):
+            item = {"image": tensors[f"image_{axis}"].float()}
+            if f"label_{axis}" in tensors:
+                item["label"] = tensors[f"label_{axis}"]
+            items.append(item)
+        return items[0] if len(items) == 1 else items
+
+    def _transform(self, index: int) -> Any:
+        read = self.read(index)
+        if self.unit_norm:
+            for item in read if isinstance(read, list) else [read]:
+                item["image"] = F.normalize(item["image"], dim=-1)
+        return read
+
+    def _write(self, index: int) -> None:
+        """Embed a scan; its file is there when it is complete."""
+        result: Any = self.transform(copy.copy(self.data[index]))
+        tensors = {}
+        for axis, item in enumerate(result if isinstance(result, list) else [result]):
+            grid = convert_to_tensor(item["image"], track_meta=False).contiguous()
+            tensors[f"image_{axis}"] = grid
+            tensors[f"foreground_{axis}"] = grid.flatten(1).any(1)
+            if "label" in item:
+                label = convert_to_tensor(item["label"], track_meta=False)
+                tensors[f"label_{axis}"] = (label[:, 0] > 0).contiguous()
+        path = self.path(index)
+        self.cache_dir.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as partial:
+            try:
+                save_file(tensors, partial, {"key": path.stem})
+            except SafetensorError as error:
+                raise FileError(f"{path}: could not be written, {error}") from error
 
 
-def _unnormalised(transforms: Sequence[Any]) -> Compose:
-    """Embeddings as the backbone gives them."""
-    for transform in transforms:
-        if isinstance(transform, EmbedPatchesd):
-            transform.transform.options["unit_norm"] = False
-    return Compose(transforms)
+def _as_embedded(steps: Sequence[Any]) -> tuple[list[Any], bool]:
+    """The steps with embeddings as the backbone gives them, and whether to scale them later.
 
-
-def _with_lesions(transforms: Sequence[Any], label: LoadLabeld) -> Compose:
-    """The same of a test scan, and slices of its lesions, which are none where it is healthy."""
-    kept = [t for t in transforms if not isinstance(t, IgnoreLabelledPatchesd)]
-    return Compose(with_label(kept, label))
-
-
-def with_label(transforms: Sequence[Any], label: LoadLabeld) -> list[Any]:
-    """The transforms with another loader of labels in the place of the training's."""
-
-    def loads_label(transform: Any) -> bool:
-        return isinstance(transform, LoadVolumed) and "label" in transform.keys
-
-    return [label if loads_label(transform) else transform for transform in transforms]
-
-
-def _embed(item: Mapping[str, str], pipeline: Compose, path: Path, key: str) -> None:
-    start = time.perf_counter()
-    data: Any = pipeline(dict(item))
-    seconds = time.perf_counter() - start
-    tensors = {"embeddings": convert_to_tensor(data["image"], track_meta=False).contiguous()}
-    if "label" in data:
-        label = convert_to_tensor(data["label"], track_meta=False)
-        tensors["masks"] = (label[:, 0] > 0).contiguous()
-    with whole_file(path) as partial:
-        save_file(tensors, partial, metadata={"key": key, "seconds": str(seconds)})
-
-
-def _settings(parser: ConfigParser) -> dict[str, Any]:
-    """All of a config that embeddings follow from, as it is written.
-
-    These are the sections that compute them and whatever those refer to, and the rule for lesions.
+    Only where that commutes with what follows; otherwise the steps as they are.
     """
-    config = parser.get()
-    found: dict[str, Any] = {}
-    names = [*_SECTIONS, "lesion_label"]
-    while names:
-        name = names.pop()
-        if name in config and name not in _IRRELEVANT and name not in found:
-            found[name] = config[name]
-            names += re.findall(r"@(\w+)", json.dumps(config[name]))
-    return found
+    places = [i for i, step in enumerate(steps) if isinstance(step, EmbedPatchesd)]
+    after = steps[places[-1] + 1 :] if places else ()
+    if len(places) != 1 or not all(isinstance(step, IgnoreLabelledPatchesd) for step in after):
+        return list(steps), False
+    (place,) = places
+    embed = copy.copy(steps[place])
+    embed.transform = copy.copy(embed.transform)
+    unit_norm = embed.transform.options["unit_norm"]
+    embed.transform.options = embed.transform.options | {"unit_norm": False}
+    return [*steps[:place], embed, *after], unit_norm
 
 
-def _key(settings: Mapping[str, Any], section: str, item: Mapping[str, str]) -> str:
-    """What the embeddings of a scan follow from: settings, files, their sizes and dates."""
-    named = [Path(item[key]) for key in ("image", "label") if key in item]
-    paths = [p for path in named for p in (path, *sorted(path.glob("*")))]
-    files = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
-    text = json.dumps([settings, section == "test", files], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _key_of(path: Path) -> str | None:
-    """Key of a scan that was embedded, None where there is none."""
-    if not path.is_file():
+def _directions(path: Path) -> list[_Direction] | None:
+    """What a scan's file holds, None where there is none, or none that is whole."""
+    try:
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("key") != path.stem:
+                return None
+            count = sum(name.startswith("image_") for name in file.keys())  # noqa: SIM118
+            return [
+                _Direction(
+                    file.get_tensor(f"foreground_{axis}").nonzero()[:, 0].tolist(),
+                    file.get_slice(f"image_{axis}").get_shape()[-1],
+                )
+                for axis in range(count)
+            ]
+    except FileNotFoundError:
         return None
-    with safe_open(path, "pt") as file:
-        return (file.metadata() or {}).get("key")
+    except SafetensorError as error:
+        _LOGGER.warning("%s is damaged and made again (%s)", path, error)
+        return None

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from monai_dpmm.engines.distributed import exchanged, own_items, own_part, rank, world_size
+from monai_dpmm.engines.embedding_store import StoredEmbeddings, StoredSlices
 from monai_dpmm.errors import InputError
 
 __all__ = ["SliceDataLoader", "SliceDataset", "collate_patches"]
@@ -22,16 +23,18 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
     """Slices of all scans as one data set: item i is {"image": embeddings (h, w, D)}.
 
     Training draws its batches over the slices of all scans (paper: 12 images a batch), while
-    MONAI's datasets have one item a scan. Every scan's embeddings are taken from the source once,
-    here, and kept: the backbone runs at most once for each scan, and never in an epoch. Slices that
-    are background only (see `embed_patches`) are left out. Of several processes each takes its
-    share of the scans from the source and gets the others' embeddings, so that all of them hold
-    the slices that one process would hold.
+    MONAI's datasets have one item a scan. The backbone runs at most once for each scan, here, and
+    never in an epoch. Slices that are background only (see `embed_patches`) are left out.
+
+    `StoredEmbeddings` are read from their files slice by slice, so that memory does not grow with
+    the number of scans; of several processes each embeds its share. Embeddings of any other source
+    are taken once and kept in memory: of several processes each takes its share and gets the
+    others', so that all of them hold the slices that one process would hold.
 
     Args:
-        source: data set of dictionaries with the embeddings (S, h, w, D) of a scan at `key`, any of
-            MONAI's. A CacheDataset has computed all its items before, in each process. An item may
-            be a list of such dictionaries, one for each axis (see `ExtractSlicesd`).
+        source: `StoredEmbeddings`, or any data set of dictionaries with the embeddings (S, h, w, D)
+            of a scan at `key`. An item may be a list of such dictionaries, one for each axis (see
+            `ExtractSlicesd`).
         key: key of the embeddings.
 
     Raises:
@@ -48,14 +51,16 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
             )
         self.source = source
         self.key = key
-        own = [_embeddings(source[i], key) for i in own_items(range(len(source)))]
-        self.slices = [patches for scan in exchanged(own) for patches in scan if patches.any()]
-        if not self.slices:
+        self.slices = (
+            source.slices() if isinstance(source, StoredEmbeddings) else _in_memory(source, key)
+        )
+        if len(self.slices) == 0:
             raise InputError(
                 f"source must hold patches that count, all those of its {len(source)} scans are"
                 " background or lie under a label"
             )
-        dims = {int(patches.shape[-1]) for patches in self.slices}
+        stored = isinstance(self.slices, StoredSlices)
+        dims = self.slices.features if stored else {int(grid.shape[-1]) for grid in self.slices}
         if len(dims) != 1:
             raise InputError(f"source must hold slices of one embedding size, got {sorted(dims)}")
 
@@ -113,6 +118,12 @@ def _collate_part(
     if own:
         return collate_patches(own)
     return {key: value[:0] for key, value in collate_patches(items[:1]).items()}
+
+
+def _in_memory(source: Sequence[Mapping[str, Any]], key: str) -> Sequence[Tensor]:
+    """Slices of all scans that are not background only."""
+    own = [_embeddings(source[i], key) for i in own_items(range(len(source)))]
+    return [patches for scan in exchanged(own) for patches in scan if patches.any()]
 
 
 def _embeddings(item: Any, key: str) -> Tensor:

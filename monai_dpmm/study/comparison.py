@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from monai.bundle import ConfigParser
 from torch import Tensor
 
-from monai_dpmm.engines.embedding_store import EmbeddedDataset, embedded_dataset
 from monai_dpmm.errors import InputError, MissingPackageError
 from monai_dpmm.files import json_object, whole_file
 from monai_dpmm.report.environment import environment
+from monai_dpmm.study.embedded_dataset import EmbeddedDataset, embedded_dataset
 from monai_dpmm.study.models.bank import BankModel, KMeansModel
 from monai_dpmm.study.models.mixture import FINITE, MixtureModel
 from monai_dpmm.study.models.normality import NormalityModel
@@ -100,9 +100,9 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Records of all trials, a method with a seed each, on the data set of a training config.
 
-    Embeddings are kept in `folder/embeddings`, and each trial in `folder/trials` as soon as it is
-    done; one that is there, of the same data and settings, is not run again. The DPMM is always
-    among the methods.
+    Embeddings are those of training's store, and each trial is kept in `folder/trials` as soon as
+    it is done; one that is there, of the same data and settings, is not run again. The DPMM is
+    always among the methods.
 
     Args:
         parser: of the config and its overlays; the mixture is made of its values.
@@ -126,7 +126,7 @@ def compare(
             raise MissingPackageError(
                 f"compare needs {package}: pip install 'monai-dpmm[evaluation]'"
             )
-    dataset = embedded_dataset(parser, Path(folder) / "embeddings")
+    dataset = embedded_dataset(parser)
     if not any(bool(scan.masks.any()) for scan in dataset.tests()):
         raise InputError(f"{parser['dataset_dir']}: must have test scans with lesions, got none")
     return _Comparison(parser, dataset, Path(folder) / "trials", seeds).run(methods)
@@ -175,7 +175,7 @@ class _Comparison:
         found = {name: obstacle for name, obstacle in obstacles.items() if obstacle}
         for name, obstacle in found.items():
             if methods is not None:
-                raise InputError(f"{self.dataset.folder}: {name} needs {obstacle}")
+                raise InputError(f"{self.dataset.root}: {name} needs {obstacle}")
             print(f"{name} is left out: it needs {obstacle}")
         return [name for name in chosen if name not in found]
 

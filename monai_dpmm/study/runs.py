@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from monai_dpmm.engines.embedding_store import LabelledScan
 from monai_dpmm.metrics.anomaly_metrics import AnomalyMetrics
 from monai_dpmm.metrics.image_metrics import Thresholds
 from monai_dpmm.network.geometry import upsample_scores
 from monai_dpmm.network.thresholds import thresholds_at
+from monai_dpmm.study.embedded_dataset import LabelledScan
 from monai_dpmm.study.models.normality import NormalityModel
 
 __all__ = ["RATES", "Cost", "cost", "quality"]

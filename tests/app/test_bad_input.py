@@ -33,7 +33,7 @@ def _infer(trained, scans, out, **options):
 
 def test_bad_scans_do_not_stop_the_others(trained, scans, tmp_path):
     result = _infer(trained, scans, tmp_path / "out", expect=1)
-    start = result.stderr.index("error: 3 of 5 scans were left out:")
+    start = result.stderr.index("error: 3 of 5 scans were skipped:")
     _, *reasons = result.stderr[start:].splitlines()
     assert [os.path.basename(line.split(": ")[0]) for line in reasons] == [
         *("b.nii.gz", "c.nii.gz", "d.png")
@@ -49,7 +49,7 @@ def test_a_folder_of_bad_scans_only_leaves_nothing(trained, scans, tmp_path):
     for name in "ae":
         (scans / f"{name}.nii.gz").unlink()
     result = _infer(trained, scans, tmp_path / "out", expect=1)
-    assert "error: 3 of 3 scans were left out:" in result.stderr
+    assert "error: 3 of 3 scans were skipped:" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
 
@@ -66,7 +66,7 @@ def test_an_output_folder_that_is_a_file_is_one_line(trained, scans, tmp_path):
     (tmp_path / "out").write_text("a file")
     result = _infer(trained, scans / "a.nii.gz", tmp_path / "out", expect=1)
     assert "Traceback" not in result.stderr
-    assert "1 of 1 scans were left out" in result.stderr
+    assert "1 of 1 scans were skipped" in result.stderr
     assert "could not be written" in result.stderr
 
 

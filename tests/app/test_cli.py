@@ -136,7 +136,7 @@ def test_a_refused_scan_does_not_stop_the_others_and_exits_with_1(trained, cohor
     (scans / "b.nii.gz").write_text("no scan")
     result = _run("infer", scans, "-f", trained, "-s", f"output_dir={tmp_path / 'out'}")
     assert result.returncode == 1
-    assert "error: 1 of 2 scans were left out:\n" in result.stderr
+    assert "error: 1 of 2 scans were skipped:\n" in result.stderr
     assert (tmp_path / "out/a/a_findings.json").is_file()
 
 

@@ -1,17 +1,16 @@
 """A setting that no run could use is told before anything runs."""
 
 import json
+import re
 from typing import get_args
 
 import pytest
-from monai.bundle import ConfigParser
 
 from monai_dpmm.app.cli import main
 from monai_dpmm.app.commands.settings import settings_tables
 from monai_dpmm.app.config import check_settings, check_values
 from monai_dpmm.app.release import configs_dir
 from monai_dpmm.app.settings import RENAMED, SETTINGS
-from monai_dpmm.engines.embedding_store import _settings as embedding_settings
 from monai_dpmm.errors import UsageError
 from monai_dpmm.io.formats import volume_writer
 from monai_dpmm.io.label_loading import LabelRule
@@ -45,9 +44,15 @@ def test_a_model_remembers_what_the_table_says(name):
 
 
 def test_embeddings_follow_from_what_the_table_says():
-    """What the store of embeddings finds where they are computed, beside parts and labels."""
-    found = embedding_settings(ConfigParser(_config("train"))).keys() & SETTINGS.keys()
-    assert found - {"lesion_label"} == {name for name, row in SETTINGS.items() if row.embeds}
+    """All that the steps and the backbone refer to, but where and how many at once they run."""
+    config, found = _config("train"), set()
+    names = ["preprocessing", "embedding", "backbone"]
+    while names:
+        name = names.pop()
+        found.add(name)
+        referred = set(re.findall(r"@(\w+)", json.dumps(config[name])))
+        names += sorted(referred - found - {"device", "embedding_batch_size"})
+    assert found & SETTINGS.keys() == {name for name, row in SETTINGS.items() if row.embeds}
 
 
 def test_defaults_keep_their_rules():

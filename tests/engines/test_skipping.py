@@ -1,4 +1,4 @@
-"""Scans that are refused are left out and named; anything else stops the run."""
+"""Scans that cannot be used are skipped and listed; anything else stops the run."""
 
 import numpy as np
 import pytest
@@ -44,14 +44,12 @@ def _seen(evaluator):
 def test_all_scans_that_can_be_read_are_done():
     evaluator = _evaluator([_scan(0), torch.zeros(1, 6, 6, 6), _scan(1)])
     seen = _seen(evaluator)
-    with pytest.raises(
-        InputError, match=r"^1 of 3 scans were left out:\n  image must not be const"
-    ):
+    with pytest.raises(InputError, match=r"^1 of 3 scans were skipped:\n  image must not be const"):
         evaluator.run()
     assert seen == [1, 0, 1]
 
 
-def test_scans_refused_later_are_left_out_too():
+def test_scans_that_fail_later_are_skipped_too():
     def refuse_large(data):
         NormalizeSlices(28, 14)(data["image"].movedim(-1, 0))
         return data
@@ -59,20 +57,20 @@ def test_scans_refused_later_are_left_out_too():
     long = torch.rand(1, 2, 60, 6)
     evaluator = _evaluator([long, _scan(1)], post=refuse_large)
     seen = _seen(evaluator)
-    with pytest.raises(InputError, match=r"1 of 2 scans were left out:\n  .*at most 8 times"):
+    with pytest.raises(InputError, match=r"1 of 2 scans were skipped:\n  .*at most 8 times"):
         evaluator.run()
     assert seen == [0, 1]
 
 
-def test_a_run_without_refusals_ends_well_and_a_second_one_starts_anew():
+def test_a_run_without_skipped_scans_ends_well_and_a_second_one_starts_anew():
     evaluator = _evaluator([_scan(0), _scan(1)])
     StatsHandler(iteration_log=False).attach(evaluator)
     evaluator.run()
     evaluator.run()
-    assert (evaluator.scans, evaluator.refused) == (2, [])
+    assert (evaluator.scans, evaluator.skipped) == (2, [])
 
 
-def test_errors_that_are_no_refusals_stop_the_run():
+def test_errors_of_other_classes_stop_the_run():
     with pytest.raises(RuntimeError, match="applying transform"):
         _evaluator([None, _scan(0)]).run()
 

@@ -19,10 +19,12 @@ OPTIONS = SMALL | {"ignore_background": True, "slice_step": 4, "max_epochs": 2}
 FEW = ["k-means", "shots-1", "full"]
 
 
-def parser_of(folder, **options):
+def parser_of(folder, done, **options):
+    """Training's config, whose store lies beside the comparison's folder."""
     parser = ConfigParser()
     parser.read_config(str(ROOT / "configs" / "train.json"))
-    parser.update(OPTIONS | {"dataset_dir": str(folder)} | options)
+    kept = {"dataset_dir": str(folder), "embedding_dir": str(done.parent / "embeddings")}
+    parser.update(OPTIONS | kept | options)
     return parser
 
 
@@ -78,7 +80,7 @@ def test_k_means_and_the_finite_mixture_have_the_dpmms_number(done):
 
 def test_a_trial_that_is_there_is_not_run_again(cohort, done, ran):
     before = [json.loads(p.read_text()) for p in sorted((done / "trials").iterdir())]
-    records = compare(parser_of(cohort), done, seeds=2, methods=FEW)
+    records = compare(parser_of(cohort, done), done, seeds=2, methods=FEW)
     assert not ran
     assert [(r["method"], r["seed"]) for r in records] == [
         *(("dpmm", 0), ("dpmm", 1), ("full", 0)),
@@ -91,7 +93,7 @@ def test_an_interrupted_comparison_goes_on_and_gives_the_same(cohort, done, ran,
     shutil.copytree(done, tmp_path / "copy")
     before = json.loads((done / "trials" / "shots-1-1.json").read_text())
     (tmp_path / "copy" / "trials" / "shots-1-1.json").unlink()
-    records = compare(parser_of(cohort), tmp_path / "copy", seeds=2, methods=["shots-1"])
+    records = compare(parser_of(cohort, done), tmp_path / "copy", seeds=2, methods=["shots-1"])
     assert ran == [("bank of 1 slice", 1)]
     assert records[-1]["scores"]["cosine"]["images"] == before["scores"]["cosine"]["images"]
     assert records[-1]["scores"]["cosine"]["auroc"] == before["scores"]["cosine"]["auroc"]
@@ -100,7 +102,7 @@ def test_an_interrupted_comparison_goes_on_and_gives_the_same(cohort, done, ran,
 def test_other_settings_run_what_they_change(cohort, done, ran, tmp_path):
     shutil.copytree(done, tmp_path / "copy")
     methods = ["shots-1", "k-means"]
-    compare(parser_of(cohort, components=20), tmp_path / "copy", seeds=1, methods=methods)
+    compare(parser_of(cohort, done, components=20), tmp_path / "copy", seeds=1, methods=methods)
     assert ran == [("DPMM", 0), ("k-means", 0)]
 
 
@@ -113,28 +115,28 @@ def test_other_settings_run_what_they_change(cohort, done, ran, tmp_path):
 )
 def test_wrong_arguments(options, message, cohort, tmp_path):
     with pytest.raises(ValueError, match=message):
-        compare(parser_of(cohort), tmp_path, **options)
+        compare(parser_of(cohort, tmp_path), tmp_path, **options)
 
 
 def test_a_missing_package_is_named(cohort, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"needs scipy: pip install 'monai-dpmm\[evaluation\]'"):
-        compare(parser_of(cohort), tmp_path)
+        compare(parser_of(cohort, tmp_path), tmp_path)
 
 
 def test_what_the_data_do_not_allow(cohort, done, monkeypatch, capsys):
     big = {"coreset-1024": METHODS["coreset-1024"]._replace(patches=10**9)}
     monkeypatch.setattr(module, "METHODS", METHODS | big)
     with pytest.raises(InputError, match="coreset-1024 needs 1000000000 healthy patches"):
-        compare(parser_of(cohort), done, seeds=2, methods=["coreset-1024"])
-    records = compare(parser_of(cohort), done, seeds=2)
+        compare(parser_of(cohort, done), done, seeds=2, methods=["coreset-1024"])
+    records = compare(parser_of(cohort, done), done, seeds=2)
     assert "coreset-1024" not in {record["method"] for record in records}
     assert "coreset-1024 is left out: it needs 1000000000" in capsys.readouterr().out
 
 
 def test_padim_needs_one_grid_and_few_shots_their_slices(cohort, done):
-    dataset = module.embedded_dataset(parser_of(cohort), done / "embeddings")
-    comparison = module._Comparison(parser_of(cohort), dataset, done / "trials", 1)
+    dataset = module.embedded_dataset(parser_of(cohort, done))
+    comparison = module._Comparison(parser_of(cohort, done), dataset, done / "trials", 1)
     assert comparison._obstacle(METHODS["padim"]) is None
     comparison.val[0] = comparison.val[0][1:]
     assert "slices of one patch grid, got [" in comparison._obstacle(METHODS["padim"])
@@ -149,4 +151,4 @@ def test_test_scans_without_a_lesion_are_refused(cohort, tmp_path):
         label = nib.load(path)
         nib.save(nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), path)
     with pytest.raises(InputError, match="must have test scans with lesions, got none"):
-        compare(parser_of(tmp_path / "data"), tmp_path / "comparison")
+        compare(parser_of(tmp_path / "data", tmp_path / "comparison"), tmp_path / "comparison")

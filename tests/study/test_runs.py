@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from monai_dpmm.engines.embedding_store import LabelledScan
 from monai_dpmm.metrics.anomaly_metrics import pixel_metrics
 from monai_dpmm.network.geometry import upsample_scores
 from monai_dpmm.study import runs as module
+from monai_dpmm.study.embedded_dataset import LabelledScan
 from monai_dpmm.study.runs import cost, quality
 
 

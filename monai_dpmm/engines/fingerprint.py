@@ -1,0 +1,104 @@
+"""What an embedding follows from, as one digest: bytes of the files, steps, weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from monai_dpmm import __version__
+
+__all__ = ["fingerprint", "scan_content"]
+
+_ANYWHERE = {"device", "batch_size"}  # where, and how many at once, not what
+_DETACHED = {".hdr", ".img", ".mhd", ".nhdr"}  # whose voxels lie in a file of the same stem
+_BLOCK = 1 << 20
+
+
+def fingerprint(*parts: Any) -> str:
+    """Digest of what the parts are made of, the same in every process: 64 hexadecimal digits.
+
+    Plain values count as they are, tensors and arrays by their bytes, modules by their structure
+    and state dict, functions by their code, any other object by its class and attributes. What
+    only says where or in which portions a transform works is left out, and this package's version
+    is part of it.
+    """
+    text = json.dumps([__version__, _described(parts, ())], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def scan_content(item: Any) -> Any:
+    """An item of a data set with the bytes' digest in the place of each file or folder's path."""
+    if isinstance(item, Mapping):
+        return {str(key): scan_content(value) for key, value in item.items()}
+    if isinstance(item, str | Path) and (path := Path(item).expanduser()).exists():
+        return [[name, _file_digest(file)] for name, file in _files(path)]
+    return item
+
+
+def _files(path: Path) -> list[tuple[str, Path]]:
+    """The files of a scan, with what tells them apart, whatever the scan is called."""
+    if path.is_dir():
+        return [(str(p.relative_to(path)), p) for p in sorted(path.rglob("*")) if p.is_file()]
+    if path.suffix.lower() in _DETACHED:
+        beside = sorted(p for p in path.parent.iterdir() if p.stem == path.stem and p.is_file())
+        return [(p.suffix, p) for p in beside]
+    return [(path.suffix, path)]
+
+
+def _file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _described(value: Any, above: tuple[int, ...]) -> Any:
+    """What JSON holds of a value; `above` are the objects it is in, lest one holds itself."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if id(value) in above:
+        return above.index(id(value))
+    above = (*above, id(value))
+    if isinstance(value, np.ndarray):
+        data = np.ascontiguousarray(value).tobytes()
+        return [str(value.dtype), list(value.shape), hashlib.sha256(data).hexdigest()]
+    if isinstance(value, Tensor):
+        flat = value.detach().cpu().contiguous().as_subclass(Tensor).reshape(-1)
+        shape = [str(value.dtype), list(value.shape)]
+        return [*shape, _described(flat.view(torch.uint8).numpy(), above)]
+    if isinstance(value, nn.Module):
+        own = {k: v for k, v in vars(value).items() if isinstance(v, int | float | str | tuple)}
+        own.pop("training", None)
+        state = {name: _described(part, above) for name, part in value.state_dict().items()}
+        return [repr(value), _described(own, above), state]
+    if isinstance(value, Mapping):
+        return {str(key): _described(part, above) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_described(part, above) for part in value]
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
+    return _object(value, above)
+
+
+def _object(value: Any, above: tuple[int, ...]) -> Any:
+    """A class or function by name and code, an object by its class and attributes."""
+    named = value if hasattr(value, "__qualname__") else type(value)
+    name = f"{named.__module__}.{named.__qualname__}"
+    if code := getattr(value, "__code__", None):
+        plain = [c for c in code.co_consts if isinstance(c, int | float | str)]
+        return [name, code.co_code.hex(), list(code.co_names), plain]
+    if named is value:
+        return name
+    if hasattr(value, "__dict__"):
+        parts = {k: part for k, part in vars(value).items() if k not in _ANYWHERE}
+        return [name, _described(parts, above)]
+    told = repr(value)
+    return [name, "" if " at 0x" in told else told]

@@ -1,0 +1,101 @@
+"""Embeddings for the comparison: those of training, unnormalised too, and lesions of test scans."""
+
+import shutil
+
+import nibabel as nib
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from slice_trees import write_tree
+from torch.nn import functional as F
+from workflows import ROOT, SMALL
+
+from monai_dpmm.engines.slices import SliceDataset
+from monai_dpmm.errors import InputError
+from monai_dpmm.io.datalist import datalist
+from monai_dpmm.study.embedded_dataset import embedded_dataset
+
+OPTIONS = SMALL | {"ignore_background": True, "slice_step": 4}
+
+
+def parser_of(folder, kept, **options):
+    parser = ConfigParser()
+    parser.read_config(str(ROOT / "configs" / "train.json"))
+    parser.update(OPTIONS | {"dataset_dir": str(folder), "embedding_dir": str(kept)} | options)
+    return parser
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    return tmp_path_factory.mktemp("embeddings")
+
+
+@pytest.fixture(scope="module")
+def dataset(cohort, kept):
+    return embedded_dataset(parser_of(cohort, kept))
+
+
+def test_healthy_slices_are_those_that_training_sees(cohort, kept, dataset):
+    for section in ("train", "val"):
+        embed = parser_of(cohort, kept).get_parsed_content("embedding")
+        expected = SliceDataset([embed(item) for item in datalist(cohort, section)])
+        slices = dataset.healthy(section)
+        assert len(slices) == len(expected)
+        for grid, item in zip(slices, expected, strict=True):
+            assert torch.equal(grid, item["image"])
+
+
+def test_training_and_comparison_share_their_files(cohort, kept, dataset):
+    files = {path: path.stat().st_mtime_ns for path in kept.iterdir()}
+    own = {"components": 7, "max_epochs": 1, "device": "cpu", "embedding_batch_size": 3}
+    parser = parser_of(cohort, kept, **own)
+    for key in ("train#dataset", "validate#dataset"):
+        SliceDataset(parser.get_parsed_content(key))
+    again = embedded_dataset(parser)
+    assert {path: path.stat().st_mtime_ns for path in kept.iterdir()} == files
+    assert again.key == dataset.key
+    other = embedded_dataset(parser_of(cohort, kept, percentiles=[1, 99]))
+    assert other.key != dataset.key
+
+
+def test_raw_embeddings_are_the_backbones(dataset):
+    raw, unit = dataset.healthy("val", unit_norm=False), dataset.healthy("val")
+    for grid, scaled in zip(raw, unit, strict=True):
+        there = grid.any(-1)
+        assert (grid[there].norm(dim=-1) > 1.1).all()  # two levels of unit norm each
+        assert torch.equal(F.normalize(grid, dim=-1), scaled)
+        assert not scaled[~there].any()
+
+
+def test_test_scans_keep_their_lesions(cohort, dataset):
+    scans = list(dataset.tests())
+    items = datalist(cohort, "test", labels=True)
+    for scan, item in zip(scans, items, strict=True):
+        assert item["image"].endswith(scan.name)
+        assert scan.masks.dtype == torch.bool
+        assert scan.masks.shape == (len(scan.embeddings), *scan.masks.shape[1:])
+        turned = nib.as_closest_canonical(nib.load(cohort / "test/labels" / scan.name))
+        axial = turned.get_fdata()[:, :, ::-1][:, :, ::4] > 0  # "PLI": axial, from above
+        assert scan.masks.sum(dim=(1, 2)).tolist() == axial.sum(axis=(0, 1)).tolist()
+    # a lesion's patches take part, as they do not in training
+    assert all(scan.embeddings.any(-1).flatten(1).any(1).any() for scan in scans)
+    assert any(scan.masks.any() for scan in scans)
+
+
+@pytest.mark.parametrize(("rule", "found"), [("positive", 14 * 16), ("255", 0)])
+def test_slices_keep_their_lesions_by_the_rule_of_their_data_set(tmp_path, rule, found):
+    counts = {"train": 2, "test/good": 1, "test/bad": 1}
+    root = write_tree(tmp_path / "data", "mvtec", counts=counts, mask_value=58)
+    parser = parser_of(root, tmp_path / "kept", slice_step=1, lesion_label=rule)
+    healthy, anomalous = embedded_dataset(parser).tests()
+    assert healthy.masks.shape == anomalous.masks.shape == (1, 48, 64)
+    assert not healthy.masks.any()
+    assert int(anomalous.masks.sum()) == found
+
+
+def test_a_test_scan_without_a_label_is_refused(cohort, tmp_path):
+    root = shutil.copytree(cohort, tmp_path / "data")
+    next((root / "test/labels").iterdir()).unlink()
+    with pytest.raises(InputError, match="must have a mask of its lesions"):
+        embedded_dataset(parser_of(root, tmp_path / "embeddings"))
+    assert not (tmp_path / "embeddings").exists()
