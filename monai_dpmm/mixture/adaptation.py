@@ -50,6 +50,8 @@ def _revive(mixture: DPMM, x: Tensor) -> int:
     mixture.offsets[gone] = offsets[chosen]
     _restart_covariances(mixture, gone, x)
     new = mixture.concentration / (len(x) + mixture.concentration)
+    if mixture.places is not None:  # of those that they were before
+        mixture.places.counts[gone] = 0
     mixture.log_weights += torch.log1p(-new)
     mixture.log_weights[gone] = torch.log(new / max(len(gone), 1))
     mixture.prune()

@@ -6,7 +6,7 @@ Applications 16(1), 2013. Letters: N patches, K components (the truncation), D f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
 from typing import ClassVar, Literal, cast
 
@@ -87,6 +87,9 @@ class DPMM(Mixture):
         step_size: of the schedule.
         variance_floor: ε, added to each variance; 1e-6 (1e-3 for full) if None.
         weight_threshold: π_k above which a component survives.
+        place_grid: bins along the axes of the body in which components have weights of their own,
+            as (8, 10, 8) of a head, see `Places`. None is the paper's mixture, which forgets where
+            a patch was.
         seed: of the start.
 
     Raises:
@@ -115,6 +118,7 @@ class DPMM(Mixture):
         step_size: float = 0.2,
         variance_floor: float | None = None,
         weight_threshold: float = 1e-6,
+        place_grid: Sequence[int] | None = None,
         seed: int = 0,
     ) -> None:
         check_choice("component_kind", component_kind, COMPONENT_KINDS)
@@ -131,7 +135,7 @@ class DPMM(Mixture):
             raise InputError(f"step_size must lie in (0, 1], got {step_size}")
         if not 0 <= weight_threshold < 1:
             raise InputError(f"weight_threshold must lie in [0, 1), got {weight_threshold}")
-        super().__init__(kind, features, components, floor, weight_threshold)
+        super().__init__(kind, features, components, floor, weight_threshold, place_grid)
         self.learn_concentration = learn_concentration
         self.seed = seed
         self._choice = INITIALIZATIONS[initialization]
@@ -176,6 +180,8 @@ class DPMM(Mixture):
         self.log_weights.copy_(stick_breaking(*sticks))
         for average in (self.average_weight, self.average_first, self.steps):
             average.zero_()
+        if self.places is not None:
+            self.places.counts.zero_()
         self.initialized.fill_(True)
         self.active = torch.arange(self.components, device=x.device)
         self.fitted = True
@@ -244,6 +250,27 @@ class DPMM(Mixture):
         self.log_weights.copy_(torch.where(there, log_weights, self.log_weights))
         if self.learn_concentration and self.components > 1:
             self.concentration.copy_(torch.where(there, alpha, self.concentration))
+
+    @exact
+    def place_counts(self, x: Tensor, places: Tensor) -> Tensor:
+        """Soft counts n_bk of patches (N, D) at places (N, d), which add up: (K, G) float64.
+
+        Nothing changes. After the fit, the counts of all training patches are to be summed into
+        `mixture.places.counts`; responsibilities are those of the E-step.
+
+        Raises:
+            ValueError: where the places are no (N, d), or the mixture has no `place_grid`.
+        """
+        x = self._checked(x)
+        self._check_fitted()
+        u, own = self._checked_places(places, x), self._own_places()
+        components = self._components(self.active)
+        total = self.log_weights.new_zeros(len(self.active), own.bins)
+        for part, at in zip(chunks(x), chunks(u), strict=True):
+            log_joint = components.log_density(part).add_(components.log_weights)
+            total += own.counted(at, normalized(log_joint)[0])
+        counts = total.new_zeros(self.components, own.bins)
+        return counts.index_copy_(0, self.active, total)
 
     @torch.no_grad()
     def prune(self) -> None:

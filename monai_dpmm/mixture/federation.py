@@ -33,7 +33,7 @@ from monai_dpmm.mixture.em import Moments, accumulated
 
 _AVERAGES = {"average_weight", "average_first", "covariance.second"}
 _BY_COMPONENT = _AVERAGES | {
-    *("offsets", "log_weights"),
+    *("offsets", "log_weights", "places.counts"),
     *("covariance.variance", "covariance.cholesky", "covariance.concentration"),
 }
 
@@ -149,6 +149,9 @@ def _check_together(mixtures: Sequence[DPMM], patches: Sequence[int]) -> None:
                 for kind, features, dtype in sorted(kinds, key=str)
             )
         )
+    grids = {None if m.places is None else m.places.grid for m in mixtures}
+    if len(grids) > 1:
+        raise InputError(f"mixtures must have one place_grid, got {sorted(map(str, grids))}")
     if not all(m.fitted for m in mixtures):
         raise RuntimeError("DPMM is not fitted: only fitted mixtures can be merged")
 

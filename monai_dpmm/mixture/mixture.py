@@ -7,7 +7,7 @@ D features.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, TypeVar, cast
 
 import torch
@@ -17,6 +17,7 @@ from monai_dpmm.errors import InputError, InputTypeError
 from monai_dpmm.mixture.checks import check_choice
 from monai_dpmm.mixture.em import normalized
 from monai_dpmm.mixture.gaussian import Covariance
+from monai_dpmm.mixture.places import Places
 from monai_dpmm.mixture.precision import exact, is_traced
 from monai_dpmm.mixture.scores import SCORES, Components, ScoreKind, chunks
 
@@ -34,6 +35,7 @@ class Mixture(nn.Module):
         components: K.
         variance_floor: ε.
         weight_threshold: π_k above which a component survives.
+        place_grid: bins of places, see `Places`.
 
     Attributes:
         fitted: whether there are parameters to evaluate.
@@ -52,6 +54,7 @@ class Mixture(nn.Module):
         components: int,
         variance_floor: float,
         weight_threshold: float,
+        place_grid: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.features = features
@@ -63,6 +66,7 @@ class Mixture(nn.Module):
         self.register_buffer("offsets", torch.zeros(components, features))
         no_weight = torch.full((components,), -math.inf, dtype=torch.float64)
         self.register_buffer("log_weights", no_weight)
+        self.places = None if place_grid is None else Places(components, place_grid)
         self.fitted = False
 
     @property
@@ -103,13 +107,19 @@ class Mixture(nn.Module):
         return normalized(log_joint)[0]
 
     @exact
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Log-likelihood per patch under the surviving components, nats: (N, D) -> (N,)."""
+    def log_prob(self, x: Tensor, places: Tensor | None = None) -> Tensor:
+        """Log-likelihood per patch under the surviving components, nats: (N, D) -> (N,).
+
+        With places (N, d), each patch under the weights of its place.
+        """
         x = self._checked(x)
-        return self._components(self._survivors()).log_prob(x)
+        u = self._checked_places(places, x)
+        return self._components(self._survivors(), places is not None).log_prob(x, u)
 
     @exact
-    def nearest(self, x: Tensor, kind: ScoreKind = "cosine") -> tuple[Tensor, Tensor]:
+    def nearest(
+        self, x: Tensor, kind: ScoreKind = "cosine", places: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Score of each patch and the component that gives it: (N, D) -> (N,), (N,) int64.
 
         A score is larger where a patch is more anomalous; components count from 0 to K - 1. Only
@@ -121,19 +131,36 @@ class Mixture(nn.Module):
                 "likelihood" -max_k log N(x; μ_k, Σ_k); "mahalanobis" to the nearest component in
                 that metric; "mixture" -log p(x), whose component is that of the highest
                 responsibility.
+            places: of the patches, (N, d) in [0, 1], for a mixture with a `place_grid`. Then
+                "cosine" is min_k [1 - cos(x, μ_k) - λ log π_k(u)], "likelihood"
+                -max_k [log N(x; μ_k, Σ_k) + log π_k(u)] and "mixture" -log p(x | u); the others
+                have no place. A grid of one bin has none either.
         """
         check_choice("kind", kind, SCORES)
+        if places is not None:
+            placed = [name for name, score in SCORES.items() if score.place is not None]
+            check_choice("kind with places", kind, placed)
         x = self._checked(x)
-        scores, index = self._components(self._survivors()).nearest(x, SCORES[kind])
+        u = self._checked_places(places, x)
+        components = self._components(self._survivors(), places is not None)
+        scores, index = components.nearest(x, u, SCORES[kind])
         return scores, self.surviving.nonzero()[:, 0][index]
 
-    def score(self, x: Tensor, kind: ScoreKind = "cosine") -> Tensor:
+    def score(self, x: Tensor, kind: ScoreKind = "cosine", places: Tensor | None = None) -> Tensor:
         """Anomaly score of each patch, see `nearest`: (N, D) -> (N,)."""
-        return self.nearest(x, kind)[0]
+        return self.nearest(x, kind, places)[0]
 
-    def assign(self, x: Tensor, kind: ScoreKind = "cosine") -> Tensor:
+    def assign(self, x: Tensor, kind: ScoreKind = "cosine", places: Tensor | None = None) -> Tensor:
         """Component that gives each patch its score, see `nearest`: (N, D) -> (N,)."""
-        return self.nearest(x, kind)[1]
+        return self.nearest(x, kind, places)[1]
+
+    @exact
+    def place_log_weight(self, index: Tensor, places: Tensor) -> Tensor:
+        """Log-weight log π_k(u) of one component for each place: (N,) int64, (N, d) -> (N,)."""
+        u, own = self._checked_places(places, index), self._own_places()
+        bins, shares = own.corners(u)
+        rows = own.table(self.log_weights)[bins, index[:, None]]
+        return (shares * rows).sum(1).log().to(self.offsets.dtype)
 
     def lowest_score(self, kind: ScoreKind = "cosine") -> Tensor:
         """Score that none is below, 0 for distances: a 0-d tensor.
@@ -143,13 +170,23 @@ class Mixture(nn.Module):
         check_choice("kind", kind, SCORES)
         return SCORES[kind].lowest(self._components(self._survivors()))
 
-    def _components(self, keep: Tensor | None) -> Components:
-        """All components, or those kept (K,) bool, prepared once for all chunks of patches."""
+    def _components(self, keep: Tensor | None, placed: bool = False) -> Components:
+        """All components, or those kept (K,) bool, prepared once for all chunks of patches.
+
+        With `placed`, their weights depend on place, if there is more than one bin.
+        """
         density = self.covariance.density(self.offsets, keep)
         kept = slice(None) if keep is None else keep
         log_weights = self.log_weights[kept].to(self.offsets.dtype)
         expand = self.covariance.expand
-        return Components(self.means[kept], log_weights, density, lambda x: expand(x - self.origin))
+        components = Components(
+            self.means[kept], log_weights, density, lambda x: expand(x - self.origin)
+        )
+        if not placed or self._own_places().bins == 1:
+            return components
+        places = self._own_places()
+        table = places.table(self.log_weights)[:, kept].to(self.offsets.dtype)
+        return components._replace(local=lambda u: places.log_weights(table, u), scale=places.scale)
 
     def _apply(self: _Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Self:
         """Move or cast, but nothing below float32, and what is to be float64 stays float64."""
@@ -173,6 +210,22 @@ class Mixture(nn.Module):
         if not x.is_floating_point():
             raise InputTypeError(f"x must be of floating point, got {x.dtype}")
         return x.to(self.offsets.dtype)
+
+    def _own_places(self) -> Places:
+        if self.places is None:
+            raise InputError("places must be None for a mixture without a place_grid")
+        return self.places
+
+    def _checked_places(self, places: Tensor | None, x: Tensor) -> Tensor:
+        """Places of patches: (N, d); (N, 0) where there are none."""
+        if places is None:
+            return x[:, :0]
+        expected = (x.shape[0], len(self._own_places().grid))
+        if not is_traced() and places.shape != expected:
+            raise InputError(f"places must be {expected}, got shape {tuple(places.shape)}")
+        if not is_traced() and not bool(torch.isfinite(places).all()):
+            raise InputError("places must be finite, got NaN or infinite values")
+        return places.to(self.offsets)
 
     def _check_fitted(self) -> None:
         if not self.fitted:

@@ -33,36 +33,54 @@ class Components(NamedTuple):
         log_weights: log π_k, (K,).
         density: of all of them.
         expand: patches (n, D) -> what the density takes, (n, F).
+        local: places (n, d) -> log π_k(u), (n, K), where the weights depend on place.
+        scale: λ of places.
     """
 
     means: Tensor
     log_weights: Tensor
     density: Density
     expand: Callable[[Tensor], Tensor]
+    local: Callable[[Tensor], Tensor] | None = None
+    scale: Tensor | float = 0.0
 
     def log_density(self, x: Tensor) -> Tensor:
         """Log-densities of a chunk of patches, nats: (n, D) -> (n, K)."""
         return self.density.log_prob(self.expand(x))
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Log-likelihood of each patch under all of them, nats: (N, D) -> (N,)."""
+    def log_prob(self, x: Tensor, places: Tensor) -> Tensor:
+        """Log-likelihood of each patch under all of them, nats: (N, D), (N, d) -> (N,)."""
         if is_traced():
-            return (self.log_density(x) + self.log_weights).logsumexp(1)
+            return (self.log_density(x) + self._log_weights(places)).logsumexp(1)
         result = x.new_empty(len(x))
-        for part, out in zip(chunks(x), chunks(result), strict=True):
-            torch.logsumexp(self.log_density(part).add_(self.log_weights), 1, out=out)
+        for part, u, out in zip(*map(chunks, (x, places, result)), strict=True):
+            torch.logsumexp(self.log_density(part).add_(self._log_weights(u)), 1, out=out)
         return result
 
-    def nearest(self, x: Tensor, score: Score) -> tuple[Tensor, Tensor]:
+    def nearest(self, x: Tensor, places: Tensor, score: Score) -> tuple[Tensor, Tensor]:
         """Score of each patch, and the index of the component that gives it: (N,), (N,) int64."""
-        distances = score.distances(self)
+        distances = self._distances(score)
         if is_traced():
-            return score.pooled(distances(x))
+            return score.pooled(distances(x, places))
         scores, indices = x.new_empty(len(x)), x.new_empty(len(x), dtype=torch.int64)
-        for part, *out in zip(*map(chunks, (x, scores, indices)), strict=True):
-            for own, result in zip(out, score.pooled(distances(part)), strict=True):
+        for part, u, *out in zip(*map(chunks, (x, places, scores, indices)), strict=True):
+            for own, result in zip(out, score.pooled(distances(part, u)), strict=True):
                 own.copy_(result)
         return scores, indices
+
+    def _log_weights(self, u: Tensor) -> Tensor:
+        return self.log_weights if self.local is None else self.local(u)
+
+    def _distances(self, score: Score) -> Callable[[Tensor, Tensor], Tensor]:
+        """Distances of a chunk of patches at their places: (n, D), (n, d) -> (n, K)."""
+        local, rule = self.local, score.place
+        if local is None or rule is None:
+            everywhere = score.distances(self)
+            return lambda x, u: everywhere(x)
+        # log π_k(u) stands in the place of log π_k, which a distance may hold already
+        unweighted = score.distances(self._replace(log_weights=torch.zeros_like(self.log_weights)))
+        factor = rule(self.scale)
+        return lambda x, u: unweighted(x) - factor * local(u)
 
 
 def chunks(x: Tensor) -> tuple[Tensor, ...]:
@@ -129,6 +147,8 @@ class Score(NamedTuple):
         distances: components -> what is computed of a chunk of patches, (n, D) -> (n, K).
         lowest: components -> the score that none is below, 0-d.
         value_range: lowest and highest value there can be, where both are known.
+        place: λ -> what log π_k(u) is multiplied by before it is taken off the distance, where
+            weights depend on place; None for a score that has no place.
         pooled: distances (n, K) -> scores (n,) and the components that give them (n,).
     """
 
@@ -137,17 +157,22 @@ class Score(NamedTuple):
     lowest: Callable[[Components], Tensor] = _zero
     value_range: tuple[float, ...] = ()
     pooled: Callable[[Tensor], tuple[Tensor, Tensor]] = _smallest
+    place: Callable[[Tensor | float], Tensor | float] | None = None
 
 
 SCORES: Mapping[ScoreKind, Score] = {
     "cosine": Score(
-        "cosine distance to the nearest prototype, from 0 to 2", _cosine, value_range=(0, 2)
+        "cosine distance to the nearest prototype, from 0 to 2",
+        _cosine,
+        value_range=(0, 2),
+        place=lambda scale: scale,
     ),
     "euclidean": Score("distance to the nearest prototype, 0 or more", _euclidean),
     "likelihood": Score(
         "negative log-likelihood under the likeliest component, in nats",
         _likelihood,
         lowest=_of_the_sharpest_mode,
+        place=lambda scale: 1.0,
     ),
     "mahalanobis": Score("Mahalanobis distance to the nearest component, 0 or more", _mahalanobis),
     "mixture": Score(
@@ -155,5 +180,6 @@ SCORES: Mapping[ScoreKind, Score] = {
         _mixture,
         lowest=_of_the_sharpest_mode,
         pooled=_of_the_sum,
+        place=lambda scale: 1.0,
     ),
 }

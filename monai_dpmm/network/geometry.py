@@ -25,6 +25,7 @@ __all__ = [
     "extract_slices",
     "foreground_patches",
     "image_shape",
+    "patch_places",
     "prepare_slices",
     "slice_axes",
     "stack_slices",
@@ -157,6 +158,46 @@ def foreground_patches(images: Tensor, grid: tuple[int, int]) -> Tensor:
     if any(int(side) % int(n) for side, n in zip(images.shape[2:], grid, strict=True)):
         return F.adaptive_max_pool2d(lit, grid).squeeze(1) > _DARK
     return F.max_pool2d(lit, cell).squeeze(1) > _DARK
+
+
+def patch_places(
+    shape: Sequence[int], grid: tuple[int, int], axis: int = 2, box: Tensor | None = None
+) -> Tensor:
+    """Places of the patches of all slices: volume (X, Y, Z), grid (h, w) -> (S, h, w, 3) in [0, 1].
+
+    The place of a patch is that of its centre in the body's box, 0 and 1 at its faces, along the
+    volume's own axes X, Y, Z whatever axis the slices are taken along. Patches beyond the box are
+    on its faces. A 2D image (H, W) has places (1, h, w, 2).
+
+    Args:
+        shape: voxels of the volume, or pixels of the image.
+        grid: patches of a slice.
+        axis: of the slices, see `extract_slices`.
+        box: first voxel of the body along each axis, and the first one after it, (2, d); None is
+            the whole volume.
+
+    Raises:
+        ValueError: for another number of axes, or a box without a voxel or out of the volume.
+    """
+    d = len(shape)
+    if d not in (2, 3):
+        raise InputError(f"shape must be (X, Y, Z) or (H, W), got {tuple(shape)}")
+    _check_axis(axis)
+    sizes = torch.tensor(shape, dtype=torch.float64)
+    low, high = (torch.zeros_like(sizes), sizes) if box is None else box.double().cpu()
+    if len(low) != d or bool((low < 0).any() | (low >= high).any() | (high > sizes).any()):
+        raise InputError(
+            f"box must lie in the volume {tuple(shape)}, got {low.tolist()} to {high.tolist()}"
+        )
+    counts = list(grid)
+    if d == 3:
+        counts.insert(axis, int(shape[axis]))
+    centres = [
+        ((torch.arange(n) + 0.5) * size / n - a) / (b - a)
+        for n, size, a, b in zip(counts, sizes, low, high, strict=True)
+    ]
+    places = torch.stack(torch.meshgrid(*centres, indexing="ij"), dim=-1).clamp(0, 1).float()
+    return places.unsqueeze(0) if d == 2 else places.movedim(axis, 0)
 
 
 def upsample_scores(scores: Tensor, shape: Any) -> Tensor:

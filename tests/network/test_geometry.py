@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
 from monai_dpmm.network.geometry import (
     IMAGENET_MEAN,
@@ -7,6 +8,7 @@ from monai_dpmm.network.geometry import (
     extract_slices,
     foreground_patches,
     image_shape,
+    patch_places,
     prepare_slices,
     stack_slices,
     upsample_components,
@@ -115,3 +117,48 @@ def test_foreground_patches_are_those_with_any_voxel_above_zero():
     assert there[0, 1, 3]
     assert there.sum() <= 4  # the resized voxel may reach into a neighbour
     assert foreground_patches(prepare_slices(slices + 0.5, 56, 14), (4, 4)).all()
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_places_of_patches_are_those_of_their_voxels(axis):
+    """Coordinates of the voxels, cut into slices and averaged over patches, are the places."""
+    shape = (8, 12, 16)
+    centres = [(torch.arange(n) + 0.5) / n for n in shape]
+    volume = torch.stack(torch.meshgrid(*centres, indexing="ij"))
+    slices = extract_slices(volume, axis)
+    grid = (slices.shape[2] // 2, slices.shape[3] // 4)
+    expected = F.avg_pool2d(slices, (2, 4)).movedim(1, -1)
+    torch.testing.assert_close(patch_places(shape, grid, axis), expected)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_places_are_relative_to_the_body(axis):
+    """A body in a larger volume has the places that it has alone; what is beyond, its faces."""
+    low, size, shape = torch.tensor([2, 4, 8]), (8, 12, 16), (14, 20, 32)
+    box = torch.stack([low, low + torch.tensor(size)])
+    inner = [size[i] for i in range(3) if i != axis]
+    outer = [shape[i] for i in range(3) if i != axis]
+    alone = patch_places(size, tuple(inner), axis)
+    whole = patch_places(shape, tuple(outer), axis, box)
+    assert whole.shape == (shape[axis], *outer, 3)
+    assert (whole.min(), whole.max()) == (0, 1)
+    volume = whole.movedim(0, axis)
+    x, y, z = (slice(int(a), int(a) + n) for a, n in zip(low, size, strict=True))
+    torch.testing.assert_close(volume[x, y, z], alone.movedim(0, axis))
+
+
+def test_places_of_a_picture():
+    places = patch_places((8, 6), (4, 3))
+    assert places.shape == (1, 4, 3, 2)
+    torch.testing.assert_close(places[0, :, 0, 0], torch.tensor([0.125, 0.375, 0.625, 0.875]))
+    torch.testing.assert_close(places[0, 2, :, 1], torch.tensor([1 / 6, 0.5, 5 / 6]))
+
+
+def test_places_outside_their_rules():
+    with pytest.raises(ValueError, match=r"shape must be .*, got \(3,\)"):
+        patch_places((3,), (1, 1))
+    with pytest.raises(ValueError, match="axis must be 0, 1 or 2, got 3"):
+        patch_places((3, 3, 3), (1, 1), 3)
+    for box in ([[0, 0, 2], [3, 3, 2]], [[0, 0, 0], [3, 3, 4]], [[-1, 0, 0], [3, 3, 3]]):
+        with pytest.raises(ValueError, match=r"box must lie in the volume \(3, 3, 3\), got"):
+            patch_places((3, 3, 3), (1, 1), 2, torch.tensor(box))

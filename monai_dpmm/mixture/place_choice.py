@@ -1,0 +1,77 @@
+"""How much place counts, decided without labels by healthy patches that were held out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from monai_dpmm.errors import InputError
+from monai_dpmm.mixture.mixture import Mixture
+from monai_dpmm.mixture.places import Places
+
+__all__ = ["calibrate_places", "place_gains", "place_scale"]
+
+STRENGTHS = (3.0, 10.0, 30.0, 100.0)
+Batches = Iterable[tuple[Tensor, Tensor]]  # patches (N, D) and their places (N, d)
+
+
+def calibrate_places(
+    mixture: Mixture, batches: Batches, strengths: Sequence[float] = STRENGTHS
+) -> float:
+    """Set β to the best strength and λ by its rule; nats a patch that place then gains.
+
+    Where the gain is not positive, healthy patches are as likely without places.
+
+    Args:
+        mixture: with a grid of places and their counts.
+        batches: of healthy patches that were held out; read twice.
+        strengths: β to choose from, in patches.
+    """
+    gains, places = place_gains(mixture, batches, strengths), _places(mixture)
+    places.strength.fill_(strengths[int(gains.argmax())])
+    places.scale.copy_(place_scale(mixture, batches))
+    return float(gains.max())
+
+
+def place_gains(
+    mixture: Mixture, batches: Batches, strengths: Sequence[float] = STRENGTHS
+) -> Tensor:
+    """Mean of log p(x | u) - log p(x) for each strength β, nats a patch: (C,) float64."""
+    places = _places(mixture)
+    before, total, count = places.strength.clone(), torch.zeros(len(strengths)).double(), 0
+    try:
+        for x, u in batches:
+            plain = mixture.log_prob(x).double().sum()
+            count += len(x)
+            for i, strength in enumerate(strengths):
+                places.strength.fill_(strength)
+                total[i] += (mixture.log_prob(x, u).double().sum() - plain).cpu()
+    finally:
+        places.strength.copy_(before)
+    if count == 0:
+        raise InputError("batches must hold at least one patch, got none")
+    return total / count
+
+
+def place_scale(mixture: Mixture, batches: Batches) -> Tensor:
+    """λ, in units of the cosine: deviation of 1 - cos over that of -log π_k(u), 0-d.
+
+    Both are standard deviations over patches, at each patch's nearest prototype, so that place
+    says as much as appearance does.
+    """
+    pairs = []
+    for x, u in batches:
+        distance, index = mixture.nearest(x, "cosine")
+        pairs.append(torch.stack([distance, mixture.place_log_weight(index, u)]))
+    if not pairs:
+        raise InputError("batches must hold at least one patch, got none")
+    appearance, place = torch.cat(pairs, 1).double().std(1, correction=0)
+    return torch.where(place > 0, appearance / place, 0)
+
+
+def _places(mixture: Mixture) -> Places:
+    if mixture.places is None:
+        raise InputError("mixture must have a place_grid, got none")
+    return mixture.places
