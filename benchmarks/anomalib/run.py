@@ -38,7 +38,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from monai_dpmm.errors import InputError
 from monai_dpmm.io.datalist import datalist
-from monai_dpmm.io.layouts import stem
+from monai_dpmm.io.suffixes import stem
 
 MODELS = {
     "anomalydino": "AnomalyDINO",

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from monai_dpmm.app import rules
 from monai_dpmm.app.model_settings import MODEL_SECTIONS
 from monai_dpmm.app.rules import Rule, Setting, choice, either, list_of
+from monai_dpmm.io.suffixes import WRITTEN_SUFFIXES
 
 __all__ = ["CALIBRATED", "RENAMED", "SECTIONS", "SETTINGS", "TEXTS", "Setting"]
 
@@ -117,7 +118,7 @@ SECTIONS: Mapping[str, tuple[Setting, ...]] = {
         ),
     ),
     "Output": (
-        Setting("output_ext", ".nii.gz", choice(".nii.gz", ".nii", ".nrrd", ".mha"), "of volumes"),
+        Setting("output_ext", ".nii.gz", choice(*WRITTEN_SUFFIXES), "of volumes"),
         Setting(
             "dicom_output",
             False,

@@ -13,7 +13,6 @@ from monai.data import load_decathlon_datalist
 from monai_dpmm.errors import InputError, cause
 from monai_dpmm.files import json_object
 from monai_dpmm.io.layouts import (
-    IMAGE_SUFFIXES,
     Group,
     Section,
     child,
@@ -21,6 +20,7 @@ from monai_dpmm.io.layouts import (
     slice_groups,
     split_groups,
 )
+from monai_dpmm.io.suffixes import IMAGE_SUFFIXES, format_of
 
 __all__ = ["data_root", "datalist", "existing_file", "find_images"]
 
@@ -41,7 +41,7 @@ def find_images(folder: str | Path) -> list[Path]:
         raise InputError(f"{root}: must be a folder of images, there is no such folder")
     files = [p for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")]
     files = _without_results(files)
-    images = {p for p in files if p.name.lower().endswith(IMAGE_SUFFIXES)}
+    images = {p for p in files if format_of(p)}
     images |= {p.parent for p in files if p.suffix.lower() == ".dcm"}
     if not images:
         known = ", ".join(IMAGE_SUFFIXES)

@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from monai_dpmm.errors import InputError
 from monai_dpmm.io.datalist import datalist
-from monai_dpmm.io.layouts import Section, group_items, images_in, slice_groups, stem
+from monai_dpmm.io.layouts import Section, group_items, images_in, slice_groups
 from monai_dpmm.io.loading import LoadVolume
+from monai_dpmm.io.suffixes import stem
 
 __all__ = ["DatasetCheck", "SplitCheck", "check_dataset"]
 

@@ -17,9 +17,10 @@ from torch import Tensor
 from monai_dpmm.errors import FileError, InputError, cause
 from monai_dpmm.files import whole_file
 from monai_dpmm.io.nifti import with_grid
+from monai_dpmm.io.suffixes import FORMATS, WRITTEN_SUFFIXES
 
 __all__ = [
-    *("SUFFIXES", "SaveVolumed", "named", "saved_beside", "source_name"),
+    *("SaveVolumed", "named", "saved_beside", "source_name"),
     *("volume_writer", "writer_error"),
 ]
 
@@ -72,13 +73,7 @@ class ItkVolumeWriter(_WholeFiles, ITKWriter):
         super().set_data_array(data_array, *args, **{**kwargs, "squeeze_end_dims": False})
 
 
-_WRITERS: dict[str, type[ImageWriter]] = {
-    ".nii.gz": NiftiVolumeWriter,
-    ".nii": NiftiVolumeWriter,
-    ".nrrd": ItkVolumeWriter,
-    ".mha": ItkVolumeWriter,
-}
-SUFFIXES = tuple(_WRITERS)
+_WRITERS: dict[str, type[ImageWriter]] = {"nibabel": NiftiVolumeWriter, "itk": ItkVolumeWriter}
 
 
 def volume_writer(output_ext: str) -> type[ImageWriter]:
@@ -89,9 +84,10 @@ def volume_writer(output_ext: str) -> type[ImageWriter]:
     Raises:
         ValueError: for another suffix.
     """
-    if output_ext not in _WRITERS:
-        raise InputError(f"output_ext must be one of {', '.join(_WRITERS)}, got {output_ext!r}")
-    return _WRITERS[output_ext]
+    if output_ext not in WRITTEN_SUFFIXES:
+        known = ", ".join(WRITTEN_SUFFIXES)
+        raise InputError(f"output_ext must be one of {known}, got {output_ext!r}")
+    return next(_WRITERS[row.writer] for row in FORMATS if row.writer and row.suffix == output_ext)
 
 
 class SaveVolumed(SaveImaged):
@@ -160,6 +156,6 @@ def saved_beside(image: Tensor, ending: str) -> Path | None:
     if saved is None:
         return None
     path = Path(saved)
-    suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), "")
+    suffix = next((s for s in WRITTEN_SUFFIXES if path.name.lower().endswith(s)), "")
     name = path.name[: len(path.name) - len(suffix)].rpartition("_")[0]
     return path.with_name(f"{name}_{ending}")

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from monai_dpmm.errors import InputError
+from monai_dpmm.io.suffixes import format_of, stem
 
 __all__ = [
-    "IMAGE_SUFFIXES",
     "Group",
     "Section",
     "child",
@@ -27,10 +27,6 @@ __all__ = [
     "split_groups",
 ]
 
-IMAGE_SUFFIXES = (
-    *(".nii", ".nii.gz", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd"),
-    *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"),
-)
 Section = Literal["train", "val", "test"]
 _SPLITS: dict[Section, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -122,13 +118,7 @@ def images_in(folder: Path | None) -> list[Path]:
     if folder is None:
         return []
     files = (path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
-    return sorted(path for path in files if path.name.lower().endswith(IMAGE_SUFFIXES))
-
-
-def stem(path: Path) -> str:
-    """Name of an image file without its suffix."""
-    ending = max((s for s in IMAGE_SUFFIXES if path.name.lower().endswith(s)), key=len, default="")
-    return path.name[: len(path.name) - len(ending)]
+    return sorted(path for path in files if format_of(path))
 
 
 def _unwrapped(root: Path) -> Path:

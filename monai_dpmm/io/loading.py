@@ -17,7 +17,8 @@ from monai.utils import SpaceKeys, convert_to_tensor
 
 from monai_dpmm.errors import InputError
 from monai_dpmm.io.dicom import check_series
-from monai_dpmm.io.nifti import NIBABEL_SUFFIXES, Nifti, read_nifti
+from monai_dpmm.io.nifti import Nifti, read_nifti
+from monai_dpmm.io.suffixes import FORMATS, format_of
 from monai_dpmm.io.text_headers import check_header
 
 __all__ = ["LoadVolume"]
@@ -63,10 +64,8 @@ class LoadVolume(Transform):
         common: dict[str, Any] = {"ensure_channel_first": True, "dtype": None, "image_only": True}
         with _silence_on_decoders():
             self._loader = LoadImage(**common)
-            # MONAI leaves NRRD to pynrrd, with which it takes all spaces but
-            # left-posterior-superior for RAS
             itk = LoadImage("ITKReader", **common)
-        self._readers = {".nrrd": itk, ".nhdr": itk}
+        self._readers = {row.suffix: itk for row in FORMATS if row.reader == "itk"}
 
     def __call__(self, path: str | Path) -> MetaTensor:
         file = Path(path).expanduser()
@@ -92,7 +91,8 @@ class LoadVolume(Transform):
 
     def _read(self, file: Path) -> MetaTensor:
         """Image of a file's own type, not yet checked."""
-        if file.name.lower().endswith(NIBABEL_SUFFIXES) and file.is_file():
+        found = format_of(file) if file.is_file() else None
+        if found is not None and found.reader == "nibabel":
             return _from_nifti(read_nifti(file), file)
         positions = _series_positions(file) if file.is_dir() else None
         image = _grey(self._readers.get(file.suffix.lower(), self._loader)(file))

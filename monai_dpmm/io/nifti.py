@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from monai_dpmm.errors import InputError
 
-__all__ = ["NIBABEL_SUFFIXES", "Nifti", "read_nifti", "same_grid", "with_grid"]
+__all__ = ["Nifti", "read_nifti", "same_grid", "with_grid"]
 
-NIBABEL_SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
 _BLOCK = 1 << 20
 _LONGEST_HEADER = 540  # bytes, of NIfTI-2
 _DEFLATED = 1032  # times smaller is the most that a file compressed by deflate can be

@@ -19,7 +19,8 @@ from monai_dpmm.io.dicom_output import (
     segmentation,
     series_slices,
 )
-from monai_dpmm.io.formats import SUFFIXES, named, source_name, volume_writer, writer_error
+from monai_dpmm.io.formats import named, source_name, volume_writer, writer_error
+from monai_dpmm.io.suffixes import WRITTEN_SUFFIXES
 
 __all__ = ["VOLUMES", "SaveResultsd", "result_files"]
 
@@ -42,8 +43,10 @@ def result_files(image: str, output_dir: str | Path, data_root_dir: str = "") ->
     def path(end: str, suffix: str) -> Path:
         return _path(end, suffix, output_dir, data_root_dir, names)
 
-    there = [suffix for suffix in SUFFIXES if path("anomaly", suffix).is_file()]
-    suffix = max(there, key=lambda s: path("anomaly", s).stat().st_mtime, default=SUFFIXES[0])
+    there = [suffix for suffix in WRITTEN_SUFFIXES if path("anomaly", suffix).is_file()]
+    suffix = max(
+        there, key=lambda s: path("anomaly", s).stat().st_mtime, default=WRITTEN_SUFFIXES[0]
+    )
     return {end: path(end, suffix) for end in VOLUMES} | {"findings": path("findings", ".json")}
 
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from monai_dpmm.errors import InputError
+from monai_dpmm.io.suffixes import format_of
 
 __all__ = ["check_header"]
 
@@ -16,8 +17,8 @@ _OTHER_SPACES = ("scanner-xyz", "3d-right-handed", "3d-left-handed")
 _NRRD_SPACES = {*_PATIENT_SPACES, *_OTHER_SPACES, "ras", "las", "lps"}
 # the field that names the files of the voxels; where it is a list, the lines after it do
 _DATA_FIELDS = {
-    **dict.fromkeys((".nrrd", ".nhdr"), r"^data ?file:(.*)$"),
-    **dict.fromkeys((".mha", ".mhd"), r"^\s*ElementDataFile\s*[=:](.*)$"),
+    "nrrd": r"^data ?file:(.*)$",
+    "metaimage": r"^\s*ElementDataFile\s*[=:](.*)$",
 }
 
 
@@ -31,13 +32,13 @@ def check_header(file: Path) -> None:
             none, a file whose voxels lie outside its folder, so that a scan could show any file of
             this computer, and a header of more than 1 MB.
     """
-    suffix = file.suffix.lower()
-    if suffix not in _DATA_FIELDS:
+    found = format_of(file)
+    if found is None or found.header is None:
         return
-    header = _header(file, ends_with_blank=suffix in (".nrrd", ".nhdr"))
-    if suffix in (".nrrd", ".nhdr"):
+    header = _header(file, ends_with_blank=found.header == "nrrd")
+    if found.header == "nrrd":
         _check_space(header)
-    field = re.search(_DATA_FIELDS[suffix], header, re.MULTILINE | re.IGNORECASE)
+    field = re.search(_DATA_FIELDS[found.header], header, re.MULTILINE | re.IGNORECASE)
     if field is not None:
         for name in [field[1], *header[field.end() :].splitlines()]:
             _check_inside(name.strip())

@@ -16,6 +16,7 @@ from monai_dpmm.engines.skipping import ScanEvaluator
 from monai_dpmm.errors import FileError, InputError
 from monai_dpmm.files import json_number, json_object, json_value
 from monai_dpmm.io.result_files import VOLUMES
+from monai_dpmm.io.suffixes import format_of, stem
 from monai_dpmm.report.report import METRICS, metrics_table, write_report
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["ReportWriter", "curves_of", "publish_report", "scan_subject"]
 
 OPERATING_POINT = ("false_positive_rate", "false_positive_volume_ml")
-_READ_BY_NIBABEL = (".nii", ".nii.gz", ".mgz", ".mgh")
 
 
 def publish_report(
@@ -240,8 +240,6 @@ def _shown(detail: dict[str, Any], rate: float | None) -> dict[str, Any]:
 
 def _stem(path: str) -> str:
     """File name without its suffixes, or the whole name of a folder."""
-    name = Path(path).name
     if Path(path).is_dir():
-        return name
-    suffix = next((s for s in _READ_BY_NIBABEL if name.lower().endswith(s)), Path(name).suffix)
-    return name[: len(name) - len(suffix)]
+        return Path(path).name
+    return stem(path) if format_of(path) else Path(path).stem

@@ -13,9 +13,9 @@ from monai.data.utils import to_affine_nd
 from monai_dpmm.errors import InputError
 from monai_dpmm.io.loading import LoadVolume
 from monai_dpmm.io.nifti import same_grid
+from monai_dpmm.io.suffixes import is_picture
 
 _VOLUMES = ("image", "anomaly", "mask", "components", "label")
-_PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 __all__ = ["subject_volume", "subject_volumes"]
 
@@ -55,7 +55,7 @@ def subject_volume(
     if value is None and key in ("image", "anomaly"):
         raise InputError(f"{key} must be an array or a file, got {sorted(subject)}")
     if isinstance(value, str | os.PathLike):
-        picture = str(subject.get("image", "")).lower().endswith(_PICTURES)
+        picture = is_picture(str(subject.get("image", "")))
         return _loaded(key, Path(value), picture)
     return None if value is None else np.asarray(value), None
 

@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_dpmm.errors import InputError, cause
-from monai_dpmm.io.layouts import IMAGE_SUFFIXES
 from monai_dpmm.io.nifti import read_nifti, same_grid
+from monai_dpmm.io.suffixes import IMAGE_SUFFIXES, is_picture
 
 __all__ = ["MAP_SUFFIXES", "find_maps", "laid_over", "load_map", "matched_maps"]
 
 MAP_SUFFIXES = (".npy", ".npz", ".tif", ".tiff", ".nii", ".nii.gz")
-_PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 _SHOWN = 3
 
 
@@ -109,7 +108,7 @@ def laid_over(path: Path, image: str | Path, label: Tensor) -> Tensor:
     Raises:
         InputError: where the map has another shape, or a NIfTI file another affine, than the label.
     """
-    picture = str(image).lower().endswith(_PICTURES)
+    picture = is_picture(image)
     array, affine = load_map(path, picture)
     wanted = tuple(label.shape[1:])
     if [n for n in array.shape if n > 1] != [n for n in wanted if n > 1]:

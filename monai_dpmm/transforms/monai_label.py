@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 from monai.transforms import Transform
 
 from monai_dpmm.errors import InputError
+from monai_dpmm.io.suffixes import WRITTEN_SUFFIXES
 from monai_dpmm.network.thresholds import DEFAULT_RATES
 
 __all__ = [
@@ -23,7 +24,6 @@ __all__ = [
 ]
 
 Output = Literal["mask", "heatmap"]
-_WRITTEN_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
 
 
 def rate_choices(false_positive_rate: float) -> list[str]:
@@ -119,5 +119,5 @@ def _suffix(data: Mapping[Hashable, Any]) -> str | None:
     path = data.get("image_path")
     if path is None or data.get("result_extension"):
         return None
-    known = Path(path).is_file() and str(path).lower().endswith(_WRITTEN_SUFFIXES)
+    known = Path(path).is_file() and str(path).lower().endswith(WRITTEN_SUFFIXES)
     return None if known else ".nii.gz"

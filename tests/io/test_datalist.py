@@ -90,7 +90,7 @@ def test_inference_takes_a_folder_or_one_file(tmp_path):
 def test_bad_data_sets(tmp_path):
     with pytest.raises(InputError, match=r"nowhere: must be a data set's folder"):
         datalist(tmp_path / "nowhere", "train")
-    with pytest.raises(InputError, match=r"must hold images \(.nii, .* got 0 other files"):
+    with pytest.raises(InputError, match=r"must hold images \(.nii.gz, .* got 0 other files"):
         datalist(tmp_path, "train")
     _touch(tmp_path, "only.nii")
     with pytest.raises(InputError, match=r"at least 2 healthy scans, .* got 1"):
