@@ -182,7 +182,8 @@ def _write_configs(folder: Path, settings: dict[str, Any], told: Mapping[str, An
         # MONAI Label offers every models/*.pt as a model
         "checkpoint": "$@output_dir + '/checkpoint.pt'",
     }
-    _update(folder / "train.json", settings | of_the_folder)
+    remembered = {name: value for name, value in settings.items() if SETTINGS[name].remembered}
+    _update(folder / "train.json", remembered | of_the_folder)
 
 
 def _of_the_model(metadata: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

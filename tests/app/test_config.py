@@ -85,7 +85,9 @@ def test_a_config_of_an_earlier_version_works_and_names_the_new_way(name, caplog
         assert config == {
             k: v if k in ("window", "component_kind") else json.loads(v) for k, v in values.items()
         }
-    assert merged(["train", name]).keys() == merged(["train"]).keys()
+    assert merged(["inference", name]).keys() | merged(["train"]).keys() == (
+        merged(["inference"]).keys() | merged(["train"]).keys()
+    )
 
 
 def test_old_names_of_settings_work(tmp_path, caplog):
@@ -94,7 +96,8 @@ def test_old_names_of_settings_work(tmp_path, caplog):
     new = {RENAMED[name]: value for name, value in values.items()}
     file = tmp_path / "own.json"
     file.write_text(json.dumps(values))
-    assert applicable([["train"]], values) == [new]
+    of_training, of_inference = applicable([["train"], ["inference"]], values)
+    assert of_training | of_inference == new
     for _ in range(2):
         config = merged(["train", str(file)])
     assert {name: config[name] for name in new} == new
