@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 from ignite.metrics import Average, Metric, MetricsLambda
 from monai.engines import Evaluator, Trainer
 from monai.engines.utils import IterationEvents
@@ -75,7 +75,7 @@ class EMTrainer(Trainer):
         if train_handlers is not None:
             self._register_handlers(train_handlers)
 
-    def _iteration(self, engine: EMTrainer, batchdata: dict[str, Tensor]) -> list[dict[str, Any]]:
+    def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> Any:
         patches = _patches(batchdata, engine)
         if not self.mixture.fitted:
             self.mixture.initialize(gathered(patches))
@@ -153,12 +153,12 @@ def _patches(batchdata: dict[str, Tensor], engine: Any) -> Tensor:
     return patches.flatten(0, -2)
 
 
-def _start_epoch(engine: Engine) -> None:
+def _start_epoch(engine: Any) -> None:
     device = engine.mixture.concentration.device
     engine.state.totals = torch.zeros(2, dtype=torch.float64, device=device)
 
 
-def _finish_epoch(engine: Engine) -> None:
+def _finish_epoch(engine: Any) -> None:
     mixture = engine.mixture
     broadcast_buffers(mixture)
     mixture.prune()

@@ -46,7 +46,7 @@ class ThresholdCalibration:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
-    def _collect(self, engine: Engine) -> None:
+    def _collect(self, engine: Any) -> None:
         self._scores.append(engine.state.output[Keys.PRED])
 
     def __call__(self, engine: Engine) -> None:
@@ -85,7 +85,7 @@ class BestModelSaver:
         """Attach to a validation engine."""
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: Any) -> None:
         """Save where this epoch is the best; of several processes the main one does."""
         if engine.state.best_metric_epoch == engine.state.epoch and is_main_process():
             if self.settings is not None:

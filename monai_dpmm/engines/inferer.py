@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from monai.data import MetaTensor
@@ -90,7 +90,7 @@ class AnomalyInferer(SliceInferer):
     ) -> Tensor:
         """Maps of the slices along one axis, stacked."""
         self.spatial_dim = axis
-        return super().__call__(volume, call, *args, **kwargs)
+        return cast(Tensor, super().__call__(volume, call, *args, **kwargs))
 
 
 def _like(result: Tensor, inputs: Tensor, network: Any) -> Tensor:

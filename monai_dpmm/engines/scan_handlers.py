@@ -65,12 +65,12 @@ class ScanCalibration:
         self._volumes = FalsePositiveVolumes()
         self._usages: list[Tensor] = []
 
-    def _see(self, engine: Engine) -> None:
+    def _see(self, engine: Any) -> None:
         count = self.detector.mixture.components
         for pred in engine.state.output[Keys.PRED].as_subclass(Tensor):
             self._usages.append(prototype_usage(pred[0], pred[1], count, self.axis))
 
-    def _count(self, engine: Engine) -> None:
+    def _count(self, engine: Any) -> None:
         for item in engine.state.output:
             anomaly = item[self.anomaly_key]
             self._volumes.add(anomaly, voxel_ml(anomaly.affine))
@@ -78,7 +78,7 @@ class ScanCalibration:
     def __call__(self, engine: Engine) -> None:
         """Write what was found into the model's settings, and print it."""
         enough = len(self._usages) >= MIN_SCANS
-        found = {
+        found: dict[str, Any] = {
             "volume_thresholds": self._volumes.calibrated(
                 self.false_positive_volumes, self.detector
             ),
@@ -106,7 +106,7 @@ class SuspiciousScans:
         """Attach to an evaluator."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: Any) -> None:
         """Print the suspicious scans of a batch."""
         for item in engine.state.output:
             if item[self.key] is not None and item[self.key]["suspicious"]:

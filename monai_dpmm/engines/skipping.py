@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ignite.engine import Engine
 from monai.data import Dataset, list_data_collate
 from monai.engines import SupervisedEvaluator
 
@@ -54,20 +53,20 @@ class ScanEvaluator(SupervisedEvaluator):
         self.skipped: list[str] = []
         self.scans = 0
 
-    def run(self, *args: Any, **kwargs: Any) -> None:
+    def run(self, global_epoch: int = 1) -> None:  # type: ignore[override]  # as MONAI's
         """Run over all scans.
 
         Raises:
             InputError: after the last scan, with a line for each that was skipped, if any was.
         """
         self.skipped, self.scans = [], 0
-        super().run(*args, **kwargs)
+        super().run(global_epoch)
         skipped, scans = interleaved(self.skipped), sum(interleaved([self.scans]))
         if skipped and is_main_process():
             lines = "".join(f"\n  {reason}" for reason in skipped)
             raise InputError(f"{len(skipped)} of {scans} scans were skipped:{lines}")
 
-    def _iteration(self, engine: Engine, batchdata: Any) -> Any:
+    def _iteration(self, engine: Any, batchdata: Any) -> Any:
         self.scans += 1
         try:
             if isinstance(batchdata, SkippedScan):

@@ -51,7 +51,7 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
             )
         self.source = source
         self.key = key
-        self.slices = (
+        self.slices: StoredSlices | list[Tensor] = (
             source.slices() if isinstance(source, StoredEmbeddings) else _in_memory(source, key)
         )
         if len(self.slices) == 0:
@@ -59,8 +59,10 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
                 f"source must hold patches that count, all those of its {len(source)} scans are"
                 " background or lie under a label"
             )
-        stored = isinstance(self.slices, StoredSlices)
-        dims = self.slices.features if stored else {int(grid.shape[-1]) for grid in self.slices}
+        if isinstance(self.slices, StoredSlices):
+            dims = self.slices.features
+        else:
+            dims = {int(grid.shape[-1]) for grid in self.slices}
         if len(dims) != 1:
             raise InputError(f"source must hold slices of one embedding size, got {sorted(dims)}")
 
@@ -96,7 +98,9 @@ class SliceDataLoader(DataLoader[dict[str, Tensor]]):
         **kwargs: Any,
     ) -> None:
         slices = SliceDataset(dataset)
-        sampler = DistributedSampler(slices, num_replicas=1, rank=0, seed=seed) if shuffle else None
+        sampler: Any = None
+        if shuffle:
+            sampler = DistributedSampler(slices, num_replicas=1, rank=0, seed=seed)
         collate = partial(_collate_part, rank=rank(), processes=world_size())
         super().__init__(slices, batch_size, sampler=sampler, collate_fn=collate, **kwargs)
 
@@ -120,7 +124,7 @@ def _collate_part(
     return {key: value[:0] for key, value in collate_patches(items[:1]).items()}
 
 
-def _in_memory(source: Sequence[Mapping[str, Any]], key: str) -> Sequence[Tensor]:
+def _in_memory(source: Sequence[Mapping[str, Any]], key: str) -> list[Tensor]:
     """Slices of all scans that are not background only."""
     own = [_embeddings(source[i], key) for i in own_items(range(len(source)))]
     return [patches for scan in exchanged(own) for patches in scan if patches.any()]

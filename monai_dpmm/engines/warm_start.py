@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ignite.engine import Engine, Events
 from monai.utils import CommonKeys as Keys
@@ -42,18 +43,17 @@ class WarmStart:
         """Attach to the trainer, before the handler that resumes."""
         if self.path is None:
             return
-        engine.add_event_handler(Events.STARTED, self._load)
+        engine.add_event_handler(Events.STARTED, self._load, self.path)
         if self.revive:
             engine.add_event_handler(Events.ITERATION_STARTED, self._revive)
 
-    def _load(self, engine: Engine) -> None:
-        if not self.path.is_file():
-            raise MissingFileError(f"{self.path}: must exist to start from, there is no such file")
-        state = load_tensors(self.path)
-        self.detector.load_state_dict(state)
-        engine.logger.info(f"Started from {self.path}")
+    def _load(self, engine: Engine, path: Path) -> None:
+        if not path.is_file():
+            raise MissingFileError(f"{path}: must exist to start from, there is no such file")
+        self.detector.load_state_dict(load_tensors(path))
+        engine.logger.info(f"Started from {path}")
 
-    def _revive(self, engine: Engine) -> None:
+    def _revive(self, engine: Any) -> None:
         if engine.state.iteration == 1:
             mixture = self.detector.mixture
             patches = engine.state.batch[Keys.IMAGE].flatten(0, -2).to(mixture.offsets.device)
