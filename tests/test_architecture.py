@@ -14,7 +14,7 @@ import monai_dpmm
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "monai_dpmm"
-LONGEST = 302  # lines
+LONGEST = 300  # lines
 
 # A room may import itself and the rooms named here; `files` and `errors` are the ground.
 ROOMS = {
