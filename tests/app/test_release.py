@@ -247,17 +247,16 @@ def test_a_training_in_the_folder_takes_calibrations_back(trained, tmp_path):
     (tmp_path / "models/model.json").write_text(json.dumps(calibrated))
     bundle = write_bundle(tmp_path / "heads", tmp_path)
 
-    def of(config):
-        parser = ConfigParser(ConfigParser.load_config_file(bundle / f"configs/{config}.json"))
+    def calibrations():
+        parser = ConfigParser(ConfigParser.load_config_file(bundle / "configs/inference.json"))
         parser["bundle_root"] = str(bundle)
         names = ("volume_thresholds", "scan_reference")
         return [parser.get_parsed_content(name) for name in names]
 
-    for config in ("inference", "train"):
-        assert of(config) == [[{"ml": 1}], {"usage": []}]
+    assert calibrations() == [[{"ml": 1}], {"usage": []}]
     (bundle / "models/model.json").write_text(json.dumps(settings))  # what a training writes
-    for config in ("inference", "train"):
-        assert of(config) == [[], None]
+    assert calibrations() == [[], None]
+    assert "volume_thresholds" not in json.loads((bundle / "configs/train.json").read_text())
 
 
 def test_training_goes_on_with_the_models_own_backbone(bundle, cohort):
