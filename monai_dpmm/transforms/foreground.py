@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_dpmm.errors import InputError
+from monai_dpmm.transforms.intensity import air_is_zero
 from monai_dpmm.transforms.metatensors import like, plain
 
 __all__ = ["MaskForeground", "body_mask"]
@@ -17,17 +18,21 @@ __all__ = ["MaskForeground", "body_mask"]
 def body_mask(image: NDArray[np.float32], closing: int = 3) -> NDArray[np.bool_]:
     """Whether a voxel is body, by Otsu's threshold: (X, Y, Z) or (H, W) -> the same shape.
 
-    Gaps in what the threshold finds are closed, its largest connected part is kept and the holes
-    of that are filled, in single slices as well: a head is open at the neck.
+    Of a z-scored scan whose air is 0 (see `air_is_zero`) it is what is not 0. Gaps are closed, the
+    largest connected part is kept and the holes of that are filled, in single slices as well: a
+    head is open at the neck.
 
     Args:
-        image: air is darker than body.
+        image: air is darker than body, or 0 in a z-scored scan.
         closing: radius of the closing, voxels.
     """
     import SimpleITK as sitk  # noqa: N813 - its documentation's name
     from scipy import ndimage
 
-    lit = sitk.GetArrayFromImage(sitk.OtsuThreshold(sitk.GetImageFromArray(image), 0, 1)) > 0
+    if air_is_zero(torch.from_numpy(image)):
+        lit = image != 0
+    else:
+        lit = sitk.GetArrayFromImage(sitk.OtsuThreshold(sitk.GetImageFromArray(image), 0, 1)) > 0
     if closing:
         axes = np.ogrid[(slice(-closing, closing + 1),) * image.ndim]
         ball = sum(x * x for x in axes) <= closing * closing

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from monai_dpmm.errors import InputError
 
-__all__ = ["WINDOWS", "Window", "intensity_range", "rescale_intensity"]
+__all__ = ["WINDOWS", "Window", "air_is_zero", "intensity_range", "rescale_intensity"]
 
 WINDOWS: dict[str, tuple[float, float]] = {
     "brain": (0.0, 80.0),
@@ -17,6 +17,26 @@ WINDOWS: dict[str, tuple[float, float]] = {
     "lung": (-1350.0, 150.0),
 }
 Window = tuple[float, float] | Literal["brain", "liver", "lung"]
+
+
+def air_is_zero(image: Tensor) -> bool:
+    """Whether air is 0 though intensities go below it, as of a z-scored brain with air left at 0.
+
+    That is so where more than half of the volume's or image's border is exactly 0, and the mean of
+    all else is nearer to 0 than half its standard deviation; with the overshoot of a spline around
+    a body it is further away.
+
+    Args:
+        image: (1, X, Y, Z), (1, H, W) or without the channel; of others it is False.
+    """
+    scan = image.as_subclass(Tensor).squeeze()
+    if scan.ndim not in (2, 3) or not bool(scan.min() < 0):
+        return False
+    faces = [scan.select(axis, end).flatten() for axis in range(scan.ndim) for end in (0, -1)]
+    if not bool((torch.cat(faces) == 0).float().mean() > 0.5):
+        return False
+    rest = scan[scan != 0].double()
+    return bool(rest.mean().abs() < rest.std() / 2)
 
 
 def intensity_range(
@@ -28,7 +48,8 @@ def intensity_range(
     """Intensities (low, high) that become 0 and 1.
 
     Percentiles are those of the foreground, the voxels above the image's minimum: the padding of
-    a skull-stripped or masked scan, often most of its voxels, has no say. The low end of the range
+    a skull-stripped or masked scan, often most of its voxels, has no say; nor has the air of a
+    z-scored scan, see `air_is_zero`. The low end of the range
     is then at most the low percentile, and padding itself maps to 0.
 
     High percentiles are those of a large bright lesion, which darkens all that is healthy. The
@@ -54,7 +75,8 @@ def intensity_range(
         raise InputError("percentiles or window must be given, got None for both")
     if not 0 <= percentiles[0] < percentiles[1] <= 100:
         raise InputError(f"percentiles must satisfy 0 <= low < high <= 100, got {percentiles}")
-    foreground = image[image > image.min()]
+    lit = image > image.min()
+    foreground = image[lit & (image != 0) if air_is_zero(image) else lit]
     if foreground.numel() == 0:
         raise InputError(f"image must not be constant, every voxel is {image.flatten()[0].item()}")
     low, high = (_percentile(foreground, q) for q in percentiles)
@@ -71,9 +93,10 @@ def rescale_intensity(
     window: Window | None = None,
     margin: float = 0.0,
 ) -> Tensor:
-    """Image in [0, 1], float32, the same shape, clipped outside `intensity_range`."""
+    """Image in [0, 1], float32, the same shape, clipped outside `intensity_range`; air is 0."""
     low, high = intensity_range(image, percentiles, window, margin)
-    return ((image.float() - low) / (high - low)).clamp_(0, 1)
+    rescaled = ((image.float() - low) / (high - low)).clamp_(0, 1)
+    return rescaled.masked_fill_(image == 0, 0) if air_is_zero(image) else rescaled
 
 
 def _fixed(window: Window) -> tuple[float, float]:

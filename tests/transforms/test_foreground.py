@@ -7,8 +7,9 @@ import torch
 from monai.data import MetaTensor
 from scipy import ndimage
 
+from monai_dpmm.io.loading import LoadVolume
 from monai_dpmm.transforms.foreground import MaskForeground, body_mask
-from monai_dpmm.transforms.intensity import rescale_intensity
+from monai_dpmm.transforms.intensity import air_is_zero, rescale_intensity
 
 
 def _ball(side=40, radius=14.0):
@@ -79,3 +80,54 @@ def test_errors_name_argument_and_value():
         MaskForeground(-1)
     with pytest.raises(ValueError, match="image must have one channel, got 2"):
         MaskForeground()(torch.rand(2, 20, 20, 20))
+
+
+def _brain(seed, shape):
+    """An ellipsoid of random size and place with values around 600, air of 0, and the ellipsoid."""
+    rng = np.random.default_rng(seed)
+    centre = np.array(shape) * rng.uniform(0.45, 0.55, len(shape)) - 0.5
+    radii = np.array(shape) * rng.uniform(0.25, 0.4, len(shape))
+    grid = np.moveaxis(np.indices(shape), 0, -1)
+    body = (((grid - centre) / radii) ** 2).sum(-1) < 1
+    return np.where(body, rng.normal(600, 120, shape), 0).astype(np.float32), body
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("shape", [(24, 28, 20), (120, 96)])
+def test_the_body_of_a_z_scored_scan_is_that_of_the_scan(seed, shape):
+    array, body = _brain(seed, shape)
+    z_scored = np.where(body, (array - array[body].mean()) / array[body].std(), 0)
+    z_scored = z_scored.astype(np.float32)
+    assert air_is_zero(torch.from_numpy(z_scored))
+    assert not air_is_zero(torch.from_numpy(array))
+    found = body_mask(z_scored)
+    assert 2 * (found & body).sum() / (found.sum() + body.sum()) > 0.97
+    rescaled = rescale_intensity(torch.from_numpy(z_scored)[None])[0].numpy()
+    assert not rescaled[~body].any()
+    assert (rescaled[body] > 0).mean() > 0.98
+    expected = rescale_intensity(torch.from_numpy(array)[None])[0].numpy()
+    assert np.abs(rescaled - expected).mean() < 0.01
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("air", ["noisy", "ringing", "ct"])
+def test_the_body_is_found_in_other_air(seed, air):
+    array, body = _brain(seed, (24, 28, 20))
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(0, 15, array.shape)
+    filled = {
+        "noisy": np.where(body, array, np.abs(noise)),
+        "ringing": array + np.where(body, 0, noise),
+        "ct": np.where(body, array - 560, -1000 + noise),
+    }[air].astype(np.float32)
+    assert not air_is_zero(torch.from_numpy(filled))
+    found = body_mask(filled)
+    assert 2 * (found & body).sum() / (found.sum() + body.sum()) > 0.97
+
+
+@pytest.mark.parametrize("name", ["29_zscore_bg0", "30_spline_ringing"])
+def test_the_body_of_scans_that_went_wrong(cases, name):
+    scan = LoadVolume()(cases / f"values/{name}.nii.gz")[0].numpy()
+    reference = LoadVolume()(cases / "values/00_ref.nii.gz")[0].numpy() > 0
+    found, expected = body_mask(scan), body_mask(reference.astype(np.float32))
+    assert 2 * (found & expected).sum() / (found.sum() + expected.sum()) > 0.9
