@@ -113,7 +113,7 @@ def _shape(scans: Sequence[Scan]) -> float:
 
 
 def _draw_color_bar(sheet: PanelSheet, scale: HeatScale) -> None:
-    axes = sheet.place(4.9, 0.36, 1.9, 0.09)
+    axes = sheet.place(4.8, 0.36, 1.9, 0.09)
     ends = (scale.low, scale.high, 0, 1)
     ramp = np.linspace(0, 1, 256)[None]
     axes.imshow(ramp, HEAT_MAP, extent=ends, aspect="auto", interpolation="bilinear")
@@ -121,6 +121,8 @@ def _draw_color_bar(sheet: PanelSheet, scale: HeatScale) -> None:
     axes.set_xticklabels(
         [f"{scale.low:.2g}", f"threshold {scale.threshold:.3g}", f"{scale.high:.2g}"]
     )
+    for label, side in zip(axes.get_xticklabels(), ("center", "right", "left"), strict=True):
+        label.set_horizontalalignment(side)  # a threshold near the high end stays legible
     axes.tick_params(labelsize=6, length=2)
 
 
