@@ -163,5 +163,20 @@ MODEL_SECTIONS: Mapping[str, tuple[Setting, ...]] = {
             "what the map shows, see [the method](method.md)",
             remembered=True,
         ),
+        Setting(
+            "smoothing_mm",
+            0,
+            rules.NONNEGATIVE,
+            "sigma of a Gaussian over the map, within the foreground; pixels for pictures; needs"
+            " `false_positive_volume`",
+            remembered=True,
+        ),
+        Setting(
+            "subtract_baseline",
+            False,
+            rules.FLAG,
+            "take the map's median over the foreground off; needs `false_positive_volume`",
+            remembered=True,
+        ),
     ),
 }

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from monai_dpmm.errors import InputError
 from monai_dpmm.network.geometry import slice_axes
-from monai_dpmm.transforms.operating_point import THRESHOLDS
+from monai_dpmm.transforms.operating_point import REFINED, THRESHOLDS
 
 __all__ = ["AnomalyInferer"]
 
@@ -101,7 +101,8 @@ def _like(result: Tensor, inputs: Tensor, network: Any) -> Tensor:
     like.copy_meta_from(inputs)
     like.is_batch = inputs.is_batch
     # what the inputs say of thresholds goes: a file's header may hold anything
-    like.meta = {key: value for key, value in like.meta.items() if key != THRESHOLDS}
+    own = (REFINED, THRESHOLDS)
+    like.meta = {key: value for key, value in like.meta.items() if key not in own}
     found = getattr(network, "thresholds_by_rate", None)
     if found is not None:
         each = {rate: [value] * len(inputs) for rate, value in found.items()}

@@ -21,6 +21,7 @@ from monai_dpmm.network.thresholds import TOP_FRACTION, image_score
 from monai_dpmm.transforms.intensity import Window, rescale_intensity
 from monai_dpmm.transforms.metatensors import like, plain
 from monai_dpmm.transforms.operating_point import (
+    REFINED,
     THRESHOLDS,
     OperatingPoint,
     operating_point,
@@ -234,7 +235,8 @@ class ThresholdAnomaly(Transform):
             rate: of false positives, instead of the configured one.
 
         Raises:
-            ValueError: where there are no thresholds, or none at this rate.
+            ValueError: where there are no thresholds, or none at this rate, and for refined maps
+                where no volume is chosen.
         """
         carried = [m.meta.get(THRESHOLDS) for m in maps if isinstance(m, MetaTensor)]
         carried.append(getattr(self.detector, "thresholds_by_rate", None))
@@ -243,6 +245,12 @@ class ThresholdAnomaly(Transform):
             raise InputError(
                 "the anomaly map must carry the thresholds of a calibrated network, as that of"
                 " AnomalyInferer does, got none in its metadata"
+            )
+        refined = any(m.meta.get(REFINED) for m in maps if isinstance(m, MetaTensor))
+        if refined and self.volume is None:
+            raise InputError(
+                "false_positive_volume must be chosen for maps that are smoothed or less their"
+                " baseline, for which thresholds at a rate of patches do not hold, got None"
             )
         rate = self.false_positive_rate if rate is None else rate
         return operating_point(known, rate, self.volume)

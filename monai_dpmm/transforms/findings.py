@@ -69,7 +69,8 @@ class AnomalyFindingsd(Transform):
 
     It also holds the image-level "score", and the "threshold" of the mask with what it was
     calibrated for: its "false_positive_rate", or the mean "false_positive_volume_ml" of a healthy
-    scan, the other being None. A "scan_check" among the data is taken along.
+    scan, the other being None. A "scan_check" among the data is taken along, and the "baseline"
+    that `RefineAnomalyd` took off the map.
 
     Args:
         detector: deprecated and without effect, as are the rate and the volume: the threshold is
@@ -120,8 +121,9 @@ class AnomalyFindingsd(Transform):
             **data[self.threshold_key],
             **anomaly_findings(anomaly[0], mask[0], affine, smallest=self.smallest),
         }
-        if data.get("scan_check") is not None:
-            findings["scan_check"] = data["scan_check"]
+        for key in ("baseline", "scan_check"):
+            if data.get(key) is not None:
+                findings[key] = data[key]
         return {**data, "findings": findings}
 
 

@@ -18,12 +18,13 @@ from monai_dpmm.errors import InputError
 from monai_dpmm.network.thresholds import key_scores, order_keys, threshold_of
 
 __all__ = [
-    *("CONFIDENCE", "THRESHOLDS", "FalsePositiveVolumes", "OperatingPoint"),
+    *("CONFIDENCE", "REFINED", "THRESHOLDS", "FalsePositiveVolumes", "OperatingPoint"),
     *("mean_interval", "operating_point", "volume_threshold", "voxel_ml"),
 ]
 
 CONFIDENCE = 0.95
 THRESHOLDS = "thresholds"  # of the network by rate, in the metadata of a map
+REFINED = "refined"  # there, too: the map is no longer one of patch scores
 _IGNORED = 2**10 - 1  # trailing bits of a float32 score: bins of 1.2e-4 of the score
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch import Tensor
 from monai_dpmm.errors import InputError, InputTypeError
 from monai_dpmm.network.postprocessing import less_baseline, smoothed
 from monai_dpmm.transforms.metatensors import like, plain
+from monai_dpmm.transforms.operating_point import REFINED
 
 __all__ = ["RefineAnomalyd"]
 
@@ -21,8 +21,8 @@ class RefineAnomalyd(Transform):
     """Data with the anomaly map (1, X, Y, Z) or (1, H, W) smoothed, less its median, or both.
 
     Smoothing comes first. The foreground is where `foreground_key` is above 0: of a component map,
-    the patches that were scored. Thresholds of patches do not hold for such maps: calibrate on
-    maps that went through the same steps.
+    the patches that were scored. Thresholds at a rate of patches do not hold for such maps, so
+    `ThresholdAnomaly` asks for one by volume, calibrated on maps that went through the same steps.
 
     Args:
         anomaly_key: key of the map, which it replaces.
@@ -71,5 +71,8 @@ class RefineAnomalyd(Transform):
         if self.subtract_baseline:
             anomaly, baseline = less_baseline(anomaly, foreground)
             result[self.baseline_key] = float(baseline)
-        result[self.anomaly_key] = like(torch.as_tensor(anomaly)[None], source)
+        if self.smoothing_mm or self.subtract_baseline:
+            result[self.anomaly_key] = like(anomaly[None], source)
+            if isinstance(source, MetaTensor):
+                result[self.anomaly_key].meta = {**source.meta, REFINED: True}
         return result

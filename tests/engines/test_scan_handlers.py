@@ -24,7 +24,7 @@ def calibrated(trained, cohort, tmp_path_factory):
 
 
 def _calibrate(root, data, expect=0):
-    configs = ["train", str(root / "models/model.json"), "calibrate"]
+    configs = ["inference", str(root / "models/model.json"), "calibrate"]
     return run_bundle("run", configs, expect=expect, bundle_root=root, dataset_dir=data)
 
 
@@ -79,6 +79,34 @@ def test_inference_by_volume_marks_the_scans_that_are_unlike_the_training_data(
     mask = np.asarray(nib.load(tmp_path / "out/good/good_mask.nii.gz").dataobj)
     assert np.array_equal(mask > 0, anomaly > np.float32(threshold))
     assert 0 < mask.sum() * 0.125 < 50
+
+
+def test_maps_are_calibrated_and_written_smoothed_and_less_their_baseline(
+    calibrated, cohort, tmp_path
+):
+    root, _ = calibrated
+    shutil.copytree(root / "models", tmp_path / "models")
+    settings = json.loads((root / "models/model.json").read_text())
+    settings |= {"smoothing_mm": 8.0, "subtract_baseline": True}
+    (tmp_path / "models/model.json").write_text(json.dumps(settings))
+    _calibrate(tmp_path, root / "data")
+    scan = cohort / "test/images/test_000.nii.gz"
+    plain, refined = tmp_path / "plain", tmp_path / "refined"
+    _infer(root, scan, plain, false_positive_volume=5)
+    _infer(tmp_path, scan, refined, false_positive_volume=5)
+    before, after = (
+        nib.load(out / "test_000/test_000_anomaly.nii.gz").get_fdata() for out in (plain, refined)
+    )
+    assert np.median(after) == pytest.approx(0, abs=1e-4)
+    assert after.std() < 0.9 * before.std()
+    settings = json.loads((tmp_path / "models/model.json").read_text())
+    threshold = settings["volume_thresholds"][2]["threshold"]
+    mask = np.asarray(nib.load(refined / "test_000/test_000_mask.nii.gz").dataobj)
+    assert np.array_equal(mask > 0, after.astype(np.float32) > np.float32(threshold))
+    findings = json.loads((refined / "test_000/test_000_findings.json").read_text())
+    assert 0.1 * np.median(before) < findings["baseline"] < 2 * np.median(before)
+    result = _infer(tmp_path, scan, tmp_path / "rate", expect=1)
+    assert "false_positive_volume must be chosen for maps that are smoothed" in result.stderr
 
 
 def test_a_volume_that_was_not_calibrated_ends_inference_in_one_line(
