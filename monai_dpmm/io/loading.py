@@ -93,7 +93,7 @@ class LoadVolume(Transform):
         """Image of a file's own type, not yet checked."""
         found = format_of(file) if file.is_file() else None
         if found is not None and found.reader == "nibabel":
-            return _from_nifti(read_nifti(file), file)
+            return _from_nifti(read_nifti(file), file, self.dtype)
         positions = _series_positions(file) if file.is_dir() else None
         image = _grey(self._readers.get(file.suffix.lower(), self._loader)(file))
         if positions is not None and len(positions):
@@ -115,8 +115,11 @@ def _silence_on_decoders() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _from_nifti(nifti: Nifti, file: Path) -> MetaTensor:
-    """Channel-first image of a NIfTI or FreeSurfer file, with what MONAI's readers say of one."""
+def _from_nifti(nifti: Nifti, file: Path, dtype: torch.dtype | None) -> MetaTensor:
+    """Channel-first image of a NIfTI or FreeSurfer file, with what MONAI's readers say of one.
+
+    Voxels that float32 holds are converted while they are brought into order, in one pass.
+    """
     array, shape = nifti.array, nifti.array.shape
     image = np.moveaxis(array, -1, 0) if array.ndim > 3 else array[None]
     meta = {
@@ -128,8 +131,9 @@ def _from_nifti(nifti: Nifti, file: Path) -> MetaTensor:
     }
     if nifti.grid is not None:
         meta["nifti_grid"] = nifti.grid
-    native = image.astype(image.dtype.newbyteorder("="), copy=False)
-    return MetaTensor(convert_to_tensor(native), meta=meta)
+    at_once = dtype == torch.float32 and image.dtype.itemsize <= 4
+    native = np.dtype(np.float32) if at_once else image.dtype.newbyteorder("=")
+    return MetaTensor(convert_to_tensor(np.ascontiguousarray(image, native)), meta=meta)
 
 
 def _series_positions(folder: Path) -> np.ndarray:
