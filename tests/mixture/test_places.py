@@ -255,6 +255,18 @@ def test_a_traced_score_holds_for_any_number_of_patches(kind):
         assert torch.equal(index, nearest)
 
 
+@pytest.mark.parametrize("kind", ["cosine", "likelihood"])
+def test_an_exported_score_holds_for_any_number_of_patches(kind):
+    model, x, u = placed()
+    n = torch.export.Dim("n", min=2, max=4096)
+    shapes = ({0: n}, {0: n})
+    exported = torch.export.export(Score(model, kind), (x[:10], u[:10]), dynamic_shapes=shapes)
+    scores, index = exported.module()(x[:200], u[:200])
+    expected, nearest = model.nearest(x[:200], kind, u[:200])
+    torch.testing.assert_close(scores, expected)
+    assert torch.equal(index, nearest)
+
+
 def test_errors_name_argument_rule_and_value():
     model, x, u = placed()
     for grid in ((3,), (3, 0), (1, 2, 3, 4)):
