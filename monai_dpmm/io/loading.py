@@ -169,12 +169,13 @@ def _check_affine(affine: torch.Tensor, file: Path) -> None:
 
 
 def _grey(image: MetaTensor) -> MetaTensor:
-    """One channel of a picture of red, green and blue that are equal, and opaque if it says so."""
-    if image.ndim != 3 or image.shape[0] not in (3, 4):
+    """One channel of a picture that is grey, or red, green and blue that are equal, and opaque."""
+    if image.ndim != 3 or image.shape[0] not in (2, 3, 4):
         return image
-    red, *others = image.as_tensor()
-    opaque = image.shape[0] == 3 or bool((others.pop() == image[3].max()).all())
-    return image[:1] if opaque and all(torch.equal(red, other) for other in others) else image
+    grey, *others = image.as_tensor()
+    alpha = None if image.shape[0] == 3 else others.pop()
+    opaque = alpha is None or bool((alpha == alpha.max()).all())
+    return image[:1] if opaque and all(torch.equal(grey, other) for other in others) else image
 
 
 def _check_shape(image: MetaTensor, file: Path) -> None:

@@ -277,3 +277,18 @@ def test_nan_background_as_tools_leave_it(cases):
     assert (volume == volume.min()).float().mean() > 0.7
     body = volume > volume.min()
     assert torch.allclose(volume[body], reference[body])
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+@pytest.mark.parametrize("seed", range(3))
+def test_grey_pictures_are_one_image_whatever_their_mode(tmp_path, mode, seed):
+    grey = np.random.default_rng(seed).integers(0, 255, (6 + seed, 8), np.uint8)
+    Image.fromarray(grey).convert(mode).save(tmp_path / "slice.png")
+    assert np.array_equal(LoadVolume()(tmp_path / "slice.png")[0], grey.T)
+
+
+def test_a_grey_picture_that_is_partly_transparent_is_refused(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 255, (6, 8, 2), np.uint8)
+    Image.fromarray(grey).save(tmp_path / "slice.png")
+    with pytest.raises(InputError, match=r"slice\.png: must have one channel, got 2"):
+        LoadVolume()(tmp_path / "slice.png")
