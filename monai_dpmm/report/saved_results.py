@@ -1,36 +1,47 @@
-"""Results that lie on disk, made a report of again: no network runs, nothing is measured."""
+"""Results that lie on disk, made a report of: no network runs, nothing is measured."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monai_dpmm.errors import InputError, cause, printable
-from monai_dpmm.files import json_number, json_object
+from monai_dpmm.errors import FileError, InputError, cause, printable
+from monai_dpmm.files import json_number, json_object, json_value, plain, whole_file
 from monai_dpmm.io.datalist import data_root, datalist
 from monai_dpmm.io.result_files import result_files
-from monai_dpmm.report.handler import (
-    OPERATING_POINT,
-    curves_of,
-    publish_report,
-    scan_subject,
-)
+from monai_dpmm.io.suffixes import format_of, stem
 from monai_dpmm.report.html import formatted
-from monai_dpmm.report.report import METRICS
+from monai_dpmm.report.report import METRICS, PAGE, metrics_table, write_report
 
+OPERATING_POINT = ("false_positive_rate", "false_positive_volume_ml")
 _SHOWN = 3  # files that are named
 
-__all__ = ["findings_of", "rewrite_report"]
+__all__ = [
+    *("OPERATING_POINT", "SavedScan", "curves_of", "findings_of", "report_measured"),
+    *("rewrite_report", "scan_name", "scan_subject"),
+]
 
 
-class _Earlier(NamedTuple):
-    """What an earlier report tells of the run whose results lie beside it.
+class SavedScan(NamedTuple):
+    """A scan's file or folder, its label's, and the files of its results, see `result_files`."""
+
+    image: str
+    label: str | None
+    files: Mapping[str, Path]
+
+
+class _Measured(NamedTuple):
+    """What a report's metrics.json tells of the run whose results lie beside it.
 
     Attributes:
         subjects: metrics of each scan by its name, score and threshold, which tell whether the
             scan's results are still those that were measured.
-        options: of `publish_report`.
+        options: of `write_report`.
     """
 
     subjects: dict[tuple[Any, ...], dict[str, Any]]
@@ -68,28 +79,22 @@ def rewrite_report(
         OSError: where the report cannot be written.
     """
     results = Path(results)
-    earlier = _earlier(results / "report" / METRICS)
-    with_labels = earlier is None or bool(earlier.options["metrics"])
     items, root = datalist(dataset_dir, "test"), data_root(dataset_dir)
-    subjects, points, missing = [], [], []
+    scans, missing = [], []
     for item in items:
-        saved = result_files(item["image"], results, root)
-        if absent := [path for path in saved.values() if not path.is_file()]:
+        files = result_files(item["image"], results, root)
+        if absent := [path for path in files.values() if not path.is_file()]:
             missing.append(absent[0])
-            continue
-        found = findings_of(saved["findings"])
-        shown = {"label": item.get("label") if with_labels else None}
-        shown |= {key: found[key] for key in ("score", "threshold")}
-        subjects.append(scan_subject(item["image"], saved, **shown))
-        points.append({key: found.get(key) for key in OPERATING_POINT})
-    if not subjects:
+        else:
+            scans.append(SavedScan(item["image"], item.get("label"), files))
+    if not scans:
         raise InputError(
             f"{results}: must hold results of a scan to report on (infer and evaluate write them),"
             f" got none of {len(items)}: there is no {missing[0]}"
         )
-    options = _of_findings(points, results) if earlier is None else _of_these(earlier, subjects)
-    place = folder or results / "report"
-    left_out = publish_report(place, subjects, axis=axis, slices=slices, **options)
+    measured = _measured(results / "report" / METRICS)
+    options = {"history": results / "history.json", "axis": axis, "slices": slices}
+    left_out = _report(scans, Path(folder or results / "report"), measured, **options)
     if missing:
         names = [str(path) for path in missing[:_SHOWN]] + ["..."] * (len(missing) > _SHOWN)
         left = f"Left out, {len(missing)} of {len(items)} scans have no: {', '.join(names)}"
@@ -97,6 +102,155 @@ def rewrite_report(
     if left_out:
         lines = "".join(f"\n  {line}" for line in left_out)
         raise InputError(f"{len(left_out)} of {len(items)} scans were left out:{lines}")
+
+
+def report_measured(scans: Sequence[SavedScan], folder: Path, measured: Mapping[str, Any]) -> list[str]:
+    """Keep what a run measured, as metrics.json of its report, and write the report.
+
+    Returns a line for each scan that the report leaves out. Whatever fails later, the numbers are kept; the page of an earlier run goes before they come.
+
+    Args:
+        scans: of the run.
+        folder: of the report.
+        measured: "metrics", "intervals", "settings", "environment" and "history" of the run, and
+            "subjects", a dictionary of "name", "score", "threshold" and "metrics" for each scan.
+
+    Raises:
+        OSError: in one line, where the report cannot be written, as on a full disk.
+    """
+    with _aside(folder, bool(measured["metrics"])), _one_line(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / PAGE).unlink(missing_ok=True)
+        with whole_file(folder / METRICS) as partial:
+            text = json.dumps(plain(measured), indent=1, allow_nan=False, ensure_ascii=False)
+            partial.write_text(f"{text}\n", encoding="utf-8", errors="replace")
+        return _report(scans, folder, _measured(folder / METRICS))
+
+
+def _report(
+    scans: Sequence[SavedScan],
+    folder: Path,
+    measured: _Measured | None,
+    *,
+    history: Path | None = None,
+    **options: Any,
+) -> list[str]:
+    """Report of scans from their files, and what was measured of them; its table is printed.
+
+    Returns a line for each scan that the report leaves out.
+    """
+    with_labels = measured is None or bool(measured.options["metrics"])
+    subjects, points = [], []
+    for scan in scans:
+        found = findings_of(scan.files["findings"])
+        known = {key: found[key] for key in ("score", "threshold")}
+        known |= {"label": scan.label if with_labels else None}
+        subjects.append(scan_subject(scan.image, scan.files, **known))
+        points.append({key: found[key] for key in OPERATING_POINT})
+    told = _of_findings(points, history) if measured is None else _of_these(measured, subjects)
+    metrics, intervals = told.get("metrics") or {}, told.get("intervals")
+    with _aside(folder, bool(metrics)), _one_line(folder):
+        left_out: list[str] = []
+        page = write_report(folder, subjects=subjects, left_out=left_out, **told, **options)
+    protocol = {k: v for k, v in told["settings"].items() if k == "protocol"}
+    print(metrics_table({**metrics, **protocol}, subjects, intervals))
+    print(f"Report: {page}")
+    return left_out
+
+
+@contextmanager
+def _one_line(folder: Path) -> Iterator[None]:
+    """Tell what the system refuses in one line."""
+    try:
+        yield
+    except FileError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise FileError(f"{folder}: could not be written, {reason}") from error
+
+
+@contextmanager
+def _aside(folder: Path, measured: bool) -> Iterator[None]:
+    """A report with metrics is moved beside one that has none, and told; what fails moves it back.
+
+    Args:
+        folder: of both.
+        measured: whether the new one has metrics.
+    """
+    places = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(1))
+    has_to = not measured and _has_metrics(folder)
+    place = next(place for place in places if not place.exists()) if has_to else None
+    if place is not None:
+        folder.rename(place)
+    try:
+        yield
+    except BaseException:
+        if place is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            place.rename(folder)
+        raise
+    if place is not None:
+        print(f"The report with metrics that was there: {place}")
+
+
+def _has_metrics(folder: Path) -> bool:
+    try:
+        return bool(json_object(folder / METRICS).get("metrics"))
+    except (OSError, ValueError):
+        return False
+
+
+def curves_of(history: str | Path | None) -> dict[str, list[Any]] | None:
+    """Lists of the metrics over epochs, from the records that `History` wrote, where it did.
+
+    Raises:
+        InputError: where the file holds anything else.
+    """
+    if history is None or not Path(history).is_file():
+        return None
+    try:
+        records = [{k: json_number(v) for k, v in r.items()} for r in json_value(history)]
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise InputError(f"{history}: must be a training's history, {error}") from error
+    names = sorted({name for record in records for name in record})
+    return {name: [record.get(name) for record in records] for name in names}
+
+
+def scan_subject(
+    image: str | Path,
+    saved: Mapping[str, str | Path],
+    *,
+    score: Any,
+    threshold: float,
+    label: str | Path | None = None,
+) -> dict[str, Any]:
+    """A scan as `write_report` takes it.
+
+    Args:
+        image: the scan's file or folder.
+        saved: files of its results, by their postfix "anomaly", "mask" and "component".
+        score: of the whole image.
+        threshold: of the mask.
+        label: file of the label, where there is one.
+    """
+    subject = {
+        "name": scan_name(str(image)),
+        "image": str(image),
+        "anomaly": saved["anomaly"],
+        "mask": saved["mask"],
+        "components": saved["component"],
+        "score": score,
+        "threshold": threshold,
+    }
+    return subject if label is None else {**subject, "label": str(label)}
+
+
+def scan_name(path: str) -> str:
+    """File name without its suffixes, or the whole name of a folder."""
+    if Path(path).is_dir():
+        return Path(path).name
+    return stem(path) if format_of(path) else Path(path).stem
 
 
 def findings_of(file: Path) -> dict[str, Any]:
@@ -109,7 +263,7 @@ def findings_of(file: Path) -> dict[str, Any]:
     return numbers
 
 
-def _earlier(file: Path) -> _Earlier | None:
+def _measured(file: Path) -> _Measured | None:
     """What a report's metrics.json tells, where there is one; it may come from a stranger."""
     if not file.is_file():
         return None
@@ -128,26 +282,26 @@ def _earlier(file: Path) -> _Earlier | None:
         }
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise InputError(f"{file}: must be the metrics.json of a report, {cause(error)}") from error
-    return _Earlier(subjects, options)
+    return _Measured(subjects, options)
 
 
 def _key(subject: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(subject[key] for key in ("name", "score", "threshold"))
 
 
-def _of_these(earlier: _Earlier, subjects: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _of_these(measured: _Measured, subjects: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Options of the report; its scans get what was measured of them."""
     for subject in subjects:
-        subject["metrics"] = earlier.subjects.get(_key(subject), {})
-    if {_key(subject) for subject in subjects} == earlier.subjects.keys():
-        return earlier.options
-    if earlier.options["metrics"]:
+        subject["metrics"] = measured.subjects.get(_key(subject), {})
+    if {_key(subject) for subject in subjects} == measured.subjects.keys():
+        return measured.options
+    if measured.options["metrics"]:
         print("The pooled metrics are those of other scans or results, and left out")
-    return earlier.options | {"metrics": {}, "intervals": {}}
+    return measured.options | {"metrics": {}, "intervals": {}}
 
 
-def _of_findings(points: Sequence[Mapping[str, Any]], results: Path) -> dict[str, Any]:
-    """Options of a report without an earlier one: what its findings agree on, and the curves."""
+def _of_findings(points: Sequence[Mapping[str, Any]], history: Path | None) -> dict[str, Any]:
+    """Options of a report of which nothing was measured: what its findings agree on, the curves."""
     agreed = points[0] if all(point == points[0] for point in points) else {}
     settings = {key: value for key, value in agreed.items() if value is not None}
-    return {"settings": settings, "history": curves_of(results / "history.json")}
+    return {"settings": settings, "history": curves_of(history)}

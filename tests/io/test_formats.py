@@ -17,7 +17,7 @@ from workflows import run_bundle
 
 from monai_dpmm import LoadVolume, volume_writer
 from monai_dpmm.io.formats import SaveVolumed, saved_beside
-from monai_dpmm.report.handler import _stem
+from monai_dpmm.report.saved_results import scan_name
 from monai_dpmm.report.volumes import subject_volume, subject_volumes
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -163,7 +163,7 @@ def test_results_of_a_folder_have_its_whole_name(tmp_path, name):
     saved = save({"x": image})["x"]
     assert saved.meta["saved_to"] == str(tmp_path / "out" / name / f"{name}_mask.nii.gz")
     assert saved_beside(saved, "mask.dcm") == tmp_path / "out" / name / f"{name}_mask.dcm"
-    assert _stem(str(tmp_path / "scans" / name)) == name
+    assert scan_name(str(tmp_path / "scans" / name)) == name
 
 
 def test_a_volume_that_was_not_saved_has_nothing_beside_it():

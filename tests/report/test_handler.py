@@ -1,25 +1,50 @@
-import errno
+"""The report that a run writes: its numbers are kept first, then the page is made of the files."""
+
+import json
+from types import SimpleNamespace
 
 import pytest
-from ignite.engine import Engine
+from monai.data import MetaTensor
 
 from monai_dpmm.errors import expected_error
-from monai_dpmm.report import handler as reporting
+from monai_dpmm.io.result_files import VOLUMES
+from monai_dpmm.report import saved_results
 from monai_dpmm.report.handler import ReportWriter, _shown
 
+POINT = {"threshold": 0.3, "false_positive_rate": 0.01, "false_positive_volume_ml": None}
 
-def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(reporting, "write_report", full)
-    writer = ReportWriter(tmp_path / "report")
-    writer.subjects = [{"name": "a"}]
+def _finished(writer, tmp_path, **metrics):
+    """The writer, told of a run over one scan whose findings lie on disk."""
+    findings = tmp_path / "a_findings.json"
+    findings.write_text(json.dumps({"score": 0.5, **POINT}))
+    saved = {f"pred_{k}": MetaTensor([0.0], meta={"saved_to": f"{k}.nii"}) for k in VOLUMES}
+    image = MetaTensor([0.0], meta={"filename_or_obj": "a.nii.gz"})
+    item = {"image": image, "score": 0.5, "threshold": POINT, "findings_path": str(findings)}
+    engine = SimpleNamespace(state=SimpleNamespace(output=[item | saved], metrics=metrics))
+    writer._collect(engine)
+    writer(engine)
+
+
+def _full(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_is_one_line_and_the_numbers_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(saved_results, "write_report", _full)
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report/report.html").write_text("of the run before")
     with pytest.raises(
         OSError, match=r"report: could not be written, No space left on device$"
     ) as caught:
-        writer(Engine(lambda engine, batch: None))
+        _finished(ReportWriter(tmp_path / "report"), tmp_path, pixel_auroc=0.9)
     assert expected_error(caught.value) is caught.value
+    assert [path.name for path in (tmp_path / "report").iterdir()] == ["metrics.json"]
+    kept = json.loads((tmp_path / "report/metrics.json").read_text())
+    assert kept["metrics"] == {"pixel_auroc": 0.9}
+    assert kept["settings"] == {"false_positive_rate": 0.01}
+    (scan,) = kept["subjects"]
+    assert scan == {"name": "a", "score": 0.5, "threshold": 0.3, "metrics": {}}
 
 
 def test_the_table_counts_lesions_at_the_rate_of_the_mask_only():
@@ -44,19 +69,16 @@ def test_a_report_with_metrics_is_moved_aside_and_back_where_the_new_one_fails(
     folder = tmp_path / "report"
     folder.mkdir()
     (folder / "metrics.json").write_text('{"metrics": {"pixel_auroc": 0.9}}')
-
-    def full(*args, **kwargs):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(reporting, "write_report", full)
+    monkeypatch.setattr(saved_results, "write_report", _full)
     with pytest.raises(OSError, match="report: could not be written, No space left"):
-        reporting.publish_report(folder, [])
-    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+        _finished(ReportWriter(folder), tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["report"]
     assert "0.9" in (folder / "metrics.json").read_text()
 
-    monkeypatch.setattr(reporting, "write_report", lambda *args, **kwargs: folder / "report.html")
-    reporting.publish_report(folder, [])
-    assert [path.name for path in tmp_path.iterdir()] == ["report-1"]
+    monkeypatch.setattr(saved_results, "write_report", lambda *_, **__: folder / "report.html")
+    _finished(ReportWriter(folder), tmp_path)
+    assert "0.9" in (tmp_path / "report-1/metrics.json").read_text()
+    assert json.loads((folder / "metrics.json").read_text())["metrics"] == {}
     assert f"The report with metrics that was there: {tmp_path / 'report-1'}" in (
         capsys.readouterr().out
     )

@@ -54,16 +54,6 @@ def _report(folder):
     return json.loads((folder / "metrics.json").read_text())
 
 
-@pytest.mark.parametrize("run", ["evaluated", "inferred"])
-def test_the_report_is_the_one_that_the_run_wrote(run, cohort, tmp_path, request):
-    """Page, metrics, figures and date to the byte; only a viewer's random ids differ."""
-    results = request.getfixturevalue(run)
-    rewrite_report(cohort, results, tmp_path / "new")
-    written, new = _files(results / "report"), _files(tmp_path / "new")
-    assert len(written) > 6
-    assert new == written
-
-
 def test_of_an_evaluation_nothing_is_measured_again(
     evaluated, cohort, tmp_path, capsys, monkeypatch
 ):

@@ -13,8 +13,7 @@ from monai_dpmm.io.datalist import data_root, datalist
 from monai_dpmm.io.label_loading import LabelRule, lesions
 from monai_dpmm.io.result_files import result_files
 from monai_dpmm.report.display import Scan, fullest_slice, grey_range
-from monai_dpmm.report.handler import scan_subject
-from monai_dpmm.report.saved_results import findings_of
+from monai_dpmm.report.saved_results import findings_of, scan_subject
 from monai_dpmm.report.volumes import subject_volumes
 
 __all__ = ["SavedScans", "single_slice"]
