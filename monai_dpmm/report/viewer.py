@@ -11,7 +11,6 @@ import math
 import re
 import warnings
 from collections.abc import Mapping
-from html import escape
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ import numpy as np
 
 from monai_dpmm.errors import InputError, MissingPackageError
 from monai_dpmm.report.display import grey_range, peak_voxel
+from monai_dpmm.report.html import page
 from monai_dpmm.report.panels import HEAT_MAP, HeatScale
 from monai_dpmm.report.scan_figure import heat_scale
 
@@ -90,13 +90,12 @@ def viewer_page(
     scores = _image(_scores(anomaly, scale), affine, size, outside=scale.low)
     opening = apply_affine(affine, peak_voxel(anomaly) if start is None else start)
     drawn = _drawn(grey, scores, tuple(opening), scale)
-    facts = _facts(affine, size, scale)
-    return _PAGE.format(
-        title=escape(title or "Anomaly viewer"),
-        back="" if back is None else f'<a href="{escape(back)}">Back to the report</a>',
-        style=_STYLE,
-        viewer=drawn,
-        facts="\n".join(f"<li>{fact}</li>" for fact in facts),
+    return page(
+        "viewer.html",
+        title=title or "Anomaly viewer",
+        back=back,
+        drawn=drawn,
+        facts=_facts(affine, size, scale),
     )
 
 
@@ -232,44 +231,3 @@ def _facts(affine: np.ndarray, size: float, scale: HeatScale) -> list[str]:
         f"Voxels of {spacing} mm, resampled to {size:.2g} mm for this page. The saved volumes hold"
         " the full resolution.",
     ]
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:;
- script-src 'unsafe-inline'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<header><h1>{title}</h1>{back}</header>
-<p class="notice" role="note"><strong>Research use only.</strong> Not for clinical use.</p>
-<main>
-{viewer}
-</main>
-<ul>
-{facts}
-</ul>
-</body>
-</html>
-"""
-
-_STYLE = """
-:root { color-scheme: dark; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem clamp(.75rem, 3vw, 2rem) 2rem; max-width: 90rem;
-  background: #000000; color: #e8ebef;
-  font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
-header { display: flex; flex-wrap: wrap; gap: .25rem 2rem; align-items: baseline; }
-h1 { font-size: 1.3rem; margin: 0; overflow-wrap: anywhere; }
-a { color: #7fb8f5; }
-.notice { margin: .5rem 0 1rem; padding: .3rem .7rem; background: #33290f;
-  border-left: 4px solid #d9a520; border-radius: 4px; }
-canvas { display: block; cursor: crosshair; max-width: 100%; }
-main p { margin: 0; }
-main input { width: min(16rem, 50vw); }
-ul { padding-left: 1.2rem; color: #a3adb8; font-size: .92rem; }
-"""

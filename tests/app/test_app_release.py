@@ -46,7 +46,9 @@ def tree(folder, pattern="*"):
 
 
 def test_the_wheel_holds_modules_configs_documents_and_nothing_else(wheel):
-    modules = {f"monai_dpmm/{name}" for name in tree(ROOT / "monai_dpmm", "*.py")}
+    package = {name for name in tree(ROOT / "monai_dpmm") if "__pycache__" not in name}
+    assert {"report/templates/report.html", "__init__.pyi", "py.typed"} <= package
+    modules = {f"monai_dpmm/{name}" for name in package}
     documents = {f"monai_dpmm/bundle/{name}" for name in tree(ROOT / "bundle")}
     configs = {f"monai_dpmm/bundle/configs/{name}" for name in tree(ROOT / "configs")}
     about = f"monai_dpmm-{VERSION}.dist-info"

@@ -67,8 +67,9 @@ def test_keys_are_set_where_they_exist_only():
     training, evaluation = applicable(plans, overrides)
     assert training == {"train#trainer#max_epochs": 2, "tracking": "x"}
     assert evaluation == {"metrics#bootstrap": 5, "tracking": "x"}
-    config = merged(plans[1], {"metrics#bootstrap": 5})
+    config = merged(plans[1], evaluation)
     assert config["metrics"]["bootstrap"] == 5
+    assert "tracking" not in config
 
 
 def test_keys_of_an_overlay_file_exist(tmp_path):
