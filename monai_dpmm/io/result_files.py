@@ -20,9 +20,9 @@ from monai_dpmm.io.dicom_output import (
     series_slices,
 )
 from monai_dpmm.io.formats import named, source_name, volume_writer, writer_error
-from monai_dpmm.io.suffixes import WRITTEN_SUFFIXES
+from monai_dpmm.io.suffixes import WRITTEN_SUFFIXES, format_of, stem
 
-__all__ = ["VOLUMES", "SaveResultsd", "result_files"]
+__all__ = ["VOLUMES", "SaveResultsd", "result_files", "scan_name"]
 
 # what the names of volumes end with, and their types
 VOLUMES = {"anomaly": np.float32, "component": np.uint16, "mask": np.uint8}
@@ -48,6 +48,13 @@ def result_files(image: str, output_dir: str | Path, data_root_dir: str = "") ->
         there, key=lambda s: path("anomaly", s).stat().st_mtime, default=WRITTEN_SUFFIXES[0]
     )
     return {end: path(end, suffix) for end in VOLUMES} | {"findings": path("findings", ".json")}
+
+
+def scan_name(path: str) -> str:
+    """File name without its suffixes, or the whole name of a folder."""
+    if Path(path).is_dir():
+        return Path(path).name
+    return stem(path) if format_of(path) else Path(path).stem
 
 
 class SaveResultsd(SaveImaged):

@@ -11,14 +11,13 @@ from ignite.engine import Engine, Events
 from monai_dpmm.engines.distributed import interleaved, is_main_process
 from monai_dpmm.engines.skipping import ScanEvaluator
 from monai_dpmm.errors import InputError
-from monai_dpmm.io.result_files import VOLUMES
+from monai_dpmm.io.result_files import VOLUMES, scan_name
 from monai_dpmm.report.environment import environment
 from monai_dpmm.report.saved_results import (
     OPERATING_POINT,
     SavedScan,
     curves_of,
     report_measured,
-    scan_name,
 )
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ class ReportWriter:
         }
         left_out = report_measured(scans, self.folder, record)
         if left_out and isinstance(engine, ScanEvaluator):
-            engine.refused += left_out
+            engine.skipped += left_out
         elif left_out:
             raise InputError(f"left out of the report: {'; '.join(left_out)}")
 

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 from monai_dpmm.errors import FileError, InputError, cause, printable
 from monai_dpmm.files import json_number, json_object, json_value, plain, whole_file
 from monai_dpmm.io.datalist import data_root, datalist
-from monai_dpmm.io.result_files import result_files
-from monai_dpmm.io.suffixes import format_of, stem
+from monai_dpmm.io.result_files import result_files, scan_name
 from monai_dpmm.report.html import formatted
 from monai_dpmm.report.report import METRICS, PAGE, metrics_table, write_report
 
@@ -23,7 +22,7 @@ _SHOWN = 3  # files that are named
 
 __all__ = [
     *("OPERATING_POINT", "SavedScan", "curves_of", "findings_of", "report_measured"),
-    *("rewrite_report", "scan_name", "scan_subject"),
+    *("rewrite_report", "scan_subject"),
 ]
 
 
@@ -104,10 +103,13 @@ def rewrite_report(
         raise InputError(f"{len(left_out)} of {len(items)} scans were left out:{lines}")
 
 
-def report_measured(scans: Sequence[SavedScan], folder: Path, measured: Mapping[str, Any]) -> list[str]:
+def report_measured(
+    scans: Sequence[SavedScan], folder: Path, measured: Mapping[str, Any]
+) -> list[str]:
     """Keep what a run measured, as metrics.json of its report, and write the report.
 
-    Returns a line for each scan that the report leaves out. Whatever fails later, the numbers are kept; the page of an earlier run goes before they come.
+    Returns a line for each scan that the report leaves out. Whatever fails later, the numbers are
+    kept; the page of an earlier run goes before they come.
 
     Args:
         scans: of the run.
@@ -135,10 +137,7 @@ def _report(
     history: Path | None = None,
     **options: Any,
 ) -> list[str]:
-    """Report of scans from their files, and what was measured of them; its table is printed.
-
-    Returns a line for each scan that the report leaves out.
-    """
+    """Write a report of files and what was measured, print its table; lines of what is left out."""
     with_labels = measured is None or bool(measured.options["metrics"])
     subjects, points = [], []
     for scan in scans:
@@ -244,13 +243,6 @@ def scan_subject(
         "threshold": threshold,
     }
     return subject if label is None else {**subject, "label": str(label)}
-
-
-def scan_name(path: str) -> str:
-    """File name without its suffixes, or the whole name of a folder."""
-    if Path(path).is_dir():
-        return Path(path).name
-    return stem(path) if format_of(path) else Path(path).stem
 
 
 def findings_of(file: Path) -> dict[str, Any]:

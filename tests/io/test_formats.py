@@ -17,7 +17,7 @@ from workflows import run_bundle
 
 from monai_dpmm import LoadVolume, volume_writer
 from monai_dpmm.io.formats import SaveVolumed, saved_beside
-from monai_dpmm.report.saved_results import scan_name
+from monai_dpmm.io.result_files import scan_name
 from monai_dpmm.report.volumes import subject_volume, subject_volumes
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
