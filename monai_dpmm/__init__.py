@@ -62,8 +62,8 @@ def __getattr__(name: str) -> Any:
         globals()[name] = value
         return value
     if name in _DEPRECATED_HOMES:
-        told = f"monai_dpmm.{name} is deprecated: import it from {_DEPRECATED_HOMES[name]}"
-        warnings.warn(told, DeprecationWarning, stacklevel=2)
+        message = f"monai_dpmm.{name} is deprecated: import it from {_DEPRECATED_HOMES[name]}"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
         return getattr(import_module(_DEPRECATED_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -11,7 +11,7 @@ from functools import wraps
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
-INTERRUPTED, USAGE = 130, 2  # exit codes; a refusal's is 1, as Python has it for any error
+INTERRUPTED, USAGE = 130, 2  # exit codes; that of bad input is 1, as for any error
 
 _ENGINES = ("EMTrainer", "LikelihoodEvaluator", "ScanEvaluator", "SupervisedEvaluator")
 
@@ -58,12 +58,12 @@ _EXPECTED = (InputError, FileError, MissingPackageError)
 
 
 def expected_error(error: BaseException) -> BaseException | None:
-    """Outermost error of a chain by which this package refuses an input, None if there is none.
+    """Outermost error of a chain that says what was wrong with the input, None if none does.
 
     Workflows wrap errors ("applying transform ...", "failed to instantiate ..."); what helps a
-    user is what this package raised on purpose, told by its class. Of several the last one raised
-    says most: which file it was, or what to install. Where there is none, a file that the system
-    refuses to open or to make is told. A ValueError of any other class is a bug and stays one.
+    user is what this package raised on purpose, recognised by its class. Of several the last one
+    raised says most: which file it was, or what to install. Where there is none, an OSError that
+    names a file counts. A ValueError of any other class is a bug and keeps its traceback.
     """
     ours = (e for e in _chain(error) if isinstance(e, _EXPECTED))
     files = (e for e in _chain(error) if isinstance(e, OSError) and e.filename is not None)
@@ -71,7 +71,7 @@ def expected_error(error: BaseException) -> BaseException | None:
 
 
 def one_line_errors() -> None:
-    """Report refused input as one line on standard error, no traceback, for this process.
+    """Report bad input as one line on standard error, no traceback, for this process.
 
     Engines, which log what ends them as well, leave it to that line. Any other error keeps its
     traceback, and so does everything where the environment variable MONAI_DPMM_TRACEBACK is set.
@@ -80,11 +80,11 @@ def one_line_errors() -> None:
     if not os.environ.get("MONAI_DPMM_TRACEBACK"):
         sys.excepthook = _excepthook
         for name in _ENGINES:
-            logging.getLogger(f"ignite.engine.engine.{name}").addFilter(_is_no_refusal)
+            logging.getLogger(f"ignite.engine.engine.{name}").addFilter(_is_unexpected)
         if "monai" in sys.modules:  # which makes this logger, and must be the first to do so
             from monai.apps.utils import get_logger
 
-            get_logger("monai.handlers.StatsHandler").addFilter(_is_no_refusal)
+            get_logger("monai.handlers.StatsHandler").addFilter(_is_unexpected)
 
 
 def report_line(error: BaseException) -> None:
@@ -115,8 +115,8 @@ def renamed_arguments(**names: str) -> Callable[[_Function], _Function]:
             for old in names.keys() & kwargs.keys():
                 if names[old] in kwargs:
                     raise TypeError(f"{old} is the old name of {names[old]}, got both")
-                told = f"the argument {old} is deprecated: it is {names[old]} now"
-                warnings.warn(told, DeprecationWarning, stacklevel=2)
+                message = f"the argument {old} is deprecated: it is {names[old]} now"
+                warnings.warn(message, DeprecationWarning, stacklevel=2)
                 kwargs[names[old]] = kwargs.pop(old)
             return function(*args, **kwargs)
 
@@ -132,7 +132,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def _is_no_refusal(record: logging.LogRecord) -> bool:
+def _is_unexpected(record: logging.LogRecord) -> bool:
     """Whether an engine's record tells anything that the line for the user does not."""
     error = sys.exc_info()[1]
     return record.levelno < logging.ERROR or error is None or expected_error(error) is None

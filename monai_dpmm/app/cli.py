@@ -27,7 +27,7 @@ Any value of their configs can be set with -s, and --dry-run prints them all.
 
 exit codes:
   0    done
-  1    a problem of the data or the model, told in one line on standard error;
+  1    a problem of the data or the model: one line on standard error;
        also where check finds one, or infer did all scans but some. A traceback,
        also 1, is a bug: please report it. Where the variable
        MONAI_DPMM_TRACEBACK is set, every error has its traceback

@@ -147,7 +147,7 @@ def check_values(values: Mapping[str, Any], source: str) -> None:
     for name, value in values.items():
         rule = SETTINGS[name].rule if name in SETTINGS else None
         if rule is not None and not _is_written(value) and not rule.holds(value):
-            raise UsageError(f"{source} {name} must be {rule.told}, got {value!r}")
+            raise UsageError(f"{source} {name} must be {rule.text}, got {value!r}")
 
 
 def check_settings(config: Mapping[str, Any], file: str) -> None:
@@ -160,10 +160,10 @@ def check_settings(config: Mapping[str, Any], file: str) -> None:
         UsageError: see `check_values`; and for a slip.
     """
     check_values(config, f"{file}:")
-    told = str(config)
+    written = str(config)
     for name, value in config.items():
         near = get_close_matches(name, SETTINGS, n=2)
-        if _is_plain(value) and near and name not in SETTINGS and f"@{name}" not in told:
+        if _is_plain(value) and near and name not in SETTINGS and f"@{name}" not in written:
             raise UsageError(f"{file}: {name} is no setting (nearest: {', '.join(near)})")
 
 

@@ -41,7 +41,7 @@ def model_card(
         model: a model.pt, beside its model.json.
         template: the document, with a place (`string.Template`) for each part that is the model's.
         name: of the bundle.
-        data: a sentence on the healthy scans; without it the card says that it was not told.
+        data: a sentence on the healthy scans; without it the card says that it is unknown.
         metrics: of an evaluation of this model, see `read_metrics`.
 
     Raises:
@@ -56,21 +56,21 @@ def model_card(
     beside = json_object(file.with_suffix(".json"))
     settings = {RENAMED.get(key, key): value for key, value in beside.items()}
     components, features = state["mixture.offsets"].shape
-    told = defaultdict(lambda: "not told", {key: _shown(value) for key, value in settings.items()})
-    backbone = told["backbone_architecture"]
+    known = defaultdict(lambda: "unknown", {key: _shown(value) for key, value in settings.items()})
+    backbone = known["backbone_architecture"]
     parts = {
         "name": _text(name),
         "version": __version__,
-        "data": _text(data or "Not told when this bundle was built."),
+        "data": _text(data or "Not given when this bundle was built."),
         "model": (
             f"Backbone: `{backbone}`, frozen, {features} features a patch. Mixture: {components}"
-            f" components, {told['component_kind']}. Both are in `models/model.pt`"
+            f" components, {known['component_kind']}. Both are in `models/model.pt`"
             f" ({file.stat().st_size / 1e6:.1f} MB)."
         ),
         "input": _input(
-            told, scaled_by="percentiles" if settings.get("window") is None else "window"
+            known, scaled_by="percentiles" if settings.get("window") is None else "window"
         ),
-        "output": _output(told),
+        "output": _output(known),
         "settings": "\n".join(_table("setting", _settings(state, settings))),
         "performance": "\n".join(_performance(metrics)),
         "weights": BACKBONES[backbone].licence if backbone in BACKBONES else "",
@@ -116,20 +116,20 @@ def _filled(template: str, parts: Mapping[str, str]) -> str:
     return Template(template).substitute(parts)
 
 
-def _input(told: Mapping[str, str], scaled_by: str) -> str:
+def _input(known: Mapping[str, str], scaled_by: str) -> str:
     """What the model takes."""
     return (
         "A volume of one channel, of any size and voxels, or a picture. It is turned to the"
-        f" orientation {told['orientation']}, its intensities are brought to [0, 1] by the"
-        f" {scaled_by} {told[scaled_by]}, and it is cut along axis {told['slice_axis']}. The"
+        f" orientation {known['orientation']}, its intensities are brought to [0, 1] by the"
+        f" {scaled_by} {known[scaled_by]}, and it is cut along axis {known['slice_axis']}. The"
         " network itself takes such slices, (S, 1, H, W), and brings their shorter side to"
-        f" {told['image_size']} pixels."
+        f" {known['image_size']} pixels."
     )
 
 
-def _output(told: Mapping[str, str]) -> str:
+def _output(known: Mapping[str, str]) -> str:
     """What the model gives."""
-    score = told["score"]
+    score = known["score"]
     text = SCORES[score].text if score in SCORES else score
     return (
         "An anomaly score for each voxel, on the scan's own grid, larger is more anomalous:"

@@ -112,7 +112,7 @@ MODEL_SECTIONS: Mapping[str, tuple[Setting, ...]] = {
             rules.TEXT,
             "a name, hub repository, folder or file",
             embeds=True,
-            told="as the architecture",
+            default_text="as the architecture",
         ),
         Setting(
             "embedding_batch_size",

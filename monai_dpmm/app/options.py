@@ -78,10 +78,10 @@ def add_folder(group: Any, folder: str = ".") -> None:
     )
 
 
-def add_out(command: ArgumentParser, default: Path | None, told: str) -> None:
+def add_out(command: ArgumentParser, default: Path | None, text: str) -> None:
     """Option -o, the folder that is written."""
     group = command.add_argument_group("output")
-    group.add_argument("-o", "--out", type=Path, metavar="DIR", default=default, help=told)
+    group.add_argument("-o", "--out", type=Path, metavar="DIR", default=default, help=text)
 
 
 def add_settings(command: ArgumentParser, folder: str = ".") -> argparse._ArgumentGroup:

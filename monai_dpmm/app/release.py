@@ -114,13 +114,13 @@ def write_bundle(
     measured = {} if metrics is None else read_metrics(metrics)
     template = (_documents_dir() / "docs" / "README.md").read_text()
     card = model_card(files[0], template, name=out.name, data=data, metrics=measured)
-    told = {"name": out.name, "eval_metrics": measured, "data_source": data or "not told"}
+    entries = {"name": out.name, "eval_metrics": measured, "data_source": data or "not given"}
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as partial:
         bundle = Path(partial) / out.name
         _copy_documents(bundle)
         (bundle / "docs" / "README.md").write_text(card)
-        _write_configs(bundle / "configs", settings, told)
+        _write_configs(bundle / "configs", settings, entries)
         (bundle / "models").mkdir()
         for file in files:
             shutil.copy(file, bundle / "models")
@@ -170,10 +170,10 @@ def _copy_documents(bundle: Path) -> None:
     shutil.copytree(_documents_dir(), bundle, ignore=shutil.ignore_patterns("configs"))
 
 
-def _write_configs(folder: Path, settings: dict[str, Any], told: Mapping[str, Any]) -> None:
+def _write_configs(folder: Path, settings: dict[str, Any], entries: Mapping[str, Any]) -> None:
     shutil.copytree(configs_dir(), folder)
     metadata = json.loads((folder / "metadata.json").read_text())
-    _update(folder / "metadata.json", _of_the_model(metadata, settings) | told)
+    _update(folder / "metadata.json", _of_the_model(metadata, settings) | entries)
     settings = settings | {name: _CALIBRATED[name] for name in _CALIBRATED.keys() & settings.keys()}
     _update(folder / "inference.json", settings)
     of_the_folder = {

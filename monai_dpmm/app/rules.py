@@ -18,7 +18,7 @@ __all__ = [
 class Rule(NamedTuple):
     """What a value must be, in words and as a test."""
 
-    told: str
+    text: str
     holds: Callable[[Any], bool]
 
 
@@ -35,7 +35,7 @@ class NameIn:
         return tuple(getattr(import_module(f"monai_dpmm.{self.module}"), self.table))
 
     @property
-    def told(self) -> str:
+    def text(self) -> str:
         """The rule in words."""
         return f"one of {', '.join(self.names)}"
 
@@ -48,7 +48,7 @@ class Setting(NamedTuple):
     """A setting: what it is by default, what it may be (None: nobody sets it), what it means.
 
     A model remembers some (models/model.json), because inference must repeat them; some change the
-    embeddings, which are computed anew when they do. `told` is the default in words.
+    embeddings, which are computed anew when they do. `default_text` is the default in words.
     """
 
     name: str
@@ -57,12 +57,12 @@ class Setting(NamedTuple):
     help: str
     remembered: bool = False
     embeds: bool = False
-    told: str = ""
+    default_text: str = ""
 
 
-def number(told: str, holds: Callable[[float], bool]) -> Rule:
+def number(text: str, holds: Callable[[float], bool]) -> Rule:
     """A finite number that a condition holds for."""
-    return Rule(told, lambda v: _is_number(v) and holds(v))
+    return Rule(text, lambda v: _is_number(v) and holds(v))
 
 
 def choice(*names: str) -> Rule:
@@ -70,20 +70,20 @@ def choice(*names: str) -> Rule:
     return Rule(f"one of {', '.join(names)}", lambda v: v in names)
 
 
-def list_of(told: str, item: Rule, length: int | None = None) -> Rule:
+def list_of(text: str, item: Rule, length: int | None = None) -> Rule:
     """A list of values that each keep a rule, not empty, of a length where one is given."""
 
     def holds(value: Any) -> bool:
         fits = isinstance(value, list | tuple) and len(value) == (length or len(value))
         return fits and len(value) > 0 and all(item.holds(part) for part in value)
 
-    return Rule(told, holds)
+    return Rule(text, holds)
 
 
 def either(*rules: Rule) -> Rule:
     """What keeps one of several rules."""
-    told = " or ".join(rule.told for rule in rules)
-    return Rule(told, lambda v: any(rule.holds(v) for rule in rules))
+    text = " or ".join(rule.text for rule in rules)
+    return Rule(text, lambda v: any(rule.holds(v) for rule in rules))
 
 
 def _whole(low: int) -> Rule:

@@ -27,17 +27,21 @@ SECTIONS: Mapping[str, tuple[Setting, ...]] = {
             "$@bundle_root + '/data'",
             rules.TEXT,
             "healthy scans, or a data set; for inference a scan or a folder",
-            told="`data` in it",
+            default_text="`data` in it",
         ),
         Setting(
-            "output_dir", "$@bundle_root + '/output'", rules.TEXT, "results", told="`output` in it"
+            "output_dir",
+            "$@bundle_root + '/output'",
+            rules.TEXT,
+            "results",
+            default_text="`output` in it",
         ),
         Setting(
             "ckpt_dir",
             "$@bundle_root + '/models'",
             rules.TEXT,
             "`model.pt` and `model.json`",
-            told="`models` in it",
+            default_text="`models` in it",
         ),
         Setting(
             "embedding_dir",
@@ -45,21 +49,21 @@ SECTIONS: Mapping[str, tuple[Setting, ...]] = {
             rules.TEXT,
             "embeddings of the scans, each made once and read by every later training and by"
             " `compare`; delete the folder to free the disk",
-            told="`embeddings` in it",
+            default_text="`embeddings` in it",
         ),
         Setting(
             "checkpoint",
             "$@ckpt_dir + '/checkpoint.pt'",
             rules.TEXT,
             "what an interrupted training goes on from",
-            told="`checkpoint.pt` in `ckpt_dir`",
+            default_text="`checkpoint.pt` in `ckpt_dir`",
         ),
         Setting(
             "device",
             "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
             rules.DEVICE,
             "`-s device='$torch.device(\"cuda:1\")'` chooses one of several",
-            told="CUDA where there is one, else the CPU",
+            default_text="CUDA where there is one, else the CPU",
         ),
     ),
     **MODEL_SECTIONS,
@@ -133,7 +137,7 @@ SECTIONS: Mapping[str, tuple[Setting, ...]] = {
             },
             None,
             "what MONAI Label offers its users",
-            told="mask or heat map, and rates",
+            default_text="mask or heat map, and rates",
         ),
     ),
     "Evaluation": (

@@ -144,7 +144,7 @@ def run_workflow(names: Sequence[str], **overrides: Any) -> None:
 
 
 def _model_settings(models: Path) -> list[str]:
-    """The trained model's own settings, where there is one; they may come from a stranger."""
+    """The trained model's own settings, where there is one; which are untrusted."""
     settings = models / "model.json"
     if not settings.is_file():
         return []

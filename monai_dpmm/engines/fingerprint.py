@@ -100,5 +100,5 @@ def _object(value: Any, above: tuple[int, ...]) -> Any:
     if hasattr(value, "__dict__"):
         parts = {k: part for k, part in vars(value).items() if k not in _ANYWHERE}
         return [name, _described(parts, above)]
-    told = repr(value)
-    return [name, "" if " at 0x" in told else told]
+    text = repr(value)
+    return [name, "" if " at 0x" in text else text]

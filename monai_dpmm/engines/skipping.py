@@ -79,7 +79,7 @@ class ScanEvaluator(SupervisedEvaluator):
 
 
 def _skipped(error: Exception) -> SkippedScan:
-    """What a user is told of a scan.
+    """Why a scan was skipped.
 
     Raises:
         Exception: the error itself, where it is none of those that a bad input causes.

@@ -20,7 +20,7 @@ __all__ = ["WarmStart"]
 class WarmStart:
     """Load a saved model before the first epoch, in the place of a start from the first batch.
 
-    What further training does to it is told in `monai_dpmm.mixture.adaptation`. A resumed run goes
+    What further training does to it: see `monai_dpmm.mixture.adaptation`. A resumed run goes
     on from
     its own checkpoint and is not started again.
 

@@ -54,8 +54,8 @@ def _compare(trained: Mapping[str, Any], used: Mapping[str, Any], file: Path) ->
     now = json.loads(json.dumps(dict(used)))  # lists, as a file has them
     odd = [name for name in now if name in trained and trained[name] != now[name]]
     if odd:
-        told = ", ".join(f"{name} {trained[name]!r} and not {now[name]!r}" for name in odd)
-        _LOGGER.warning("the model was trained with %s: lay %s over the config", told, file)
+        listed = ", ".join(f"{name} {trained[name]!r} and not {now[name]!r}" for name in odd)
+        _LOGGER.warning("the model was trained with %s: lay %s over the config", listed, file)
 
 
 def bundled_backbone(
@@ -64,7 +64,7 @@ def bundled_backbone(
     """Backbone of a bundle that holds a trained model: no download, wherever it is made.
 
     Made from another directory than the bundle's, as by `monai.bundle.load`, it has no weights yet
-    and refuses to run until the model's state dict is loaded.
+    and raises an error until the model's state dict is loaded.
 
     Args:
         architecture: the model's, see `create_backbone`.

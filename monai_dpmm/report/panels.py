@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BACK, INK, MUTED = "#0e1116", "#f3f5f7", "#b4bcc6"
-PREDICTED, LABEL = "#f0a800", "#6cc5ff"  # told apart by solid and dashed as well
+PREDICTED, LABEL = "#f0a800", "#6cc5ff"  # solid and dashed as well
 FONT = "DejaVu Sans"  # ships with matplotlib: the same letters on every machine
 HEAT_MAP = "inferno"
 HEAT_ALPHA = 0.85

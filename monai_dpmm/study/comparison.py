@@ -208,7 +208,7 @@ class _Comparison:
         if path.is_file():
             record = json_object(path)
             if all(record.get(key) == value for key, value in done.items()):
-                return record | {"label": method.label}  # the file's may be a stranger's
+                return record | {"label": method.label}  # the file's is untrusted
         self._load(unit_norm=method.unit_norm)
         record = {**done, "label": method.label, **self._trial(method, seed, count)}
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -71,9 +71,9 @@ def matched_maps(images: Sequence[str | Path], folder: str | Path, postfix: str 
         top = Path(os.path.commonpath([path.parent for path in paths]))
         names = [str(p.parent.relative_to(top) / n) for p, n in zip(paths, names, strict=True)]
         stems = [str(p.parent.relative_to(root) / s) for p, s in zip(maps, stems, strict=True)]
-    _refuse(root, "hold a map for each image, none is there for", set(names) - set(stems))
-    _refuse(root, "hold no map without an image, got", set(stems) - set(names))
-    _refuse(root, "hold one map an image, several are there for", _repeated(stems))
+    _require_none(root, "hold a map for each image, none is there for", set(names) - set(stems))
+    _require_none(root, "hold no map without an image, got", set(stems) - set(names))
+    _require_none(root, "hold one map an image, several are there for", _repeated(stems))
     by_name = dict(zip(stems, maps, strict=True))
     return [by_name[name] for name in names]
 
@@ -131,7 +131,7 @@ def _stem(path: Path, suffixes: Sequence[str]) -> str:
     return path.name[: len(path.name) - max(map(len, found), default=0)]
 
 
-def _refuse(root: Path, rule: str, names: set[str]) -> None:
+def _require_none(root: Path, rule: str, names: set[str]) -> None:
     if names:
         shown = ", ".join(sorted(names)[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
         raise InputError(f"{root}: must {rule} {shown} ({len(names)} in all)")

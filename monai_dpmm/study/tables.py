@@ -74,7 +74,7 @@ def as_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def csv_cell(value: Any) -> Any:
     """A value as a spreadsheet may have it: text that it would run as a formula gets an apostrophe.
 
-    Names of files may be a stranger's.
+    Names of files are untrusted.
     """
     runs = isinstance(value, str) and value.startswith(tuple("=+-@\t\r"))
     return f"'{value}" if runs and not _NUMBER.fullmatch(value) else value

@@ -86,7 +86,7 @@ class FalsePositiveVolumes:
 
         Each is a dictionary of "ml_per_scan", as asked for; "threshold"; "mean_ml" of the
         validation scans; "interval" of the mean over all healthy scans like them (see
-        `mean_interval`), None where it cannot be told; "highest_ml", which the next healthy scan
+        `mean_interval`), None where it is unknown; "highest_ml", which the next healthy scan
         exceeds with a probability of at most 1 / (scans + 1); "scans", how many there were; and
         "patch_thresholds" of the detector by rate, by which it is known again.
         """

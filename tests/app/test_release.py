@@ -119,7 +119,7 @@ def test_the_readme_is_one_document_in_the_zoos_order(bundle):
     text = re.sub("```.*?```", "", (bundle / "docs/README.md").read_text(), flags=re.DOTALL)
     assert re.findall("^#+ .*$", text, re.MULTILINE) == SECTIONS
     assert "$" not in text
-    assert "not told" not in text
+    assert "unknown" not in text
 
 
 @pytest.mark.parametrize(
@@ -190,11 +190,11 @@ def test_the_card_tells_of_this_very_model(trained, tmp_path):
 
 def test_the_card_does_not_invent(bundle):
     card = (bundle / "docs/README.md").read_text()
-    assert "Not told when this bundle was built." in card.splitlines()
+    assert "Not given when this bundle was built." in card.splitlines()
     assert "Not measured when this bundle was built." in card.splitlines()
     metadata = json.loads((bundle / "configs/metadata.json").read_text())
     assert metadata["eval_metrics"] == {}
-    assert metadata["data_source"] == "not told"
+    assert metadata["data_source"] == "not given"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A setting that no run could use is told before anything runs."""
+"""A setting that no run could use is reported before anything runs."""
 
 import json
 import re
@@ -79,12 +79,12 @@ def test_all_configs_pass(path):
 )
 def test_the_choices_are_those_of_the_code(name, choices):
     assert all(
-        SETTINGS[name].rule.holds(choice) and choice in SETTINGS[name].rule.told
+        SETTINGS[name].rule.holds(choice) and choice in SETTINGS[name].rule.text
         for choice in choices
     )
     told = (
         SETTINGS[name]
-        .rule.told.replace("one of", "")
+        .rule.text.replace("one of", "")
         .replace("[low, high] or", "")
         .split(" or null")[0]
     )
@@ -93,7 +93,7 @@ def test_the_choices_are_those_of_the_code(name, choices):
 
 def test_the_rates_are_those_that_thresholds_are_kept_for():
     check = SETTINGS["false_positive_rate"].rule
-    assert all(check.holds(rate) and f"{rate:g}" in check.told for rate in DEFAULT_RATES)
+    assert all(check.holds(rate) and f"{rate:g}" in check.text for rate in DEFAULT_RATES)
     assert not check.holds(0.02)
     assert not check.holds("x")
 
@@ -188,7 +188,7 @@ def test_settings_are_printed(capsys):
     assert capsys.readouterr().out == settings_tables()
 
 
-def test_a_setting_that_there_is_none_of_is_told_with_the_nearest(capsys):
+def test_a_setting_that_there_is_none_of_is_reported_with_the_nearest(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["settings", "imag_size"])
     assert caught.value.code == 2

@@ -24,8 +24,8 @@ def settings_tables() -> str:
 
 def _row(row: Setting) -> str:
     name = f"`{row.name}`{' •' if row.remembered else ''}"
-    allowed = row.rule.told if row.rule else "not set by hand"
-    return f"| {name} | {row.told or f'`{_written(row)}`'} | {row.help} | {allowed} |\n"
+    allowed = row.rule.text if row.rule else "not set by hand"
+    return f"| {name} | {row.default_text or f'`{_written(row)}`'} | {row.help} | {allowed} |\n"
 
 
 def _written(row: Setting) -> str:
@@ -63,9 +63,9 @@ def _text(row: Setting) -> str:
     ]
     help_ = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", row.help).replace("`", "")
     lines = [
-        f"{row.name}, default {row.told.replace('`', '') or _written(row)}",
+        f"{row.name}, default {row.default_text.replace('`', '') or _written(row)}",
         help_,
-        f"allowed: {row.rule.told if row.rule else 'not set by hand'}",
+        f"allowed: {row.rule.text if row.rule else 'not set by hand'}",
         *(["; ".join(marks)] if marks else []),
     ]
     return "\n    ".join(lines)

@@ -76,7 +76,7 @@ BACKBONES: Mapping[str, Architecture] = {
 class Backbone(nn.Module):
     """Frozen features of images on ImageNet's scale: (B, 3, H, W) -> (B, D, h, w).
 
-    It stays in evaluation mode, takes no gradient, and refuses to run on NaN weights, which are
+    It stays in evaluation mode, takes no gradient, and raises an error on NaN weights, which are
     those that were never loaded.
 
     Args:
@@ -210,9 +210,9 @@ def _of_model(path: Path, blocks: Sequence[int] | None) -> Backbone:
     """The backbone in a trained model's state dict, of the architecture that its JSON names."""
     settings = path.with_suffix(".json")
     try:
-        told = json_object(settings)
-        blocks = told.get("backbone_blocks") if blocks is None else blocks
-        backbone = create_backbone(told["backbone_architecture"], blocks)
+        known = json_object(settings)
+        blocks = known.get("backbone_blocks") if blocks is None else blocks
+        backbone = create_backbone(known["backbone_architecture"], blocks)
         state = load_tensors(path)
         own = {key[len(_PREFIX) :]: state[key] for key in state if key.startswith(_PREFIX)}
         backbone.load_state_dict(own)

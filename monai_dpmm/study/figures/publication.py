@@ -122,7 +122,7 @@ def _saved_scans(parser: ConfigParser, root: str) -> SavedScans:
 
 
 def _trials(comparison: Path) -> list[dict[str, Any]]:
-    """Records of the trials in a comparison's file, which may come from a stranger.
+    """Records of the trials in a comparison's file, which is untrusted.
 
     Raises:
         InputError: where they are not what `compare` writes.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _BARS = 90
 _MARKERS = "osD^vP*Xp<>h"
-_GRID = 2000  # places along each axis of a curve that are told apart
+_GRID = 2000  # places along each axis of a curve that are distinguished
 _CHANCE = {"color": "#7f7f7f", "linestyle": ":", "linewidth": 0.9}
 _POINT = {"linestyle": "none", "markeredgecolor": "white", "zorder": 3}
 
