@@ -23,7 +23,7 @@ from workload import StepSize, scoring_cost, stand_in_detector, step_cost, volum
 
 from monai_dpmm.app.workflows import PLANS, merged_config, planned
 from monai_dpmm.errors import one_line_errors, printable
-from monai_dpmm.files import whole_file
+from monai_dpmm.files import atomic_write
 from monai_dpmm.io.datalist import datalist, existing_file
 from monai_dpmm.report.environment import environment
 
@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     print(costs_table(found))
     if args.json is not None:
-        with whole_file(args.json) as partial:
+        with atomic_write(args.json) as partial:
             partial.write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Files: tensors and JSON read without trust, files and folders written whole or not at all."""
+"""Files: untrusted tensors and JSON read safely, files and folders written atomically."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     *("json_number", "json_object", "json_value", "load_tensors", "plain", "replacement"),
-    "whole_file",
+    "atomic_write",
 ]
 
 
@@ -96,7 +96,7 @@ def plain(value: Any) -> Any:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Path beside another to write to; the file gets its own name when it is complete.
 
     Whatever fails leaves nothing there, and a file that was there before as it was. Nobody can

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from monai_dpmm.engines.distributed import interleaved, is_main_process, own_items
 from monai_dpmm.engines.fingerprint import fingerprint, scan_content
 from monai_dpmm.errors import FileError
-from monai_dpmm.files import whole_file
+from monai_dpmm.files import atomic_write
 from monai_dpmm.transforms.dictionary import EmbedPatchesd
 from monai_dpmm.transforms.labels import IgnoreLabelledPatchesd
 
@@ -155,7 +155,7 @@ class StoredEmbeddings(Dataset):
                 tensors[f"label_{axis}"] = (label[:, 0] > 0).contiguous()
         path = self.path(index)
         self.cache_dir.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as partial:
+        with atomic_write(path) as partial:
             try:
                 save_file(tensors, partial, {"key": path.stem})
             except SafetensorError as error:

@@ -14,7 +14,7 @@ from monai.utils import CommonKeys as Keys
 
 from monai_dpmm.engines.distributed import gathered, is_main_process
 from monai_dpmm.errors import InputError, MissingFileError, cause
-from monai_dpmm.files import load_tensors, whole_file
+from monai_dpmm.files import atomic_write, load_tensors
 
 if TYPE_CHECKING:
     from monai.engines import Evaluator
@@ -232,5 +232,5 @@ def _save(state: dict[str, Any], path: Path) -> None:
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a file beside its place and move it there: a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         write(partial)

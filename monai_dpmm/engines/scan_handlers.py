@@ -13,7 +13,7 @@ from monai.utils import CommonKeys as Keys
 from torch import Tensor
 
 from monai_dpmm.errors import printable
-from monai_dpmm.files import whole_file
+from monai_dpmm.files import atomic_write
 from monai_dpmm.network.geometry import slice_axes
 from monai_dpmm.transforms.operating_point import FalsePositiveVolumes, voxel_ml
 from monai_dpmm.transforms.scan_check import MIN_SCANS, prototype_usage, scan_reference
@@ -85,7 +85,7 @@ class ScanCalibration:
             "scan_reference": scan_reference(self._usages) if enough else None,
         }
         settings = json.loads(self.path.read_text()) | found
-        with whole_file(self.path) as partial:
+        with atomic_write(self.path) as partial:
             partial.write_text(json.dumps(settings, indent=4))
         print(_volume_table(found["volume_thresholds"]))
         print(_check_line(found["scan_reference"], len(self._usages)))

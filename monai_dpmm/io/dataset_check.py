@@ -58,7 +58,7 @@ class DatasetCheck(NamedTuple):
 def check_dataset(dataset_dir: str | Path, *, val_fraction: float = 0.2) -> DatasetCheck:
     """Read every file of a data set, see `monai_dpmm.scans.datalist` for its layouts.
 
-    Irregular are: images that `LoadVolume` refuses (damaged, in colour, of one
+    Irregular are: images that `LoadVolume` cannot use (damaged, in colour, of one
     value) and masks that cannot be read; masks of another size than their image, of no image, all 0
     where the image is anomalous or not where it is healthy; anomalous images without a mask, and
     images of which nothing is known in a test split; a patient in two splits; and the same content

@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 
 from monai_dpmm.errors import InputError, MissingPackageError
-from monai_dpmm.files import whole_file
+from monai_dpmm.files import atomic_write
 from monai_dpmm.io.formats import saved_beside
 
 __all__ = [
@@ -292,5 +292,5 @@ def _version() -> str:
 
 
 def _save(dataset: Any, path: Path) -> None:
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         dataset.save_as(partial)

@@ -15,7 +15,7 @@ from monai.transforms import SaveImaged
 from torch import Tensor
 
 from monai_dpmm.errors import FileError, InputError, cause
-from monai_dpmm.files import whole_file
+from monai_dpmm.files import atomic_write
 from monai_dpmm.io.nifti import with_grid
 from monai_dpmm.io.suffixes import FORMATS, WRITTEN_SUFFIXES
 
@@ -30,7 +30,7 @@ class _WholeFiles(ImageWriter):
 
     def write(self, filename: Any, verbose: bool = False, **kwargs: Any) -> None:
         """Write a file beside its place and move it there."""
-        with whole_file(Path(filename)) as partial:
+        with atomic_write(Path(filename)) as partial:
             super().write(str(partial), verbose=verbose, **kwargs)
 
 
@@ -59,7 +59,7 @@ class NiftiVolumeWriter(_WholeFiles, NibabelWriter):
             array = np.asarray(self.data_obj).astype(self.output_dtype, copy=False)
             image = with_grid(array, np.asarray(self.affine), np.asarray(self.grid))
             if image is not None:
-                with whole_file(Path(filename)) as partial:
+                with atomic_write(Path(filename)) as partial:
                     nib.save(image, partial)
                 return
         super().write(filename, verbose=verbose, **kwargs)
@@ -91,7 +91,7 @@ def volume_writer(output_ext: str) -> type[ImageWriter]:
 
 
 class SaveVolumed(SaveImaged):
-    """MONAI's SaveImaged, telling in one line why a volume could not be written.
+    """MONAI's SaveImaged, with an error of one line where a volume cannot be written.
 
     With the writers of `volume_writer` a file is there whole or not at all. A folder with a DICOM
     series lends its whole name to its results, also one like 1.2.840.113.7.
@@ -118,8 +118,8 @@ class SaveVolumed(SaveImaged):
 
 def writer_error(error: Exception) -> str:
     """Why nothing was written, in one line: MONAI raises what its writers raise, as text."""
-    told = [line.strip() for line in str(error).splitlines() if "rror" in line]
-    return (told or [cause(error)])[-1][:200]
+    errors = [line.strip() for line in str(error).splitlines() if "rror" in line]
+    return (errors or [cause(error)])[-1][:200]
 
 
 def source_name(

@@ -26,7 +26,7 @@ __all__ = ["LoadVolume"]
 _logger = logging.getLogger(__name__)
 _UNKNOWN = 0.01  # share of the body that may be NaN
 
-# what the pipeline reads of an image; others may be a stranger's, and tell MONAI where to write
+# what the pipeline reads of an image; others are untrusted, and could say where MONAI writes
 _META = {
     *("affine", "original_affine", "spatial_shape", "space"),
     *("original_channel_dim", "filename_or_obj", "nifti_grid"),
@@ -52,7 +52,7 @@ class LoadVolume(Transform):
         InputError: for a missing, damaged or unreadable file, a folder that is not one DICOM series
             with all its slices readable, several channels (4D series, RGB), infinite voxels, NaN in
             more than 1 % of the body, a constant image, a grid without volume (a spacing of zero),
-            or a header that is refused (see `check_header`); the message names file, rule and
+            or a header that cannot be trusted (see `check_header`); the message names file, rule and
             value.
     """
 
@@ -249,8 +249,8 @@ def _check_values(
 
 
 def _reason(error: BaseException) -> str:
-    """First telling line of what a reader raised."""
+    """Most informative line of what a reader raised."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "rror" in line and "Traceback" not in line]
-    told = telling[-1] if telling else " ".join(lines)
-    return f"{type(error).__name__}: {told[:200] or 'no reason given'}"
+    errors = [line for line in lines if "rror" in line and "Traceback" not in line]
+    text = errors[-1] if errors else " ".join(lines)
+    return f"{type(error).__name__}: {text[:200] or 'no reason given'}"

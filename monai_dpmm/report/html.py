@@ -71,7 +71,7 @@ def report_page(report: Mapping[str, Any]) -> str:
 
 
 def page(template: str, **values: Any) -> str:
-    """A page of values, which may come from strangers: whatever they hold is text on it."""
+    """A page of values, which are untrusted: whatever they hold is text on it."""
     return _environment().get_template(template).render(values)
 
 

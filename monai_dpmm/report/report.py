@@ -196,7 +196,7 @@ def _leaving_out(left_out: list[str] | None) -> Iterator[None]:
 
 @contextmanager
 def _naming(subject: Mapping[str, Any]) -> Iterator[None]:
-    """Put the subject's name before whatever is refused of it."""
+    """Put the subject's name before what is wrong with it."""
     try:
         yield
     except ValueError as error:

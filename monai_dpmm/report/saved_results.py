@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from monai_dpmm.errors import FileError, InputError, cause, printable
-from monai_dpmm.files import json_number, json_object, json_value, plain, whole_file
+from monai_dpmm.files import atomic_write, json_number, json_object, json_value, plain
 from monai_dpmm.io.datalist import data_root, datalist
 from monai_dpmm.io.result_files import result_files, scan_name
 from monai_dpmm.report.html import formatted
@@ -123,7 +123,7 @@ def report_measured(
     with _aside(folder, bool(measured["metrics"])), _one_line(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / PAGE).unlink(missing_ok=True)
-        with whole_file(folder / METRICS) as partial:
+        with atomic_write(folder / METRICS) as partial:
             text = json.dumps(plain(measured), indent=1, allow_nan=False, ensure_ascii=False)
             partial.write_text(f"{text}\n", encoding="utf-8", errors="replace")
         return _report(scans, folder, _measured(folder / METRICS))
@@ -146,12 +146,12 @@ def _report(
         known |= {"label": scan.label if with_labels else None}
         subjects.append(scan_subject(scan.image, scan.files, **known))
         points.append({key: found[key] for key in OPERATING_POINT})
-    told = _of_findings(points, history) if measured is None else _of_these(measured, subjects)
-    metrics, intervals = told.get("metrics") or {}, told.get("intervals")
+    run = _of_findings(points, history) if measured is None else _of_these(measured, subjects)
+    metrics, intervals = run.get("metrics") or {}, run.get("intervals")
     with _aside(folder, bool(metrics)), _one_line(folder):
         left_out: list[str] = []
-        page = write_report(folder, subjects=subjects, left_out=left_out, **told, **options)
-    protocol = {k: v for k, v in told["settings"].items() if k == "protocol"}
+        page = write_report(folder, subjects=subjects, left_out=left_out, **run, **options)
+    protocol = {k: v for k, v in run["settings"].items() if k == "protocol"}
     print(metrics_table({**metrics, **protocol}, subjects, intervals))
     print(f"Report: {page}")
     return left_out
@@ -159,7 +159,7 @@ def _report(
 
 @contextmanager
 def _one_line(folder: Path) -> Iterator[None]:
-    """Tell what the system refuses in one line."""
+    """An OSError of writing as one line."""
     try:
         yield
     except FileError:
@@ -171,7 +171,7 @@ def _one_line(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _aside(folder: Path, measured: bool) -> Iterator[None]:
-    """A report with metrics is moved beside one that has none, and told; what fails moves it back.
+    """A report with metrics is moved beside one that has none; what fails moves it back.
 
     Args:
         folder: of both.
@@ -256,7 +256,7 @@ def findings_of(file: Path) -> dict[str, Any]:
 
 
 def _measured(file: Path) -> _Measured | None:
-    """What a report's metrics.json tells, where there is one; it may come from a stranger."""
+    """What a report's metrics.json tells, where there is one; which is untrusted."""
     if not file.is_file():
         return None
     try:

@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser
 from torch import Tensor
 
 from monai_dpmm.errors import InputError, MissingPackageError
-from monai_dpmm.files import json_object, whole_file
+from monai_dpmm.files import atomic_write, json_object
 from monai_dpmm.report.environment import environment
 from monai_dpmm.study.embedded_dataset import EmbeddedDataset, embedded_dataset
 from monai_dpmm.study.models.bank import BankModel, KMeansModel
@@ -212,7 +212,7 @@ class _Comparison:
         self._load(unit_norm=method.unit_norm)
         record = {**done, "label": method.label, **self._trial(method, seed, count)}
         self.folder.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text(json.dumps(record, indent=1))
         return record
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monai_dpmm.files import plain, whole_file
+from monai_dpmm.files import atomic_write, plain
 
 __all__ = [
     *("Table", "as_csv", "as_latex", "as_markdown", "as_text", "csv_cell", "spread"),
@@ -117,7 +117,7 @@ def write_tables(
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        with whole_file(folder / name) as partial:
+        with atomic_write(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")
 
 

@@ -14,7 +14,7 @@ from monai.transforms import Transform
 from torch import Tensor
 
 from monai_dpmm.errors import InputError
-from monai_dpmm.files import whole_file
+from monai_dpmm.files import atomic_write
 from monai_dpmm.io.formats import saved_beside
 from monai_dpmm.transforms.regions import connected_regions
 
@@ -154,7 +154,7 @@ class SaveFindingsd(Transform):
         if path is None:
             return dict(data)
         text = json.dumps(data[self.key], indent=2, allow_nan=False) + "\n"
-        with whole_file(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text(text)
         return {**data, f"{self.key}_path": str(path)}
 

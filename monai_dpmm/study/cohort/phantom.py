@@ -191,5 +191,5 @@ def _scanned(
     noise *= np.float32(rng.uniform(0.012, 0.03)) * levels[2]
     image = np.hypot(image + noise[0], noise[1])
     units = np.float32(rng.uniform(500, 2000)) / levels[2]
-    # Zero is left to the air around the brain, so that a foreground can be told from it.
+    # Zero is left to the air around the brain, so that a foreground can be distinguished from it.
     return np.where(brain > 0, np.rint(image * units).clip(1, 32767), 0).astype(np.int16)

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monai_dpmm.files import whole_file
+from monai_dpmm.files import atomic_write
 from monai_dpmm.report.panels import FONT
 from monai_dpmm.report.scan_figure import require_matplotlib
 
@@ -118,7 +118,7 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
     for suffix, metadata in _FORMATS.items():
         path = Path(folder) / f"{name}.{suffix}"
         letters = rc_context({"pdf.fonttype": 42})
-        with whole_file(path) as partial, warnings.catch_warnings(), letters:
+        with atomic_write(path) as partial, warnings.catch_warnings(), letters:
             warnings.filterwarnings("ignore", "Glyph .* missing from font")
             figure.savefig(partial, format=suffix, metadata=metadata)
         paths.append(path)
