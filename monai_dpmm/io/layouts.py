@@ -1,4 +1,4 @@
-"""Data sets of slices as they are shipped: the layouts of BMAD and MVTec AD, recognised by their folders.
+"""Layouts of data sets of slices, recognised by their folders: BMAD and MVTec AD, as shipped.
 
 BMAD (Bao et al., CVPR Workshops 2024): below a split, `good` and `Ungood` hold `img` and `label`
 (BraTS2021), or `img` and `label` hold `good` and `Ungood` (liver), or `test` and `test_label` do

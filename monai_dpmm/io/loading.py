@@ -52,8 +52,8 @@ class LoadVolume(Transform):
         InputError: for a missing, damaged or unreadable file, a folder that is not one DICOM series
             with all its slices readable, several channels (4D series, RGB), infinite voxels, NaN in
             more than 1 % of the body, a constant image, a grid without volume (a spacing of zero),
-            or a header that cannot be trusted (see `check_header`); the message names file, rule and
-            value.
+            or a header that cannot be trusted (see `check_header`); the message names file, rule
+            and value.
     """
 
     def __init__(
