@@ -41,12 +41,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import timing
 import torch
 from timing import STATM, median_ratio, peak, resident, wait
 from torch import Tensor
 from workload import StepSize, clustered, fresh_step_memory, products, started
 
-from monai_dpmm.app import timing
 from monai_dpmm.mixture.dpmm import DPMM
 
 COVARIANCES = ["diagonal", "full", "spherical", "von_mises_fisher"]

@@ -31,7 +31,10 @@ def test_the_readmes_example_marks_anomalies():
 
 def test_the_examples_of_the_mixture_say_what_they_do(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    sites, estimator = examples("mixture.md")
+    place, sites, estimator = examples("mixture.md")
+    names = run(place)
+    assert names["nats"] > 0
+    assert names["misplaced"] > names["expected"] + 1
     names = run(sites)
     pooled = names["DPMM"](64, components=20, schedule="none")
     pooled.initialize(names["sites"][0])

@@ -59,7 +59,7 @@ def read_config(name: str) -> dict[str, Any]:
     if not name.endswith(".json"):
         moved = MOVED.get(name, name)
         if moved != name:
-            _tell(f"-c {name} will go, use {_way(moved)}")
+            _tell(f"-c {name} is deprecated, use {_way(moved)}")
         if not isinstance(moved, str):
             return dict(moved)
         if moved not in config_names():

@@ -139,7 +139,7 @@ def test_a_bad_scan_ends_training_in_one_line_and_writes_nothing(tmp_path, kind,
     [
         ({"dataset_dir": "/nowhere"}, "/nowhere: must be a data set's folder"),
         ({"backbone_architecture": "resnet"}, "resnet"),
-        ({"component_kind": "round"}, "covariance must be one of diagonal, full, spherical"),
+        ({"component_kind": "round"}, "component_kind must be one of diagonal, full, spherical"),
         ({"warm_start": "/nowhere/model.pt"}, "/nowhere/model.pt: must exist to start from"),
     ],
 )
@@ -249,5 +249,5 @@ def test_the_workflows_have_all_properties_of_a_bundle(config, kind, trained, co
     )
     workflow.initialize()
     assert workflow.check_properties() == []
-    if kind == "train":  # MONAI's cache holds embeddings, not what they are computed from
-        assert [item["image"].ndim for item in workflow.train_dataset._cache] == [4, 4, 4]
+    if kind == "train":  # the data set holds embeddings, not what they are computed from
+        assert [item["image"].ndim for item in workflow.train_dataset] == [4, 4, 4]

@@ -87,7 +87,7 @@ def _detector():
 
 
 def _warm_start(path):
-    WarmStart(path, _detector())._load(Engine(lambda *_: None))
+    WarmStart(path, _detector())._load(Engine(lambda *_: None), Path(path))
 
 
 def _resume(path):
