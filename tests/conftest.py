@@ -34,6 +34,13 @@ def cases():
     return folder
 
 
+def pytest_collection_modifyitems(items):
+    """Tests of a model that was trained are slow, like those that are marked so."""
+    for item in items:
+        if "trained" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory):
     """A small simulated cohort; leave it as it is."""

@@ -168,6 +168,7 @@ def test_importing_the_package_imports_nothing_heavy():
     assert not loaded & {"torch", "monai", "transformers", "matplotlib", "nilearn", "torchmetrics"}
 
 
+@pytest.mark.slow
 def test_importing_the_public_transforms_imports_nothing_heavy():
     """Beside what `import monai` does: it loads some of these itself, where they are installed."""
     names = [name for name in monai_dpmm.__all__ if _is_transform(getattr(monai_dpmm, name))]

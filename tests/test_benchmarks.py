@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # whole workflows, or processes of their own
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PEERS = {"BayesianGaussianMixture", "GaussianMixture"}
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # whole workflows, or processes of their own
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 COVARIANCES = ["diagonal", "full", "spherical", "von_mises_fisher"]
 SMALL = ["--features", "16", "--components", "12", "--threads", "1"]

@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow  # whole workflows, or processes of their own
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 

@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from monai_dpmm.study.cohort.cohort import make_demo_cohort
+
+pytestmark = pytest.mark.slow  # whole workflows, or processes of their own
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

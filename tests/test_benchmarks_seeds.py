@@ -7,8 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from workflows import SMALL
+
+pytestmark = pytest.mark.slow  # whole workflows, or processes of their own
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

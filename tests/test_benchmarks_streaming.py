@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # whole workflows, or processes of their own
+
 SCRIPT = Path(__file__).parents[1] / "benchmarks/streaming_metrics.py"
 
 

@@ -12,6 +12,8 @@ from workflows import ROOT
 
 import monai_dpmm
 
+pytestmark = pytest.mark.slow  # whole workflows, or processes of their own
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):

@@ -121,6 +121,7 @@ REFUSED = (
 )
 
 
+@pytest.mark.slow
 def test_a_refusal_is_one_line_and_a_non_zero_exit():
     result = _run(REFUSED)
     assert result.returncode == 1
@@ -133,12 +134,14 @@ def test_other_errors_keep_their_traceback():
     assert "Traceback" in result.stderr
 
 
+@pytest.mark.slow
 def test_the_traceback_can_be_asked_for():
     result = _run(REFUSED, MONAI_DPMM_TRACEBACK="1")
     assert result.returncode == 1
     assert "Traceback" in result.stderr
 
 
+@pytest.mark.slow
 def test_names_of_files_command_no_terminal():
     code = "from monai_dpmm.io.datalist import find_images; find_images('/none/\\x1b]0;owned\\x07')"
     result = _run(code)
@@ -161,6 +164,7 @@ def test_a_file_that_cannot_be_made_is_one_line(tmp_path):
     assert expected_error(wrapped) is wrapped
 
 
+@pytest.mark.slow
 def test_an_engine_leaves_a_refusal_to_its_line():
     code = """
 from monai.handlers import StatsHandler

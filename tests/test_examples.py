@@ -24,6 +24,8 @@ from monai_dpmm.app.release import write_bundle
 from monai_dpmm.files import load_tensors
 from monai_dpmm.io.datalist import datalist
 
+pytestmark = pytest.mark.slow  # whole workflows, or processes of their own
+
 EXAMPLES = ROOT / "examples"
 NOTEBOOK = "from_data_to_viewer.ipynb"
 SCANS = ["test_001.nii.gz", "test_004.nii.gz"]

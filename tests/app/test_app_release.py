@@ -67,6 +67,7 @@ def test_the_wheel_tells_its_version_and_its_command(wheel):
     assert scripts["console_scripts"]["monai-dpmm"] == "monai_dpmm.app.cli:main"
 
 
+@pytest.mark.slow
 def test_the_unpacked_wheel_finds_its_configs_and_documents(wheel, trained, tmp_path):
     wheel.extractall(tmp_path / "site")
     code = (

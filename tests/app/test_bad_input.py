@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from workflows import ROOT, run_bundle
 
+pytestmark = pytest.mark.slow  # whole workflows, or processes of their own
+
 
 @pytest.fixture
 def scans(cohort, tmp_path):

@@ -13,6 +13,8 @@ from workflows import ROOT, SMALL, run_bundle
 
 from monai_dpmm.app.config import merged
 
+pytestmark = pytest.mark.slow  # whole workflows, or processes of their own
+
 
 def test_training_leaves_a_model_a_history_and_curves(trained):
     state = torch.load(trained / "models/model.pt", weights_only=True)

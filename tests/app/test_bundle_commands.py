@@ -21,6 +21,7 @@ from monai_dpmm.network.detector import AnomalyDetector
 from monai_dpmm.network.weights import load_weights
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]

@@ -129,6 +129,7 @@ def test_a_command_that_moved_names_the_new_way(arguments, way, capsys):
     assert way in line
 
 
+@pytest.mark.slow
 def test_a_refused_scan_does_not_stop_the_others_and_exits_with_1(trained, cohort, tmp_path):
     scans = tmp_path / "scans"
     scans.mkdir()
@@ -147,6 +148,7 @@ def test_an_interruption_exits_with_130_and_no_traceback(tmp_path):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is no signal there")
 def test_ctrl_c_during_a_training_exits_with_130(cohort, tmp_path):
     settings = {**SMALL, "max_epochs": 100_000}
@@ -221,6 +223,7 @@ def test_a_model_is_found_where_ckpt_dir_says(trained, cohort, tmp_path, capsys)
     assert "Not all config files" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_results_of_a_series_lie_beside_it_and_not_in_it(trained, tmp_path):
     study = tmp_path / "study"
     write_series(study / "CT1", np.random.default_rng(0).integers(1, 1000, (24, 20, 8)))
@@ -232,6 +235,7 @@ def test_the_results_of_a_series_lie_beside_it_and_not_in_it(trained, tmp_path):
     assert {"CT1_anomaly.nii.gz", "CT1_findings.json", "CT1_mask.dcm"} <= names
 
 
+@pytest.mark.slow
 def test_metrics_of_an_evaluation_outlive_an_inference(trained, cohort, tmp_path, capsys):
     options = ["-f", str(trained), "-s", f"output_dir={tmp_path}", "-s", "bootstrap=0"]
     main(["evaluate", str(cohort), *options])

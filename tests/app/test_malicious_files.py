@@ -420,6 +420,7 @@ def test_no_name_runs_a_script(pages, tmp_path):
     assert all("onerror=document.title='run'&gt;" in title for title in titles[1::2])
 
 
+@pytest.mark.slow
 def test_names_of_a_report_leave_no_folder(pages):
     for folder in {page.parent for page in pages if page.name == "report.html"}:
         assert all(re.fullmatch(r"[\w.-]+", path.name) for path in folder.rglob("*"))

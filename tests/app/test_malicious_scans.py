@@ -199,6 +199,7 @@ def linked(trained, cohort, tmp_path):
     return model, home, plant
 
 
+@pytest.mark.slow
 def test_no_link_is_written_through(linked, cohort):
     """Also not where a file lay until it was complete, in releases that could be foreseen."""
     model, home, plant = linked
@@ -215,6 +216,7 @@ def test_no_link_is_written_through(linked, cohort):
     assert not (model / "output/test_000/test_000_mask.nii.gz").is_symlink()
 
 
+@pytest.mark.slow
 def test_no_folder_behind_a_link_is_cleared(linked, cohort, capsys):
     model, home, _ = linked
     (home / "2024-holiday.png").write_text("precious")

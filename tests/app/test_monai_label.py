@@ -26,9 +26,10 @@ from monai_dpmm import image_score, write_bundle
 
 PYTHON = os.environ.get("MONAI_DPMM_LABEL_PYTHON")
 NAME = "brain_mri_anomaly_dpmm"
-pytestmark = pytest.mark.skipif(
-    not PYTHON, reason="MONAI_DPMM_LABEL_PYTHON must name MONAI Label's python"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not PYTHON, reason="MONAI_DPMM_LABEL_PYTHON must name MONAI Label's python"),
+]
 
 
 class Server:

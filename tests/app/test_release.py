@@ -20,6 +20,8 @@ from monai_dpmm.app.cli import main
 from monai_dpmm.app.model_card import model_card
 from monai_dpmm.app.release import write_bundle
 
+pytestmark = pytest.mark.slow  # whole workflows, or processes of their own
+
 NO_NETWORK = """
 import socket
 

@@ -12,6 +12,8 @@ from workflows import ROOT, SMALL, run_bundle
 
 from monai_dpmm.io.datalist import datalist
 
+pytestmark = pytest.mark.slow  # whole workflows, or processes of their own
+
 SETTINGS = {**SMALL, "components": 30, "slice_step": 1, "window": "[0,255]", "percentiles": "None"}
 
 

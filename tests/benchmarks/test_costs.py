@@ -9,6 +9,8 @@ from workload import StepSize
 
 from monai_dpmm.errors import InputError, expected_error
 
+pytestmark = pytest.mark.slow  # whole workflows, or processes of their own
+
 SMALL = [
     *("--patches", "300", "--features", "16", "--components", "12", "--repeats", "1"),
     *("--backbone", "efficientnet_lite0", "--image-size", "48", "--images", "2", "--device", "cpu"),

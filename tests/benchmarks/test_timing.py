@@ -11,6 +11,8 @@ from timing import STATM, Clock, available_device, in_turn, median_ratio, peak
 
 from monai_dpmm.errors import UsageError
 
+pytestmark = pytest.mark.slow  # whole workflows, or processes of their own
+
 CPU = torch.device("cpu")
 
 

@@ -20,6 +20,8 @@ from workload import (
 
 from monai_dpmm.app.cli import configs_dir
 
+pytestmark = pytest.mark.slow  # whole workflows, or processes of their own
+
 CPU = torch.device("cpu")
 SMALL = StepSize(300, 16, 12)
 

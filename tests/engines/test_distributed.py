@@ -33,6 +33,8 @@ from monai_dpmm.mixture.dpmm import DPMM
 from monai_dpmm.network.detector import AnomalyDetector
 from monai_dpmm.study.cohort.cohort import make_demo_cohort
 
+pytestmark = pytest.mark.slow  # whole workflows, or processes of their own
+
 ROOT = Path(__file__).parents[2]
 D = 8
 

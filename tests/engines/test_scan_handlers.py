@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from workflows import SMALL, run_bundle
 
+pytestmark = pytest.mark.slow  # whole workflows, or processes of their own
+
 
 @pytest.fixture(scope="module")
 def calibrated(trained, cohort, tmp_path_factory):

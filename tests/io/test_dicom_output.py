@@ -162,6 +162,7 @@ def test_an_empty_mask_has_a_frame_for_each_slice(series, tmp_path):
     assert not seg.get_volume(combine_segments=True).array.any()
 
 
+@pytest.mark.slow
 def test_the_real_series_is_read_back_in_world_space(real_data, tmp_path):
     folder = real_data / "dicom"
     anomaly, mask, seg, scores = _results(folder, tmp_path)
@@ -255,6 +256,7 @@ def test_dicom_alone_is_written_beside_volumes_for_one_more_version(series, tmp_
     assert {path.name for path in tmp_path.iterdir()} == {"ct_mask.dcm", "ct_anomaly.dcm"}
 
 
+@pytest.mark.slow
 def test_inference_on_a_series_writes_dicom(trained, tmp_path):
     _series(tmp_path / "scans/ct")
     settings = {"ckpt_dir": trained / "models", "output_dir": tmp_path / "out"}

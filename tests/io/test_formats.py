@@ -171,6 +171,7 @@ def test_a_volume_that_was_not_saved_has_nothing_beside_it():
     assert saved_beside(MetaTensor(torch.zeros(1, 2, 2)), "findings.json") is None
 
 
+@pytest.mark.slow
 def test_an_unknown_suffix_ends_inference_in_one_line(trained, cohort, tmp_path):
     result = run_bundle(
         "run",
@@ -187,6 +188,7 @@ def test_an_unknown_suffix_ends_inference_in_one_line(trained, cohort, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_inference_writes_nrrd_with_findings_and_a_report(trained, cohort, tmp_path):
     source = nib.load(cohort / "test/images/test_000.nii.gz")
     (tmp_path / "scans").mkdir()

@@ -119,6 +119,7 @@ def test_scaled_integers_are_read_in_their_units(tmp_path):
     assert torch.equal(loaded[0], torch.from_numpy(2.0 * array - 1024).float())
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_a_tilted_gantry_keeps_its_grid(real_data, tmp_path):
     image = nib.load(real_data / "shear.nii.gz")

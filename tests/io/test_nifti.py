@@ -110,6 +110,7 @@ def test_a_series_of_one_volume_and_flat_volumes(tmp_path, kind, shape):
     assert np.array_equal(result.affine, nib.load(scan).affine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
 @pytest.mark.parametrize("units", UNITS)
 def test_results_of_other_formats_lie_on_the_scan_in_mm(tmp_path, suffix, units):
@@ -200,6 +201,7 @@ def test_the_affine_of_files_that_went_wrong(cases, tmp_path, name):
     _assert_one_place(scan, _result(scan, tmp_path))
 
 
+@pytest.mark.slow
 def test_results_of_inference_lie_on_the_scans(trained, cohort, tmp_path):
     """Every kind of header, through the bundle: findings in ml and mm, and the files."""
     head = nib.load(cohort / "test/images/test_000.nii.gz")

@@ -143,6 +143,7 @@ def _evaluated():
     return results
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(tmp_path):
     torch.multiprocessing.spawn(_worker, (tmp_path,), nprocs=2)
     for expected, *found in zip(

@@ -81,6 +81,7 @@ def test_froc_worked_by_hand():
     assert curve.mean_sensitivity() == pytest.approx((3 * 0.5 + 4) / 7)
 
 
+@pytest.mark.slow
 def test_froc_is_the_best_of_all_thresholds():
     scans = [scan(seed, lesions=seed % 3 > 0) for seed in range(5)]
     floor = 0.05

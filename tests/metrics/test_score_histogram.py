@@ -95,6 +95,7 @@ def pixels(case, rate, count=PIXELS, seed=0):
     return case(noise, labels.float(), unit), labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.01, 0.001])
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_within_1e_4_of_torchmetrics(case, rate):
@@ -188,6 +189,7 @@ def test_the_oracle_of_aupro_on_a_case_worked_by_hand():
     assert histogram.aupro(1.0).value == pytest.approx(0.125 + 0.1875 + 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.01, 0.001])
 @pytest.mark.parametrize("case", CASES)
 def test_aupro_is_within_1e_4_of_exact(case, rate):

@@ -59,6 +59,7 @@ def oracle_of(model, covariance, schedule, rate, *, learn=True):
     )
 
 
+@pytest.mark.slow
 @every_covariance
 @every_schedule
 @pytest.mark.parametrize("learn", [True, False])
@@ -142,6 +143,7 @@ def test_scikit_learn_takes_the_same_step(covariance):
     torch.testing.assert_close(model.average_weight, torch.from_numpy(peer.weights_))
 
 
+@pytest.mark.slow
 @every_covariance
 def test_plain_batch_em_never_lowers_its_objective(covariance):
     """log p(x_1..N) + Σ_{k<K} log Beta(v_k; 1, α) rises, as the M-step for v_k is its MAP (Eq. 5).
@@ -206,6 +208,7 @@ def test_the_start_is_the_methods(covariance):
     assert_finite(model)
 
 
+@pytest.mark.slow
 def test_sticks_start_as_beta_draws():
     """v_k ~ Beta(1, α): 1 - v_k has mean α / (α + 1), over many seeds."""
     x = batches(n=8)[0]
@@ -222,6 +225,7 @@ def test_every_patch_of_the_batch_can_be_a_mean():
     assert len({round(value) for value in seen}) == 20
 
 
+@pytest.mark.slow
 @every_kind
 def test_fewer_patches_than_components(covariance):
     x = batches(n=5)[0]
@@ -388,6 +392,7 @@ def test_one_component_is_the_sample_mean_and_covariance(covariance):
     assert float(model.concentration) == 2
 
 
+@pytest.mark.slow
 @every_kind
 @every_schedule
 def test_weights_sum_to_one_and_the_last_stick_is_the_rest(covariance, schedule):
@@ -482,6 +487,7 @@ def test_responsibilities_below_1e_30_are_exactly_zero(gap, there):
         assert far == pytest.approx(torch.tensor(-gap).exp().item(), rel=1e-3)
 
 
+@pytest.mark.slow
 @every_covariance
 def test_no_denormal_numbers_are_left_in_the_state(covariance):
     """Components that die pass 1e-38 on their way to zero if nothing stops them."""
@@ -552,6 +558,7 @@ def test_a_stick_that_rounds_to_one():
     assert float(model.weights[-1]) == pytest.approx(1 / len(x), rel=0.02)
 
 
+@pytest.mark.slow
 @every_kind
 @pytest.mark.parametrize("concentration", [1e-3, 0.5, 1.0, 1e3])
 @pytest.mark.parametrize("learn", [True, False])
@@ -582,6 +589,7 @@ def test_a_stick_past_one_is_cut():
 # --- components that vanish -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every_covariance
 @pytest.mark.parametrize("schedule", ["ema", "none"])  # "exp" takes thousands of steps to 1e-30
 def test_vanished_components_stay_where_they_are(covariance, schedule):

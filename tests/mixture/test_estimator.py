@@ -66,6 +66,7 @@ def test_scikit_learns_own_checks(estimator, check):
     check(estimator)
 
 
+@pytest.mark.slow
 def test_no_check_is_skipped_where_scipy_takes_array_apis():
     code = """
 from sklearn.utils.estimator_checks import check_estimator
@@ -321,6 +322,7 @@ def test_it_is_a_density_and_no_clusterer():
 # --- data on disk ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_data_larger_than_memory_are_read_a_batch_at_a_time(tmp_path, dtype, shuffle):
@@ -394,6 +396,7 @@ def test_a_fit_that_fails_leaves_what_was_fitted():
     np.testing.assert_array_equal(model.means_, before)
 
 
+@pytest.mark.slow
 def test_without_scikit_learn_the_error_names_the_extra():
     code = "import sys; sys.modules['sklearn'] = None; import monai_dpmm.mixture.estimator"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

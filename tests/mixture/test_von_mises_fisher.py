@@ -78,6 +78,7 @@ def test_a_density_integrates_to_one(kappa):
     assert float(2 * torch.pi * torch.trapezoid(density, height)) == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["ema", "exp", "none"])
 @pytest.mark.parametrize("learn", [True, False])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-8), (torch.float32, 2e-3)])

@@ -532,6 +532,7 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
         training_figure(HISTORY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["image", "anomaly", "mask", "label"])
 @pytest.mark.parametrize("how", ["missing", "damaged", "moved", "size", "complex"])
 def test_a_scan_that_cannot_be_shown_leaves_out_itself_only(tmp_path, broken, how):

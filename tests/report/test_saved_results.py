@@ -11,6 +11,8 @@ from monai_dpmm.app.cli import main
 from monai_dpmm.errors import InputError
 from monai_dpmm.report.saved_results import rewrite_report
 
+pytestmark = pytest.mark.slow  # whole workflows, or processes of their own
+
 UUID = re.compile(r"[0-9a-f]{32}")
 
 

@@ -156,6 +156,7 @@ def test_a_page_holds_all_it_needs_and_may_fetch_nothing(tmp_path):
     assert any("Content Security Policy" in line for line in console)
 
 
+@pytest.mark.slow
 def test_the_page_says_how_it_was_resampled_and_stays_small():
     noise = np.random.default_rng(0).random((240, 240, 155), np.float32)
     page = viewer_page(noise, noise, np.diag([1.0, 1, 1, 1]))
@@ -281,6 +282,7 @@ def test_viewers_need_nilearn_only_where_they_are_asked_for(tmp_path, monkeypatc
     assert not (tmp_path / "report" / "viewers").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", ["chris_t1", "FLAIR", "shear"])
 def test_real_volumes_give_small_pages(name, real_data, tmp_path):

@@ -16,6 +16,8 @@ from monai_dpmm.errors import InputError
 from monai_dpmm.io.datalist import datalist
 from monai_dpmm.study.external_maps import matched_maps
 
+pytestmark = pytest.mark.slow  # whole workflows, or processes of their own
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "anomalib" / "run.py"
 PYTHON = "MONAI_DPMM_ANOMALIB_PYTHON"

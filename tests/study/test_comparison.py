@@ -15,6 +15,8 @@ from monai_dpmm.errors import InputError
 from monai_dpmm.study import comparison as module
 from monai_dpmm.study.comparison import METHODS, compare
 
+pytestmark = pytest.mark.slow  # whole workflows, or processes of their own
+
 OPTIONS = SMALL | {"ignore_background": True, "slice_step": 4, "max_epochs": 2}
 FEW = ["k-means", "shots-1", "full"]
 

@@ -33,6 +33,7 @@ def marked(shape, place, dtype=np.float32):
     return array
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("kind", [".png", ".tif", ".bmp"])
 def test_a_marked_pixel_of_a_picture_lies_on_that_pixel(tmp_path, kind, suffix):

@@ -77,11 +77,13 @@ def test_background_of_healthy_slices_sets_no_threshold():
     assert with_background == quality(FirstFeature(), "first", HELD_OUT, SCANS)
 
 
+@pytest.mark.slow
 def test_time_is_that_of_one_slice():
     slices = [embeddings(torch.ones(4, 4)) for _ in range(3)]
     assert 20 <= cost(FirstFeature(seconds=0.02), "first", slices).milliseconds < 60
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not module._RESET.exists(), reason="memory is read from Linux")
 def test_memory_is_of_the_model_and_of_scoring():
     slices = [embeddings(torch.ones(4, 4))]

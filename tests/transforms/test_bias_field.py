@@ -31,6 +31,7 @@ def _variation(scan, white):
     return float(scan[0][white].std() / scan[0][white].mean())
 
 
+@pytest.mark.slow
 def test_white_matter_becomes_even_again(brain):
     white = brain[0] > brain[brain > 0].quantile(0.75)
     biased = brain * _bias(brain.shape[1:])
@@ -42,6 +43,7 @@ def test_white_matter_becomes_even_again(brain):
     assert torch.equal(corrected == 0, biased == 0)
 
 
+@pytest.mark.slow
 def test_masked_air_stays_masked(brain):
     """Also where the air of a masked scan is not 0."""
     air = brain[0] == 0
@@ -50,6 +52,7 @@ def test_masked_air_stays_masked(brain):
     assert (rescale_intensity(corrected)[0][air] == 0).all()
 
 
+@pytest.mark.slow
 def test_the_grid_of_the_spacing_counts_not_the_order_of_the_axes(brain):
     """A turned scan has a turned field."""
     biased = brain.as_tensor() * _bias(brain.shape[1:])
@@ -62,6 +65,7 @@ def test_the_grid_of_the_spacing_counts_not_the_order_of_the_axes(brain):
     assert float((ratio / ratio.median() - 1).abs().mean()) < 0.02
 
 
+@pytest.mark.slow
 def test_an_image_and_a_single_slice_are_corrected(brain):
     middle = brain.as_tensor()[..., brain.shape[3] // 2]
     biased = middle * _bias((*middle.shape[1:], 1))[..., 0]

@@ -63,6 +63,7 @@ def test_metadata_is_kept():
     assert torch.equal(masked.affine.float(), affine)
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_air_around_a_real_head_is_left_out(real_data):
     scan = torch.from_numpy(nib.load(real_data / "chris_t1.nii.gz").get_fdata()).float()[None]

@@ -92,6 +92,7 @@ def test_the_rank_p_value_is_that_of_the_definition_and_student_that_of_a_predic
     assert "exact" in rank.finding(0.3)["reason"]
 
 
+@pytest.mark.slow
 def test_false_alarms_are_as_many_as_stated():
     generator = torch.Generator().manual_seed(1)
     alarms = {4: 0, 19: 0}

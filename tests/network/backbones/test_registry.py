@@ -327,6 +327,7 @@ def shallow(monkeypatch):
         monkeypatch.setitem(TRANSFORMERS, name, dataclasses.replace(published, config=config))
 
 
+@pytest.mark.slow
 def test_dinov2_vits14_has_the_published_size_and_grid():
     backbone = randomized(create_backbone("dinov2_vits14"))
     assert sum(p.numel() for p in backbone.parameters()) == pytest.approx(22.06e6, rel=1e-3)
@@ -438,6 +439,7 @@ def test_copies_and_pickles_compute_the_same(backbone):
         assert torch.equal(twin(images), backbone(images))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning:transformers")
 def test_a_trace_serves_other_sizes(backbone):
@@ -448,6 +450,7 @@ def test_a_trace_serves_other_sizes(backbone):
         torch.testing.assert_close(traced(images), backbone(images), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_an_exported_program_serves_other_sizes(backbone):
     p, dim = backbone.patch_size, torch.export.Dim
@@ -561,6 +564,7 @@ def test_efficientnet_grids_have_stride_8(picture, name, size):
     assert found.isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OFFLINE)
 def test_efficientnet_tells_sky_from_roof_and_moves_with_the_picture(picture, name):
     backbone = load_backbone(name)

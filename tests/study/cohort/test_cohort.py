@@ -64,6 +64,7 @@ def manifest(folder):
     return json.loads((folder / "cohort.json").read_text())
 
 
+@pytest.mark.slow
 def test_layout(small):
     assert set(snapshot(small)) == {
         "cohort.json",
@@ -93,6 +94,7 @@ def test_geometry(small):
         assert np.all((origin > 5) & (origin < np.subtract(scan.shape, 5)))
 
 
+@pytest.mark.slow
 def test_same_seed_same_voxels_whatever_the_counts(small, kinds):
     for name in ("train/train_000", "val/val_000", "test/images/test_002", "test/labels/test_001"):
         np.testing.assert_array_equal(
@@ -100,6 +102,7 @@ def test_same_seed_same_voxels_whatever_the_counts(small, kinds):
         )
 
 
+@pytest.mark.slow
 def test_subjects_and_seeds_differ(small, template):
     scans = [voxels(path).astype(float) for path in sorted(small.rglob("*.nii.gz"))]
     scans = [scan for scan in scans if scan.max() > 1]

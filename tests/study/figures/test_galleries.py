@@ -28,6 +28,7 @@ def test_a_colour_is_one_prototype_in_every_panel():
     assert {"a", "b"} <= {text.get_text() for ax in figure.axes for text in ax.texts}
 
 
+@pytest.mark.slow
 def test_slices_are_taken_where_there_are_patches_and_lesions_are_outlined():
     figure = component_figure([("a", _scan())], np.ones((4, 3)))
     outlined = [bool(ax.collections) for ax in figure.axes]

@@ -12,6 +12,8 @@ from monai_dpmm.app.cli import configs_dir, main
 from monai_dpmm.errors import InputError, expected_error
 from monai_dpmm.study.figures.publication import write_figures
 
+pytestmark = pytest.mark.slow  # whole workflows, or processes of their own
+
 NAMES = ("cases", "components", "curves", "prototypes", "scores")
 
 

@@ -246,6 +246,7 @@ class Score(nn.Module):
         return self.bank.score(x, self.kind), self.bank.assign(x, self.kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.filterwarnings("error::torch.jit.TracerWarning")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
