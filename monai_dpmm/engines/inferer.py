@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -11,7 +11,8 @@ from monai.inferers import SliceInferer
 from torch import Tensor
 
 from monai_dpmm.errors import InputError
-from monai_dpmm.network.geometry import slice_axes
+from monai_dpmm.network.geometry import resize_maps, resize_slices, slice_axes
+from monai_dpmm.transforms.metatensors import errors_name_the_file, plain, square_shapes
 from monai_dpmm.transforms.operating_point import REFINED, THRESHOLDS
 
 __all__ = ["AnomalyInferer"]
@@ -25,6 +26,9 @@ class AnomalyInferer(SliceInferer):
     network `batch_size` images at a time. Metadata of a MetaTensor is kept; a detector's thresholds
     by rate are added to it as "thresholds", so that they travel with the volume: a labelling server
     loads the network itself, and hands it to the inferer only.
+
+    Where the affine of a MetaTensor says that a slice's pixels are longer than wide, the network
+    sees it on square pixels, and its maps are brought back to the slice's own.
 
     Along several axes, the volume is scored once for each, and the scores of a voxel are averaged.
     The detector should know slices of all these axes (see `ExtractSlicesd`). Its thresholds are
@@ -66,31 +70,63 @@ class AnomalyInferer(SliceInferer):
                 component map is asked for.
             *args: handed to the network.
             **kwargs: handed to the network.
+
+        Raises:
+            InputError: for pixels of a slice that are more than 8 times as long as wide.
         """
         call = network.maps if self.component_map else network  # type: ignore[attr-defined]
-        plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        if inputs.ndim == 4:
-            parts = [call(part, *args, **kwargs) for part in plain.split(self.sw_batch_size)]
-            return _like(torch.cat([torch.as_tensor(part) for part in parts]), inputs, network)
-        if inputs.ndim != 5:
+        if inputs.ndim not in (4, 5):
             raise InputError(
                 f"inputs must be (B, C, X, Y, Z) or (B, C, H, W), got shape {tuple(inputs.shape)}"
             )
-        first, *others = self.axes
-        result = self._scored(plain, first, call, *args, **kwargs)
-        if others:
-            anomaly = result[:, :1]
-            for axis in others:
-                anomaly = anomaly + self._scored(plain, axis, network, *args, **kwargs)
-            result = torch.cat([anomaly / len(self.axes), result[:, 1:]], dim=1)
+        first, *others = self.axes if inputs.ndim == 5 else (None,)
+        with errors_name_the_file(inputs):
+            result = self._scored(inputs, first, call, *args, **kwargs)
+            if others:
+                anomaly = result[:, :1]
+                for axis in others:
+                    anomaly = anomaly + self._scored(inputs, axis, network, *args, **kwargs)
+                result = torch.cat([anomaly / len(self.axes), result[:, 1:]], dim=1)
         return _like(result, inputs, network)
 
     def _scored(
-        self, volume: Tensor, axis: int, call: Callable[..., Any], *args: Any, **kwargs: Any
+        self, inputs: Tensor, axis: int | None, call: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Maps of the slices along one axis, stacked."""
+        """Maps of the slices along one axis, stacked, or of images (None)."""
+        shapes = square_shapes(inputs, axis)
+        scans = plain(inputs).split(len(inputs) if len(set(shapes)) == 1 else 1)
+        parts = [
+            self._stacked(scan, axis, _on_square_pixels(call, shape), args, kwargs)
+            for scan, shape in zip(scans, shapes, strict=False)  # one shape may be that of many
+        ]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _stacked(
+        self,
+        scans: Tensor,
+        axis: int | None,
+        call: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Tensor:
+        if axis is None:
+            parts = [call(part, *args, **kwargs) for part in scans.split(self.sw_batch_size)]
+            return torch.cat([torch.as_tensor(part) for part in parts])
         self.spatial_dim = axis
-        return cast(Tensor, super().__call__(volume, call, *args, **kwargs))
+        return cast(Tensor, super().__call__(scans, call, *args, **kwargs))
+
+
+def _on_square_pixels(call: Callable[..., Any], shape: tuple[int, int]) -> Callable[..., Any]:
+    """The network on slices that are resized to this shape, with maps of the slices' own."""
+
+    def resized(slices: Tensor, *args: Any, **kwargs: Any) -> Any:
+        own = (int(slices.shape[2]), int(slices.shape[3]))
+        if own == shape:
+            return call(slices, *args, **kwargs)
+        maps = call(resize_slices(slices, shape), *args, **kwargs)
+        return resize_maps(torch.as_tensor(maps), own)
+
+    return resized
 
 
 def _like(result: Tensor, inputs: Tensor, network: Any) -> Tensor:

@@ -19,6 +19,7 @@ from monai_dpmm.errors import InputError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_ASPECT = 8.0
+_SQUARE = 1.01  # longest pixel, of its width, that counts as square
 _DARK = 1e-3  # of the range [0, 1]: what rounding may leave of a 0
 
 __all__ = [
@@ -27,7 +28,10 @@ __all__ = [
     "image_shape",
     "patch_places",
     "prepare_slices",
+    "resize_maps",
+    "resize_slices",
     "slice_axes",
+    "square_shape",
     "stack_slices",
     "upsample_components",
     "upsample_scores",
@@ -80,13 +84,12 @@ def image_shape(shape: tuple[int, int], size: int, multiple: int) -> tuple[int, 
     number of patches; nothing is cropped or padded, so the patch grid spans the slice exactly.
 
     Args:
-        shape: pixels of the slice.
+        shape: pixels of the slice, which are taken as square (see `square_shape`).
         size: pixels of the shorter side, a multiple of `multiple`.
         multiple: what both sides must be divisible by (the backbone's patch size).
 
     Raises:
-        ValueError: where `size` is no multiple, or the slice is more than 8 times as long as wide
-            (resample it to isotropic pixels first).
+        ValueError: where `size` is no multiple, or the slice is more than 8 times as long as wide.
     """
     if size < multiple or size % multiple:
         raise InputError(f"size must be a positive multiple of {multiple}, got {size}")
@@ -94,10 +97,48 @@ def image_shape(shape: tuple[int, int], size: int, multiple: int) -> tuple[int, 
     if short < 1 or long / short > MAX_ASPECT:
         raise InputError(
             f"slices must be at most {MAX_ASPECT:g} times as long as wide, got"
-            f" {shape[0]}x{shape[1]} pixels: resample to isotropic voxels first (Spacingd) or slice"
-            " along another axis"
+            f" {shape[0]}x{shape[1]} square pixels: slice along another axis"
         )
     return _scaled_shape(shape[0], shape[1], size, multiple)
+
+
+def square_shape(shape: tuple[int, int], spacing: tuple[float, float]) -> tuple[int, int]:
+    """Square pixels (H', W') that cover a slice of (H, W) pixels, as fine as their finer spacing.
+
+    Pixels whose sides differ by at most 1 % count as square: (H', W') is then (H, W).
+
+    Args:
+        shape: pixels of the slice.
+        spacing: of its pixels in mm along H and W.
+
+    Raises:
+        InputError: where a pixel is more than 8 times as long as wide.
+    """
+    fine, coarse = min(spacing), max(spacing)
+    if not coarse <= MAX_ASPECT * fine:
+        raise InputError(
+            f"pixels of a slice must be at most {MAX_ASPECT:g} times as long as wide, got"
+            f" {spacing[0]:g}x{spacing[1]:g} mm: slice along another axis"
+        )
+    if coarse <= _SQUARE * fine:
+        return shape
+    return round(shape[0] * spacing[0] / fine), round(shape[1] * spacing[1] / fine)
+
+
+def resize_slices(slices: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Slices of another shape, bilinear: (S, C, H, W) -> (S, C, *shape), themselves if they fit."""
+    if tuple(slices.shape[2:]) == tuple(shape):
+        return slices
+    return F.interpolate(slices.float(), size=shape, mode="bilinear", align_corners=False)
+
+
+def resize_maps(maps: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Maps of another shape: (S, M, H, W) -> (S, M, *shape), float32.
+
+    Channel 0 is of scores, bilinear, any further one of labels, nearest.
+    """
+    labels = [upsample_components(label, shape) for label in maps[:, 1:].unbind(1)]
+    return torch.cat([upsample_scores(maps[:, 0].float(), shape), *labels], dim=1)
 
 
 def prepare_slices(slices: Tensor, size: int, multiple: int) -> Tensor:

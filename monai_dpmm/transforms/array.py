@@ -16,10 +16,17 @@ from torch import Tensor, nn
 
 from monai_dpmm.errors import InputError
 from monai_dpmm.network.detector import embed_patches
-from monai_dpmm.network.geometry import extract_slices, prepare_slices, stack_slices
+from monai_dpmm.network.geometry import extract_slices, prepare_slices, resize_slices, stack_slices
 from monai_dpmm.network.thresholds import TOP_FRACTION, image_score
 from monai_dpmm.transforms.intensity import Window, rescale_intensity
-from monai_dpmm.transforms.metatensors import like, plain
+from monai_dpmm.transforms.metatensors import (
+    PIXEL_SPACING,
+    errors_name_the_file,
+    like,
+    pixel_spacings,
+    plain,
+    square_shapes,
+)
 from monai_dpmm.transforms.operating_point import (
     REFINED,
     THRESHOLDS,
@@ -72,7 +79,8 @@ class ExtractSlices(InvertibleTransform):
     """Slices along an axis, (C, X, Y, Z) -> (S, C, H, W); the inverse stacks them again.
 
     A 2D image is one slice. A `MetaTensor` keeps its affine, which stays that of the volume, and
-    remembers the operation, so that `inverse` restores a volume on the same grid.
+    remembers the operation, so that `inverse` restores a volume on the same grid, and the spacing
+    of the slices' pixels.
 
     Args:
         axis: spatial axis that the slices are taken along: 0, 1 or 2.
@@ -91,6 +99,8 @@ class ExtractSlices(InvertibleTransform):
         slices = extract_slices(plain(volume), self.axis)[:: self.step]
         result = like(slices, volume)
         if isinstance(result, MetaTensor):
+            axis = self.axis if volume.ndim == 4 else None
+            (result.meta[PIXEL_SPACING],) = pixel_spacings(volume, axis)
             self.push_transform(result, extra_info={"ndim": int(volume.ndim), "step": self.step})
         return result
 
@@ -101,14 +111,17 @@ class ExtractSlices(InvertibleTransform):
             raise InputError(f"slices must be taken with step=1 to be inverted, got {self.step}")
         flat = plain(slices)
         volume = flat[0] if info.get("ndim") == 3 else stack_slices(flat, self.axis)
-        return like(volume, slices)
+        result = like(volume, slices)
+        if isinstance(result, MetaTensor):
+            result.meta.pop(PIXEL_SPACING, None)
+        return result
 
 
 class NormalizeSlices(Transform):
     """Images for a backbone, on ImageNet's scale: (S, C, H, W) -> (S, 3, H', W'), float32.
 
     The slices of one scan are scaled together to [0, 1], made three channels, resized with their
-    aspect ratio and normalised by ImageNet's mean and standard deviation.
+    aspect ratio in mm and normalised by ImageNet's mean and standard deviation.
 
     Args:
         size: pixels of the shorter side (448 in the paper), a multiple of `patch_size`.
@@ -116,6 +129,9 @@ class NormalizeSlices(Transform):
         percentiles: see `RescaleIntensity`; None, with no window, where slices are in [0, 1].
         window: see `RescaleIntensity`.
         margin: see `RescaleIntensity`.
+
+    Raises:
+        InputError: for slices, or pixels of them, that are more than 8 times as long as wide.
     """
 
     def __init__(
@@ -136,7 +152,10 @@ class NormalizeSlices(Transform):
 
     def __call__(self, slices: Tensor) -> Tensor:
         scaled = plain(slices) if self.rescale is None else self.rescale(plain(slices))
-        return like(prepare_slices(scaled, self.size, self.patch_size), slices)
+        with errors_name_the_file(slices):
+            (shape,) = set(square_shapes(slices))
+            images = prepare_slices(resize_slices(scaled, shape), self.size, self.patch_size)
+        return like(images, slices)
 
 
 class EmbedPatches(Transform):

@@ -1,12 +1,28 @@
-"""MONAI's tensors with metadata, and what lies under them."""
+"""MONAI's tensors with metadata, what lies under them, and what their metadata says."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-__all__ = ["like", "plain"]
+from monai_dpmm.errors import InputError
+from monai_dpmm.network.geometry import square_shape
+
+__all__ = [
+    "PIXEL_SPACING",
+    "errors_name_the_file",
+    "like",
+    "pixel_spacings",
+    "plain",
+    "square_shapes",
+]
+
+PIXEL_SPACING = "slice_pixel_spacing"  # in the metadata of slices, whose affine is the volume's
 
 
 def plain(image: Tensor) -> Tensor:
@@ -19,3 +35,44 @@ def like(result: Tensor, source: Tensor) -> Tensor:
     if not isinstance(source, MetaTensor):
         return result
     return MetaTensor(result, meta=source.meta, applied_operations=source.applied_operations)
+
+
+def pixel_spacings(image: Tensor, axis: int | None = None) -> list[tuple[float, float]]:
+    """Spacing of a slice's pixels along H and W in mm, (1, 1) without metadata.
+
+    One for each scan of a collated batch, otherwise one for all.
+
+    Args:
+        image: volumes, or slices or pictures.
+        axis: that the volumes' slices are taken along; None for slices and pictures.
+    """
+    if not isinstance(image, MetaTensor):
+        return [(1.0, 1.0)]
+    if axis is None and PIXEL_SPACING in image.meta:
+        return [image.meta[PIXEL_SPACING]]
+    affines = image.affine.reshape(-1, *image.affine.shape[-2:])
+    height, width = (side for side in range(3) if side != (2 if axis is None else axis))
+    spacings = affines[:, :-1, :-1].norm(dim=1)
+    return [(float(one[height]), float(one[width])) for one in spacings]
+
+
+def square_shapes(image: Tensor, axis: int | None = None) -> list[tuple[int, int]]:
+    """Square pixels (H', W') of a slice, of (B, C, X, Y, Z) or of images (B, C, H, W).
+
+    One for each of the `pixel_spacings`, see `square_shape`.
+    """
+    own: Any = tuple(int(n) for side, n in enumerate(image.shape[2:]) if side != axis)
+    return [square_shape(own, spacing) for spacing in pixel_spacings(image, axis)]
+
+
+@contextmanager
+def errors_name_the_file(image: Tensor) -> Iterator[None]:
+    """An `InputError` raised within starts with the names of the image's files, if it has any."""
+    try:
+        yield
+    except InputError as error:
+        names = image.meta.get("filename_or_obj") if isinstance(image, MetaTensor) else None
+        if not names:
+            raise
+        text = names if isinstance(names, str) else ", ".join(map(str, names))
+        raise type(error)(f"{text}: {error}") from error

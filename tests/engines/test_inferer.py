@@ -8,6 +8,11 @@ from monai.transforms import Compose, Invertd, Orientationd, SaveImaged, SplitDi
 from torch import nn
 
 from monai_dpmm.engines.inferer import AnomalyInferer
+from monai_dpmm.errors import InputError
+from monai_dpmm.mixture.dpmm import DPMM
+from monai_dpmm.network.detector import AnomalyDetector
+from monai_dpmm.network.geometry import prepare_slices
+from monai_dpmm.transforms.array import ExtractSlices, NormalizeSlices
 
 AFFINE = torch.tensor([[-2.0, 0, 0, 5], [0, 0, 3, 7], [0, 1, 0, -9], [0, 0, 0, 1]]).double()
 
@@ -126,6 +131,94 @@ def test_the_network_is_given_plain_tensors(shape):
     result = AnomalyInferer()(MetaTensor(torch.rand(shape)), network)
     assert kinds == {torch.Tensor}
     assert isinstance(result, MetaTensor)
+
+
+class Patches(nn.Module):
+    """Backbone of patches of 7 pixels: their mean and contrast."""
+
+    patch_size = 7
+    embedding_dim = 3
+
+    def forward(self, images):
+        mean = nn.functional.avg_pool2d(images[:, :1], 7)
+        square = nn.functional.avg_pool2d(images[:, :1] ** 2, 7)
+        return torch.cat([mean, square, torch.ones_like(mean)], dim=1)
+
+
+def _detector():
+    mixture = DPMM(3, 4)
+    mixture.initialize(Patches()(torch.rand(4, 3, 56, 56)).movedim(1, -1).flatten(0, 2))
+    return AnomalyDetector(Patches(), mixture, image_size=56)
+
+
+def _scan(volume, *spacing, name="scan.nii"):
+    affine = torch.diag(torch.tensor([*map(float, spacing), 1.0], dtype=torch.float64))
+    return MetaTensor(volume, affine=affine, meta={"filename_or_obj": name})
+
+
+def _ball(*spacing):
+    """A bright ball in a box of 64 mm, averaged over the voxels: (1, 1, X, Y, Z)."""
+    coordinates = torch.meshgrid(*[torch.arange(64) - 31.5] * 3, indexing="ij")
+    ball = torch.sigmoid(22 - torch.stack(coordinates).norm(dim=0))
+    return _scan(nn.functional.avg_pool3d(ball[None, None], spacing), *spacing)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, (0, 1, 2)])
+@pytest.mark.parametrize("side", [0, 1, 2])
+def test_a_ball_on_long_pixels_has_the_map_of_square_pixels(axis, side):
+    spacing = [4 if one == side else 1 for one in range(3)]
+    inferer, network = AnomalyInferer(axis, component_map=True), _detector()
+    expected = inferer(_ball(1, 1, 1), network)[:, :1].as_tensor()
+    expected = nn.functional.avg_pool3d(expected, spacing)
+    maps = inferer(_ball(*spacing), network).as_tensor()
+    assert maps.shape[2:] == expected.shape[2:]
+    error = (maps[:, :1] - expected).abs().mean()
+    assert error < 0.15 * (expected - expected.mean()).abs().mean()
+    assert torch.equal(maps[:, 1], maps[:, 1].round())
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_network_sees_what_it_was_trained_on(axis):
+    seen = []
+
+    def network(slices):
+        seen.append(prepare_slices(slices, 28, 14))
+        return slices
+
+    scan = _scan(torch.rand(1, 9, 8, 7), 1, 2, 5)
+    assert AnomalyInferer(axis)(scan[None], network).shape == scan[None].shape
+    trained = NormalizeSlices(28, 14, percentiles=None)(ExtractSlices(axis)(scan))
+    assert torch.equal(torch.cat(seen), trained.as_tensor())
+    seen.clear()
+    AnomalyInferer()(ExtractSlices(axis)(scan), network)  # slices as images
+    assert torch.equal(torch.cat(seen), trained.as_tensor())
+
+
+def test_isotropic_volumes_are_not_resampled():
+    volume, network = torch.rand(1, 1, 9, 8, 7), _detector()
+    plain = AnomalyInferer(component_map=True)(volume, network)
+    for spacing in ((1, 1, 9), (3, 3.02, 0.1)):
+        scan = _scan(volume, *spacing)
+        assert torch.equal(AnomalyInferer(component_map=True)(scan, network).as_tensor(), plain)
+
+
+def test_scans_of_one_batch_may_have_different_pixels():
+    scans = [_scan(torch.rand(1, 9, 8, 7), 1, y, 1, name=f"{y}") for y in (1, 2, 3)]
+    batch = list_data_collate([{"image": scan} for scan in scans])["image"]
+    network = _detector()
+    result = AnomalyInferer()(batch, network).as_tensor()
+    alone = [AnomalyInferer()(scan[None], network).as_tensor() for scan in scans]
+    assert torch.allclose(result, torch.cat(alone))
+
+
+@pytest.mark.parametrize(
+    ("spacing", "found"), [((1, 9, 9), "1x9 mm"), ((1, 0.1, 1), "1x0.1 mm"), ((8, 1, 1), "72x8")]
+)
+def test_more_than_8_to_1_is_an_error_with_the_files_name(spacing, found):
+    scan = _scan(torch.rand(1, 9, 8, 7), *spacing, name="thick.nii")
+    for image in (scan[None], list_data_collate([{"image": scan}])["image"]):
+        with pytest.raises(InputError, match=rf"^thick\.nii: .* 8 times .* got {found}"):
+            AnomalyInferer()(image, _detector())
 
 
 def test_in_a_monai_evaluator_the_result_lies_on_the_input_grid(tmp_path):

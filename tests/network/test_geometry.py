@@ -10,6 +10,9 @@ from monai_dpmm.network.geometry import (
     image_shape,
     patch_places,
     prepare_slices,
+    resize_maps,
+    resize_slices,
+    square_shape,
     stack_slices,
     upsample_components,
     upsample_scores,
@@ -84,6 +87,39 @@ def test_upsampled_scores_peak_in_their_patch_and_keep_the_range():
     assert map_.max() <= 1
 
 
+@pytest.mark.parametrize(
+    ("shape", "spacing", "expected"),
+    [
+        ((53, 15), (4, 12), (53, 45)),
+        ((15, 53), (12, 4), (45, 53)),
+        ((64, 10), (1, 8), (64, 80)),
+        ((64, 48), (0.7, 0.7), (64, 48)),
+        ((64, 48), (1, 1.01), (64, 48)),  # rounded
+        ((512, 24), (1, 8), (512, 192)),  # long in pixels only
+    ],
+)
+def test_square_pixels_cover_the_slice_in_mm(shape, spacing, expected):
+    assert square_shape(shape, spacing) == expected
+
+
+def test_slices_that_fit_are_not_copied():
+    slices = torch.rand(2, 1, 8, 6)
+    assert resize_slices(slices, (8, 6)) is slices
+
+
+@pytest.mark.parametrize("spacing", [(4, 1), (1, 3)])
+def test_maps_by_way_of_square_pixels_are_the_maps(spacing):
+    """Up to the corners of the piecewise linear map, which a slice's own pixels may cut."""
+    scores, labels = torch.rand(2, 5, 4), torch.randint(9, (2, 5, 4))
+    own = (60 // spacing[0], 60 // spacing[1])
+    direct = torch.cat([upsample_scores(scores, own), upsample_components(labels, own)], dim=1)
+    square = square_shape(own, spacing)
+    fine = torch.cat([upsample_scores(scores, square), upsample_components(labels, square)], dim=1)
+    maps = resize_maps(fine, own)
+    assert torch.allclose(maps[:, 0], direct[:, 0], atol=0.05)
+    assert torch.equal(maps[:, 1], direct[:, 1])
+
+
 def test_upsampled_components_are_labels():
     labels = torch.tensor([[[3, 499], [7, 0]]])
     map_ = upsample_components(labels, (6, 6))
@@ -104,6 +140,9 @@ def test_errors_name_argument_rule_and_value():
         image_shape((10, 10), 450, 14)
     with pytest.raises(ValueError, match="at most 8 times as long as wide, got 512x24"):
         image_shape((512, 24), 448, 14)
+    for spacing in ((9.0, 1.0), (0.0, 1.0), (float("nan"), 1.0)):
+        with pytest.raises(ValueError, match=rf"at most 8 times .* got {spacing[0]:g}x1 mm"):
+            square_shape((10, 10), spacing)
     with pytest.raises(ValueError, match=r"slices must be \(S, 1, H, W\) or"):
         prepare_slices(torch.rand(1, 2, 9, 9), 14, 14)
 

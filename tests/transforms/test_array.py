@@ -8,7 +8,8 @@ from monai.transforms import Compose, Invertd
 from torch import nn
 
 import monai_dpmm
-from monai_dpmm.network.geometry import prepare_slices
+from monai_dpmm.errors import InputError
+from monai_dpmm.network.geometry import extract_slices, prepare_slices
 from monai_dpmm.transforms.array import (
     EmbedPatches,
     ExtractSlices,
@@ -26,6 +27,7 @@ from monai_dpmm.transforms.dictionary import (
     RescaleIntensityd,
     ThresholdAnomalyd,
 )
+from monai_dpmm.transforms.labels import IgnoreLabelledPatchesd
 from monai_dpmm.transforms.operating_point import OperatingPoint
 
 AFFINE = torch.tensor([[0.0, -2, 0, 5], [1, 0, 0.3, 7], [0, 0, 3, -9], [0, 0, 0, 1]]).double()
@@ -55,7 +57,7 @@ def test_slices_are_invertible_and_keep_the_grid(axis):
     assert torch.equal(volume, scan)
     assert torch.equal(volume.affine, AFFINE)
     assert volume.applied_operations == scan.applied_operations
-    assert volume.meta["filename_or_obj"] == "scan.nii"
+    assert volume.meta == scan.meta
 
 
 def test_slices_of_an_image_are_invertible():
@@ -116,6 +118,69 @@ def test_slices_in_range_are_not_scaled_again():
     slices = torch.rand(2, 1, 20, 20) * 0.1
     images = NormalizeSlices(28, 14, percentiles=None)(slices)
     assert torch.equal(images, prepare_slices(slices, 28, 14))
+
+
+def _ball(*spacing):
+    """A ball of 20 mm in a box of 64 mm, as a scanner averages it over voxels."""
+    axes = [(torch.arange(256) + 0.5) / 4 - c for c in (30, 36)] + [torch.arange(4) * 4.0 - 6]
+    x, y, z = torch.meshgrid(*axes, indexing="ij")
+    inside = ((x**2 + y**2 + z**2).sqrt() < 20).float()
+    voxels = nn.functional.avg_pool3d(inside[None], [int(4 * s) for s in spacing] + [1])
+    return MetaTensor(voxels, affine=torch.diag(torch.tensor([*spacing, 4.0, 1.0])))
+
+
+@pytest.mark.parametrize("spacing", [(4, 1), (1, 4)])
+def test_a_ball_is_round_whatever_the_pixels(spacing):
+    steps = Compose([ExtractSlices(2), NormalizeSlices(112, 14, percentiles=None)])
+    images = steps(_ball(*spacing)).as_tensor()
+    expected = steps(_ball(1, 1)).as_tensor()
+    assert images.shape == expected.shape
+    assert (images - expected).abs().mean() < 0.1 * (expected - expected.mean()).abs().mean()
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_isotropic_slices_are_resized_once(axis):
+    scan = torch.rand(1, 9, 8, 7)
+    others = [0.5 if side == axis else 3.0 for side in range(3)]  # of the slices: no matter
+    meta = MetaTensor(scan, affine=torch.diag(torch.tensor([*others, 1.0])))
+    steps = Compose([ExtractSlices(axis), NormalizeSlices(28, 14, percentiles=None)])
+    assert torch.equal(steps(meta).as_tensor(), prepare_slices(extract_slices(scan, axis), 28, 14))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_labels_lie_on_the_patches_of_long_pixels(axis):
+    """Without the labelled patches no embedding holds anything bright."""
+    volume = torch.zeros(1, 14, 28, 42)
+    volume[:, 3:5, 7:10, 20:30] = 1
+    affine = torch.diag(torch.tensor([6.0, 2.0, 1.0, 1.0]))
+    keys = ["image", "label"]
+    steps = [
+        ExtractSlicesd(keys, axis),
+        NormalizeSlicesd("image", 112, 14, percentiles=None),
+        EmbedPatchesd("image", Patches(), unit_norm=False),
+    ]
+    data = {key: MetaTensor(volume, affine=affine) for key in keys}
+    bright = Compose(steps)(data)["image"][..., 0]
+    dark = bright.amin()
+    rest = Compose([*steps, IgnoreLabelledPatchesd()])(data)["image"][..., 0]
+    assert (bright > dark + 0.5).any()
+    assert ((rest == 0) | (rest < dark + 0.5)).all()
+    assert (rest == 0).float().mean() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "found"),
+    [((1, 9, 9, 9), (1, 9, 9), "9x1 mm|1x9 mm"), ((1, 90, 9, 9), (1, 1, 1), "90x9")],
+)
+def test_slices_of_more_than_8_to_1_are_an_error_with_the_files_name(shape, spacing, found):
+    affine = torch.diag(torch.tensor([*spacing, 1.0]))
+    scan = MetaTensor(torch.rand(shape), affine=affine, meta={"filename_or_obj": "thick.nii"})
+    with pytest.raises(InputError, match=rf"^thick\.nii: .* 8 times .* got ({found})"):
+        NormalizeSlices(28, 14)(ExtractSlices(2)(scan))
+    with pytest.raises(InputError, match=r"slices must be .* got shape \(9, 9, 9\)"):
+        NormalizeSlices(28, 14)(torch.rand(9, 9, 9))
+    sagittal = NormalizeSlices(28, 14)(ExtractSlices(0)(scan))
+    assert sagittal.shape[1:] == (3, 28, 28)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
