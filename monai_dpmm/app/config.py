@@ -45,8 +45,9 @@ __all__ = [
 
 
 def config_names() -> list[str]:
-    """Names of the bundle's configs, sorted."""
-    return sorted(path.stem for path in configs_dir().glob("*.json") if path.stem != "metadata")
+    """Names of the bundle's configs, sorted; files of old names serve `monai.bundle run` only."""
+    names = {path.stem for path in configs_dir().glob("*.json")}
+    return sorted(names.difference(MOVED, ["metadata"]))
 
 
 def read_config(name: str) -> dict[str, Any]:
