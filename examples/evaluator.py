@@ -15,7 +15,7 @@ from monai.bundle import load_bundle_config
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.handlers import MeanDice, MetricsSaver, StatsHandler, from_engine
-from monai.transforms import Compose, Invertd
+from monai.transforms import Compose, CopyItemsd, Invertd
 
 from monai_dpmm import AnomalyInferer, AnomalyMetrics, LoadLabeld, ThresholdAnomalyd, datalist
 
@@ -40,11 +40,12 @@ def main() -> None:
     )
     postprocessing = Compose(
         [
-            Invertd("pred", transform=preprocessing, orig_keys="image"),  # back on the scan's grid
-            ThresholdAnomalyd("pred", false_positive_rate=0.01, output_keys="mask"),
+            CopyItemsd("pred", names="anomaly"),  # "pred" keeps the thresholds of the network
+            Invertd("anomaly", transform=preprocessing, orig_keys="image"),  # the scan's own grid
+            ThresholdAnomalyd("anomaly", false_positive_rate=0.01, output_keys="mask"),
         ]
     )
-    metrics = AnomalyMetrics(detector)
+    metrics = AnomalyMetrics(detector, pred_key="anomaly")
     mean_dice = MeanDice(output_transform=from_engine(["mask", "label"]))
     evaluator = SupervisedEvaluator(
         device=device,

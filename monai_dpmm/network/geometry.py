@@ -115,7 +115,7 @@ def square_shape(shape: tuple[int, int], spacing: tuple[float, float]) -> tuple[
         InputError: where a pixel is more than 8 times as long as wide.
     """
     fine, coarse = min(spacing), max(spacing)
-    if not coarse <= MAX_ASPECT * fine:
+    if not coarse <= 1.001 * MAX_ASPECT * fine:  # affines are rounded
         raise InputError(
             f"pixels of a slice must be at most {MAX_ASPECT:g} times as long as wide, got"
             f" {spacing[0]:g}x{spacing[1]:g} mm: slice along another axis"

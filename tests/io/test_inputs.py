@@ -96,7 +96,7 @@ def test_a_voxel_comes_back_along_every_axis(tmp_path, axis, batch_size, orienta
     ],
 )
 def test_sizes_from_a_single_slice_to_a_thousand_voxels(tmp_path, shape, voxel):
-    source = _scan(tmp_path / "scan.nii", _marked(shape, voxel), np.diag([0.5, 0.5, 5, 1]))
+    source = _scan(tmp_path / "scan.nii", _marked(shape, voxel), np.diag([0.5, 0.5, 0.5, 1]))
     for axis in (0, 1, 2):
         _assert_at(_anomaly(source, axis, batch_size=7), voxel, source)
 
