@@ -11,6 +11,7 @@ from sphinx.util.inventory import InventoryFile
 from workflows import ROOT
 
 import monai_dpmm
+from monai_dpmm.app.config import config_names
 
 pytestmark = pytest.mark.slow  # whole workflows, or processes of their own
 
@@ -73,11 +74,10 @@ def test_commands_have_their_options(site):
 
 def test_every_overlay_is_told():
     text = (ROOT / "docs/configuration.md").read_text().split("## Overlays")[1].split("## Names")[0]
-    there = {path.stem for path in (ROOT / "configs").glob("*.json")}
     names = {
         name for row in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE) for name in row.split(", ")
     }
-    assert {name.strip("`") for name in names} == there - {"train", "inference", "metadata"}
+    assert {name.strip("`") for name in names} == {*config_names()} - {"train", "inference"}
 
 
 def test_the_keys_of_a_scans_findings_are_told(trained, cohort, tmp_path):
