@@ -12,7 +12,9 @@ from monai_dpmm.errors import InputError
 from monai_dpmm.transforms.intensity import air_is_zero
 from monai_dpmm.transforms.metatensors import like, plain
 
-__all__ = ["MaskForeground", "body_mask"]
+__all__ = ["MaskForeground", "body_box", "body_mask"]
+
+_STRAY = 1e-3  # of the body's voxels, at either end of an axis: what the box leaves out
 
 
 def body_mask(image: NDArray[np.float32], closing: int = 3) -> NDArray[np.bool_]:
@@ -52,6 +54,36 @@ def _filled(body: NDArray[np.bool_]) -> NDArray[np.bool_]:
             within &= np.indices(within.shape)[axis] == 1
         body = ndimage.binary_fill_holes(body, within)
     return body
+
+
+def body_box(image: Tensor) -> Tensor:
+    """First voxel of the body along each axis and the first one after it: (2, d), int64, CPU.
+
+    The box that `monai_dpmm.network.geometry.patch_places` takes. At each end of an axis a
+    thousandth of the body's voxels may lie outside, so that single stray ones do not count.
+
+    Args:
+        image: rescaled scan (C, X, Y, Z) or (C, H, W) whose background is exactly 0. The box is the
+            whole image where nothing is body, or everything.
+
+    Raises:
+        InputError: for another number of axes.
+    """
+    if image.ndim not in (3, 4):
+        raise InputError(f"image must be (C, X, Y, Z) or (C, H, W), got shape {tuple(image.shape)}")
+    body = (plain(image) > 0).any(0)
+    total = int(body.sum())
+    if total in (0, body.numel()):
+        return torch.stack([torch.zeros(body.ndim, dtype=torch.long), torch.tensor(body.shape)])
+    ends = []
+    for axis in range(body.ndim):
+        counts = body.sum([other for other in range(body.ndim) if other != axis]).cpu()
+        inside = (counts.cumsum(0) > _STRAY * total) & (
+            counts.flip(0).cumsum(0).flip(0) > _STRAY * total
+        )
+        (within,) = inside.nonzero(as_tuple=True)
+        ends.append(torch.stack([within[0], within[-1] + 1]))
+    return torch.stack(ends, dim=1)
 
 
 class MaskForeground(Transform):

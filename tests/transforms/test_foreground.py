@@ -8,7 +8,8 @@ from monai.data import MetaTensor
 from scipy import ndimage
 
 from monai_dpmm.io.loading import LoadVolume
-from monai_dpmm.transforms.foreground import MaskForeground, body_mask
+from monai_dpmm.network.geometry import patch_places
+from monai_dpmm.transforms.foreground import MaskForeground, body_box, body_mask
 from monai_dpmm.transforms.intensity import air_is_zero, rescale_intensity
 
 
@@ -132,3 +133,46 @@ def test_the_body_of_scans_that_went_wrong(cases, name):
     reference = LoadVolume()(cases / "values/00_ref.nii.gz")[0].numpy() > 0
     found, expected = body_mask(scan), body_mask(reference.astype(np.float32))
     assert 2 * (found & expected).sum() / (found.sum() + expected.sum()) > 0.9
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("low", "high"), [((3, 5, 7), (21, 40, 33)), ((4, 0), (30, 28))])
+def test_the_box_is_that_of_the_body(low, high, channels):
+    shape = (34, 46, 40)[: len(low)]
+    scan = torch.zeros(channels, *shape)
+    scan[(-1, *(slice(a, b) for a, b in zip(low, high, strict=True)))] = 0.002
+    box = body_box(scan)
+    assert box.dtype == torch.int64
+    assert box.tolist() == [list(low), list(high)]
+    places = patch_places(shape, (10, 10), 2, box)
+    assert places.min() == 0
+    assert places.max() == 1
+
+
+def test_the_box_does_not_know_single_stray_voxels():
+    body = torch.from_numpy(_ball()).float()[None]
+    expected = body_box(body)
+    stray = body.clone()
+    stray[0, 0, 0, 0] = stray[0, -1, 20, 3] = stray[0, 20, 0, -1] = 1
+    assert torch.equal(body_box(stray), expected)
+    first = body[0].nonzero().amin(0)
+    last = body[0].nonzero().amax(0) + 1
+    assert ((expected - torch.stack([first, last])).abs() <= 1).all()
+
+
+@pytest.mark.parametrize("shape", [(12, 7, 9), (2500, 3), (1, 1, 1)])
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_the_box_is_the_whole_image_where_nothing_or_everything_is_body(shape, value):
+    box = body_box(torch.full((1, *shape), value))
+    assert box.tolist() == [[0] * len(shape), list(shape)]
+
+
+def test_the_box_of_one_voxel():
+    scan = torch.zeros(1, 5, 6, 7)
+    scan[0, 2, 0, 6] = 1
+    assert body_box(scan).tolist() == [[2, 0, 6], [3, 1, 7]]
+
+
+def test_the_box_needs_an_image_with_channels():
+    with pytest.raises(ValueError, match=r"image must be .* got shape \(4, 5\)"):
+        body_box(torch.ones(4, 5))
