@@ -22,7 +22,7 @@ from monai_dpmm.study.cohort.phantom import SPLITS, Template, grid_affine, load_
 
 __all__ = ["make_demo_cohort"]
 
-RECIPE = 1
+RECIPE = 2
 MANIFEST = "cohort.json"
 THREADS = 2
 
@@ -32,14 +32,14 @@ def make_demo_cohort(
     *,
     train: int = 16,
     val: int = 4,
-    test: int = 10,
+    test: int = 16,
     spacing: float = 2.0,
     seed: int = 0,
 ) -> Path:
     """Folder of the demo cohort: train, val, test/images, test/labels and cohort.json.
 
     Scans are int16, skull-stripped, oriented RAS; labels are uint8, 1 where a lesion takes at least
-    half of a voxel. Of five test subjects one is healthy, with a label of zeros; the others have
+    half of a voxel. Every other test subject is healthy, with a label of zeros; the others have
     tumours, infarcts, plaques and haemorrhages in turn. A cohort that is there already is returned
     as it is; what is missing of one is made again.
 
@@ -47,7 +47,7 @@ def make_demo_cohort(
         folder: made if need be, whole or not at all.
         train: healthy subjects to learn from.
         val: healthy subjects to validate on.
-        test: subjects to detect lesions in.
+        test: subjects to detect lesions in, the first of them with one.
         spacing: of the isotropic voxels, in mm, 1 to 8.
         seed: of the cohort; on one platform the same seed gives the same voxels, bit for bit.
 
