@@ -26,6 +26,15 @@ def real_data():
 
 
 @pytest.fixture(scope="session")
+def real_slices():
+    """Folder of real slices with masks, tests that need it are skipped where it is absent."""
+    folder = REAL_DATA / "lgg_flair" / "slices"
+    if not folder.is_dir():
+        pytest.skip("the folder of real slices is absent (see MONAI_DPMM_REAL_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def cases():
     """Folder of small inputs that went wrong, tests that need it are skipped where it is absent."""
     folder = REAL_DATA / "cases"

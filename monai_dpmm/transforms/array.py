@@ -22,6 +22,7 @@ from monai_dpmm.transforms.intensity import Window, rescale_intensity
 from monai_dpmm.transforms.metatensors import (
     PIXEL_SPACING,
     errors_name_the_file,
+    has_no_air,
     like,
     pixel_spacings,
     plain,
@@ -54,9 +55,11 @@ class RescaleIntensity(Transform):
             (brain, liver, lung).
         margin: how much further than the percentiles the range reaches; for Tukey's fences, which
             bright lesions hardly move, percentiles=(25, 75) and margin=1.5.
+        floor: what voxels above the scan's minimum become at least. With 0.002 after
+            `MaskForeground` a voxel is 0 if and only if it is not body.
 
     Raises:
-        ValueError: see `monai_dpmm.transforms.intensity.intensity_range`.
+        ValueError: see `monai_dpmm.transforms.intensity.rescale_intensity`.
     """
 
     def __init__(
@@ -64,15 +67,18 @@ class RescaleIntensity(Transform):
         percentiles: tuple[float, float] | None = (0.5, 99.5),
         window: Window | None = None,
         margin: float = 0.0,
+        floor: float = 0.0,
     ) -> None:
         self.percentiles = None if percentiles is None else (percentiles[0], percentiles[1])
         named = window is None or isinstance(window, str)
         self.window: Window | None = window if named else (window[0], window[1])
         self.margin = margin
+        self.floor = floor
 
     def __call__(self, image: Tensor) -> Tensor:
-        scaled = rescale_intensity(plain(image), self.percentiles, self.window, self.margin)
-        return like(scaled, image)
+        options = (self.percentiles, self.window, self.margin, self.floor)
+        scaled = rescale_intensity(plain(image), *options)
+        return like(scaled.clamp_(min=self.floor) if has_no_air(image) else scaled, image)
 
 
 class ExtractSlices(InvertibleTransform):

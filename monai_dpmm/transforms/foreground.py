@@ -1,101 +1,37 @@
-"""What of a scan is body: noisy air becomes the scan's minimum, so that it can be left out."""
+"""Air becomes the scan's minimum, so that it can be left out; where nothing is, a warning."""
 
 from __future__ import annotations
 
-import numpy as np
+import warnings
+
 import torch
+from monai.data import MetaTensor
 from monai.transforms import Transform
-from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_dpmm.errors import InputError
-from monai_dpmm.transforms.intensity import air_is_zero
-from monai_dpmm.transforms.metatensors import like, plain
+from monai_dpmm.transforms.body import body_box, body_mask
+from monai_dpmm.transforms.metatensors import NO_AIR, like, plain, voxel_spacing
 
-__all__ = ["MaskForeground", "body_box", "body_mask"]
+__all__ = ["MaskForeground", "body_box", "body_mask", "warn_if_all_foreground"]
 
-_STRAY = 1e-3  # of the body's voxels, at either end of an axis: what the box leaves out
-
-
-def body_mask(image: NDArray[np.float32], closing: int = 3) -> NDArray[np.bool_]:
-    """Whether a voxel is body, by Otsu's threshold: (X, Y, Z) or (H, W) -> the same shape.
-
-    Of a z-scored scan whose air is 0 (see `air_is_zero`) it is what is not 0. Gaps are closed, the
-    largest connected part is kept and the holes of that are filled, in single slices as well: a
-    head is open at the neck.
-
-    Args:
-        image: air is darker than body, or 0 in a z-scored scan.
-        closing: radius of the closing, voxels.
-    """
-    import SimpleITK as sitk  # noqa: N813 - its documentation's name
-    from scipy import ndimage
-
-    if air_is_zero(torch.from_numpy(image)):
-        lit = image != 0
-    else:
-        lit = sitk.GetArrayFromImage(sitk.OtsuThreshold(sitk.GetImageFromArray(image), 0, 1)) > 0
-    if closing:
-        axes = np.ogrid[(slice(-closing, closing + 1),) * image.ndim]
-        ball = sum(x * x for x in axes) <= closing * closing
-        lit = ndimage.binary_closing(np.pad(lit, closing), ball)
-        lit = lit[(slice(closing, -closing),) * image.ndim]
-    parts, count = ndimage.label(lit)
-    return _filled(parts == np.bincount(parts[lit]).argmax() if count else lit)
-
-
-def _filled(body: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The body with its holes, of slices along every axis."""
-    from scipy import ndimage
-
-    for axis in range(body.ndim):
-        within = np.ones((3,) * body.ndim, bool)
-        if body.ndim == 3:
-            within &= np.indices(within.shape)[axis] == 1
-        body = ndimage.binary_fill_holes(body, within)
-    return body
-
-
-def body_box(image: Tensor) -> Tensor:
-    """First voxel of the body along each axis and the first one after it: (2, d), int64, CPU.
-
-    The box that `monai_dpmm.network.geometry.patch_places` takes. At each end of an axis a
-    thousandth of the body's voxels may lie outside, so that single stray ones do not count.
-
-    Args:
-        image: rescaled scan (C, X, Y, Z) or (C, H, W) whose background is exactly 0. The box is the
-            whole image where nothing is body, or everything.
-
-    Raises:
-        InputError: for another number of axes.
-    """
-    if image.ndim not in (3, 4):
-        raise InputError(f"image must be (C, X, Y, Z) or (C, H, W), got shape {tuple(image.shape)}")
-    body = (plain(image) > 0).any(0)
-    total = int(body.sum())
-    if total in (0, body.numel()):
-        return torch.stack([torch.zeros(body.ndim, dtype=torch.long), torch.tensor(body.shape)])
-    ends = []
-    for axis in range(body.ndim):
-        counts = body.sum([other for other in range(body.ndim) if other != axis]).cpu()
-        inside = (counts.cumsum(0) > _STRAY * total) & (
-            counts.flip(0).cumsum(0).flip(0) > _STRAY * total
-        )
-        (within,) = inside.nonzero(as_tuple=True)
-        ends.append(torch.stack([within[0], within[-1] + 1]))
-    return torch.stack(ends, dim=1)
+_LEFT_OUT = 0.01  # share of patches or voxels: less is what a low percentile alone leaves out
+_told: set[str] = set()
 
 
 class MaskForeground(Transform):
-    """Scan whose air is its minimum, the same shape: (1, X, Y, Z) or (1, H, W).
+    """Scan whose air is its minimum, the same shape: (C, X, Y, Z) or (C, H, W), C = 1 or 3.
 
-    `RescaleIntensity` then maps air to 0, and `ignore_background` leaves it out.
+    Voxels of the body lie above the minimum, if by a millionth of the range: after
+    `RescaleIntensity` with a floor a voxel is 0 if and only if it is not body. An image without air
+    stays as it is; its metadata then says so, and a warning names the first such file.
 
     Args:
-        closing: see `body_mask`.
+        closing: see `monai_dpmm.transforms.body.body_mask`; the mask of colours is that of their
+            mean.
 
     Raises:
-        ValueError: for a negative radius, or an image of several channels.
+        ValueError: for a negative radius, or an image of other than one channel or three.
     """
 
     def __init__(self, closing: int = 3) -> None:
@@ -106,7 +42,47 @@ class MaskForeground(Transform):
     def __call__(self, image: Tensor) -> Tensor:
         """The scan with its air masked."""
         scan = plain(image)
-        if scan.shape[0] != 1:
-            raise InputError(f"image must have one channel, got {scan.shape[0]}")
-        body = torch.from_numpy(body_mask(scan[0].float().cpu().numpy(), self.closing))
-        return like(scan.where(body.to(scan.device), scan.min()), image)
+        if scan.shape[0] not in (1, 3):
+            raise InputError(f"image must have one channel or three, got {scan.shape[0]}")
+        scan = scan if scan.is_floating_point() else scan.float()
+        grey = scan.float().mean(0).cpu().numpy()
+        body = torch.from_numpy(body_mask(grey, self.closing, voxel_spacing(image)))
+        no_air = bool(body.all())
+        result = like(scan if no_air else _masked(scan, body.to(scan.device)), image)
+        if isinstance(result, MetaTensor):
+            result.meta[NO_AIR] = no_air
+        if no_air:
+            text = "no air was found, so the whole image is taken as body"
+            _warn_once("no_air", image, f"{text}: right for pictures without a background")
+        return result
+
+
+def _masked(scan: Tensor, body: Tensor) -> Tensor:
+    """Scan (C, ...) with air at its minimum and the darkest of the body just above it."""
+    low, high = scan.min(), scan.max()
+    above = torch.maximum(low + 1e-6 * (high - low), low.nextafter(high))
+    return scan.where(body, low).where(~body | (scan > low).any(0), above)
+
+
+def warn_if_all_foreground(foreground: Tensor, image: Tensor) -> None:
+    """Warn, once a process, that `ignore_background` leaves out nothing of an image.
+
+    Not of one in which `MaskForeground` has looked for air: it has said that there is none.
+
+    Args:
+        foreground: whether a patch or voxel is foreground, any shape.
+        image: whose metadata names the file.
+    """
+    searched = isinstance(image, MetaTensor) and NO_AIR in image.meta
+    if searched or plain(foreground).float().mean() < 1 - _LEFT_OUT:
+        return
+    text = "ignore_background leaves out nothing, as air is not the darkest value of the scan"
+    _warn_once("all_foreground", image, f"{text}: set mask_foreground=true to find it")
+
+
+def _warn_once(subject: str, image: Tensor, text: str) -> None:
+    if subject in _told:
+        return
+    _told.add(subject)
+    name = image.meta.get("filename_or_obj") if isinstance(image, MetaTensor) else None
+    warnings.warn(f"{name}: {text}" if name else text, stacklevel=3)

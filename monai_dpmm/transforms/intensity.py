@@ -92,11 +92,31 @@ def rescale_intensity(
     percentiles: tuple[float, float] | None = (0.5, 99.5),
     window: Window | None = None,
     margin: float = 0.0,
+    floor: float = 0.0,
 ) -> Tensor:
-    """Image in [0, 1], float32, the same shape, clipped outside `intensity_range`; air is 0."""
+    """Image in [0, 1], float32, the same shape, clipped outside `intensity_range`; air is 0.
+
+    Args:
+        image: any shape, one scan; of colours, (3, ...), a voxel is air where all three are.
+        percentiles: see `intensity_range`.
+        window: likewise.
+        margin: likewise.
+        floor: what voxels above the image's minimum become at least. With a floor above 0 only
+            voxels at the minimum, where masked air is, are 0.
+
+    Raises:
+        ValueError: see `intensity_range`, and for a floor outside [0, 1).
+    """
+    if not 0 <= floor < 1:
+        raise InputError(f"floor must be at least 0 and below 1, got {floor}")
     low, high = intensity_range(image, percentiles, window, margin)
     rescaled = ((image.float() - low) / (high - low)).clamp_(0, 1)
-    return rescaled.masked_fill_(image == 0, 0) if air_is_zero(image) else rescaled
+    air = image == 0 if air_is_zero(image) else None
+    if floor:
+        air = image == image.min() if air is None else air
+        air = air.all(0) if image.ndim > 2 and image.shape[0] == 3 else air
+        rescaled = rescaled.clamp_(min=floor)
+    return rescaled if air is None else rescaled.masked_fill_(air, 0)
 
 
 def _fixed(window: Window) -> tuple[float, float]:

@@ -14,14 +14,18 @@ from monai_dpmm.errors import InputError
 from monai_dpmm.network.geometry import square_shape
 
 __all__ = [
+    "NO_AIR",
     "PIXEL_SPACING",
     "errors_name_the_file",
+    "has_no_air",
     "like",
     "pixel_spacings",
     "plain",
     "square_shapes",
+    "voxel_spacing",
 ]
 
+NO_AIR = "no_air"  # in the metadata of scans in which `MaskForeground` has looked for air
 PIXEL_SPACING = "slice_pixel_spacing"  # in the metadata of slices, whose affine is the volume's
 
 
@@ -35,6 +39,11 @@ def like(result: Tensor, source: Tensor) -> Tensor:
     if not isinstance(source, MetaTensor):
         return result
     return MetaTensor(result, meta=source.meta, applied_operations=source.applied_operations)
+
+
+def has_no_air(image: Tensor) -> bool:
+    """Whether `MaskForeground` has looked for air in the image and found none."""
+    return isinstance(image, MetaTensor) and bool(image.meta.get(NO_AIR))
 
 
 def pixel_spacings(image: Tensor, axis: int | None = None) -> list[tuple[float, float]]:
@@ -54,6 +63,13 @@ def pixel_spacings(image: Tensor, axis: int | None = None) -> list[tuple[float, 
     height, width = (side for side in range(3) if side != (2 if axis is None else axis))
     spacings = affines[:, :-1, :-1].norm(dim=1)
     return [(float(one[height]), float(one[width])) for one in spacings]
+
+
+def voxel_spacing(image: Tensor) -> tuple[float, ...] | None:
+    """Spacing along the axes of (C, X, Y, Z) or (C, H, W) in mm, None without metadata."""
+    if not isinstance(image, MetaTensor):
+        return None
+    return tuple(image.affine[:-1, : image.ndim - 1].norm(dim=0).tolist())
 
 
 def square_shapes(image: Tensor, axis: int | None = None) -> list[tuple[int, int]]:

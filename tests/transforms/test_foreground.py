@@ -1,4 +1,6 @@
-"""The body is found in noisy air, on a real head and on shapes of every dimension."""
+"""Air around a real head and around shapes of every dimension is masked, and told apart later."""
+
+import warnings
 
 import nibabel as nib
 import numpy as np
@@ -7,10 +9,14 @@ import torch
 from monai.data import MetaTensor
 from scipy import ndimage
 
-from monai_dpmm.io.loading import LoadVolume
-from monai_dpmm.network.geometry import patch_places
-from monai_dpmm.transforms.foreground import MaskForeground, body_box, body_mask
-from monai_dpmm.transforms.intensity import air_is_zero, rescale_intensity
+from monai_dpmm.transforms import foreground
+from monai_dpmm.transforms.array import RescaleIntensity
+from monai_dpmm.transforms.foreground import (
+    MaskForeground,
+    body_mask,
+    warn_if_all_foreground,
+)
+from monai_dpmm.transforms.intensity import rescale_intensity
 
 
 def _ball(side=40, radius=14.0):
@@ -80,99 +86,87 @@ def test_air_around_a_real_head_is_left_out(real_data):
 def test_errors_name_argument_and_value():
     with pytest.raises(ValueError, match="closing must be at least 0, got -1"):
         MaskForeground(-1)
-    with pytest.raises(ValueError, match="image must have one channel, got 2"):
+    with pytest.raises(ValueError, match="image must have one channel or three, got 2"):
         MaskForeground()(torch.rand(2, 20, 20, 20))
 
 
-def _brain(seed, shape):
-    """An ellipsoid of random size and place with values around 600, air of 0, and the ellipsoid."""
-    rng = np.random.default_rng(seed)
-    centre = np.array(shape) * rng.uniform(0.45, 0.55, len(shape)) - 0.5
-    radii = np.array(shape) * rng.uniform(0.25, 0.4, len(shape))
-    grid = np.moveaxis(np.indices(shape), 0, -1)
-    body = (((grid - centre) / radii) ** 2).sum(-1) < 1
-    return np.where(body, rng.normal(600, 120, shape), 0).astype(np.float32), body
+@pytest.fixture
+def untold(monkeypatch):
+    """No warning was given yet."""
+    monkeypatch.setattr(foreground, "_told", set())
 
 
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("shape", [(24, 28, 20), (120, 96)])
-def test_the_body_of_a_z_scored_scan_is_that_of_the_scan(seed, shape):
-    array, body = _brain(seed, shape)
-    z_scored = np.where(body, (array - array[body].mean()) / array[body].std(), 0)
-    z_scored = z_scored.astype(np.float32)
-    assert air_is_zero(torch.from_numpy(z_scored))
-    assert not air_is_zero(torch.from_numpy(array))
-    found = body_mask(z_scored)
-    assert 2 * (found & body).sum() / (found.sum() + body.sum()) > 0.97
-    rescaled = rescale_intensity(torch.from_numpy(z_scored)[None])[0].numpy()
-    assert not rescaled[~body].any()
-    assert (rescaled[body] > 0).mean() > 0.98
-    expected = rescale_intensity(torch.from_numpy(array)[None])[0].numpy()
-    assert np.abs(rescaled - expected).mean() < 0.01
+def _named(scan, name="a.nii.gz"):
+    return MetaTensor(torch.as_tensor(scan)[None], meta={"filename_or_obj": name})
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("air", ["noisy", "ringing", "ct"])
-def test_the_body_is_found_in_other_air(seed, air):
-    array, body = _brain(seed, (24, 28, 20))
-    rng = np.random.default_rng(seed)
-    noise = rng.normal(0, 15, array.shape)
-    filled = {
-        "noisy": np.where(body, array, np.abs(noise)),
-        "ringing": array + np.where(body, 0, noise),
-        "ct": np.where(body, array - 560, -1000 + noise),
-    }[air].astype(np.float32)
-    assert not air_is_zero(torch.from_numpy(filled))
-    found = body_mask(filled)
-    assert 2 * (found & body).sum() / (found.sum() + body.sum()) > 0.97
+@pytest.mark.parametrize("offset", [0.0, -100.0, 700.0])
+@pytest.mark.parametrize("window", [None, (40, 80)])
+def test_a_rescaled_voxel_is_0_if_and_only_if_it_is_not_body(offset, window):
+    body = _ball()
+    scan = _noisy(body)
+    scan[18:22, 18:22, 18:22] = scan.min()  # as dark as can be, within
+    scan += offset
+    if window is not None:
+        window = (window[0] + offset, window[1] + offset)
+    found = body_mask(scan)
+    assert found[18:22, 18:22, 18:22].all()
+    masked = MaskForeground()(_named(scan))
+    rescaled = RescaleIntensity(window=window, floor=0.002)(masked)[0].numpy()
+    assert ((rescaled > 0) == found).all()
+    assert rescaled[found].min() == np.float32(0.002)
+    plain = RescaleIntensity(window=window)(masked)[0].numpy()
+    assert (rescaled == np.where(found, plain.clip(min=np.float32(0.002)), 0)).all()
 
 
-@pytest.mark.parametrize("name", ["29_zscore_bg0", "30_spline_ringing"])
-def test_the_body_of_scans_that_went_wrong(cases, name):
-    scan = LoadVolume()(cases / f"values/{name}.nii.gz")[0].numpy()
-    reference = LoadVolume()(cases / "values/00_ref.nii.gz")[0].numpy() > 0
-    found, expected = body_mask(scan), body_mask(reference.astype(np.float32))
-    assert 2 * (found & expected).sum() / (found.sum() + expected.sum()) > 0.9
+def test_of_colours_the_mean_decides_and_dark_channels_stay_body():
+    body = _ball()[:, :, 20]
+    scan = np.stack([_noisy(body), 0.3 * _noisy(body), np.zeros(body.shape)]).astype(np.float32)
+    found = body_mask(scan.mean(0))
+    masked = MaskForeground()(torch.from_numpy(scan))
+    assert masked.shape == scan.shape
+    assert (masked.numpy()[:, ~found] == scan.min()).all()
+    rescaled = RescaleIntensity(floor=0.002)(masked).numpy()
+    assert ((rescaled > 0).all(0) == found).all()
+    assert ((rescaled > 0).any(0) == found).all()
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("low", "high"), [((3, 5, 7), (21, 40, 33)), ((4, 0), (30, 28))])
-def test_the_box_is_that_of_the_body(low, high, channels):
-    shape = (34, 46, 40)[: len(low)]
-    scan = torch.zeros(channels, *shape)
-    scan[(-1, *(slice(a, b) for a, b in zip(low, high, strict=True)))] = 0.002
-    box = body_box(scan)
-    assert box.dtype == torch.int64
-    assert box.tolist() == [list(low), list(high)]
-    places = patch_places(shape, (10, 10), 2, box)
-    assert places.min() == 0
-    assert places.max() == 1
+def test_whole_numbers_are_masked_too():
+    body = _ball()
+    scan = torch.from_numpy(_noisy(body)).to(torch.int16)[None]
+    rescaled = RescaleIntensity(floor=0.002)(MaskForeground()(scan))
+    assert ((rescaled[0].numpy() > 0) == body_mask(scan[0].float().numpy())).all()
 
 
-def test_the_box_does_not_know_single_stray_voxels():
-    body = torch.from_numpy(_ball()).float()[None]
-    expected = body_box(body)
-    stray = body.clone()
-    stray[0, 0, 0, 0] = stray[0, -1, 20, 3] = stray[0, 20, 0, -1] = 1
-    assert torch.equal(body_box(stray), expected)
-    first = body[0].nonzero().amin(0)
-    last = body[0].nonzero().amax(0) + 1
-    assert ((expected - torch.stack([first, last])).abs() <= 1).all()
+def test_a_picture_without_air_is_body_and_says_so_once(untold):
+    picture = np.random.default_rng(0).random((60, 50), np.float32)
+    with pytest.warns(UserWarning, match=r"x\.png: no air was found, so the whole image"):
+        masked = MaskForeground()(_named(picture, "x.png"))
+    assert (masked[0].numpy() == picture).all()
+    assert RescaleIntensity(floor=0.002)(masked).min() == np.float32(0.002)
+    assert RescaleIntensity()(masked).min() == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        MaskForeground()(_named(picture, "y.png"))
 
 
-@pytest.mark.parametrize("shape", [(12, 7, 9), (2500, 3), (1, 1, 1)])
-@pytest.mark.parametrize("value", [0.0, 0.5])
-def test_the_box_is_the_whole_image_where_nothing_or_everything_is_body(shape, value):
-    box = body_box(torch.full((1, *shape), value))
-    assert box.tolist() == [[0] * len(shape), list(shape)]
+def test_a_foreground_that_leaves_out_nothing_is_a_warning_once(untold):
+    scan = _named(np.ones((4, 5), np.float32), "scan.nii")
+    everything, half = torch.ones(3, 8, 8, dtype=torch.bool), torch.arange(8) < 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_all_foreground(half, scan)
+    with pytest.warns(UserWarning, match=r"scan\.nii: .*set mask_foreground=true"):
+        warn_if_all_foreground(everything, scan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_all_foreground(everything, scan)
 
 
-def test_the_box_of_one_voxel():
-    scan = torch.zeros(1, 5, 6, 7)
-    scan[0, 2, 0, 6] = 1
-    assert body_box(scan).tolist() == [[2, 0, 6], [3, 1, 7]]
-
-
-def test_the_box_needs_an_image_with_channels():
-    with pytest.raises(ValueError, match=r"image must be .* got shape \(4, 5\)"):
-        body_box(torch.ones(4, 5))
+def test_no_advice_where_air_has_been_looked_for(untold):
+    picture = np.random.default_rng(0).random((60, 50), np.float32)
+    with pytest.warns(UserWarning, match="no air"):
+        masked = MaskForeground()(_named(picture))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_all_foreground(torch.ones(4, dtype=torch.bool), masked)
