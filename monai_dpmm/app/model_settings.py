@@ -67,7 +67,7 @@ MODEL_SECTIONS: Mapping[str, tuple[Setting, ...]] = {
             "mask_foreground",
             False,
             rules.FLAG,
-            "find the body by Otsu's threshold and set the air around it to the minimum",
+            "find the body and set the air and padding around it to the minimum",
         ),
         _scan("bias_correction", False, rules.FLAG, "divide by the bias field that N4 finds"),
         _scan(

@@ -18,11 +18,10 @@ from monai_dpmm.errors import InputError
 from monai_dpmm.network.detector import embed_patches
 from monai_dpmm.network.geometry import extract_slices, prepare_slices, resize_slices, stack_slices
 from monai_dpmm.network.thresholds import TOP_FRACTION, image_score
-from monai_dpmm.transforms.intensity import Window, rescale_intensity
+from monai_dpmm.transforms.intensity import RescaleIntensity, Window
 from monai_dpmm.transforms.metatensors import (
     PIXEL_SPACING,
     errors_name_the_file,
-    has_no_air,
     like,
     pixel_spacings,
     plain,
@@ -44,41 +43,6 @@ __all__ = [
     "RescaleIntensity",
     "ThresholdAnomaly",
 ]
-
-
-class RescaleIntensity(Transform):
-    """Scan in [0, 1], float32, the same shape: by percentiles of the foreground, or by a window.
-
-    Args:
-        percentiles: percentiles of the foreground (voxels above the minimum) that become 0 and 1.
-        window: fixed (low, high) in the image's units instead (CT), or the name of a usual one
-            (brain, liver, lung).
-        margin: how much further than the percentiles the range reaches; for Tukey's fences, which
-            bright lesions hardly move, percentiles=(25, 75) and margin=1.5.
-        floor: what voxels above the scan's minimum become at least. With 0.002 after
-            `MaskForeground` a voxel is 0 if and only if it is not body.
-
-    Raises:
-        ValueError: see `monai_dpmm.transforms.intensity.rescale_intensity`.
-    """
-
-    def __init__(
-        self,
-        percentiles: tuple[float, float] | None = (0.5, 99.5),
-        window: Window | None = None,
-        margin: float = 0.0,
-        floor: float = 0.0,
-    ) -> None:
-        self.percentiles = None if percentiles is None else (percentiles[0], percentiles[1])
-        named = window is None or isinstance(window, str)
-        self.window: Window | None = window if named else (window[0], window[1])
-        self.margin = margin
-        self.floor = floor
-
-    def __call__(self, image: Tensor) -> Tensor:
-        options = (self.percentiles, self.window, self.margin, self.floor)
-        scaled = rescale_intensity(plain(image), *options)
-        return like(scaled.clamp_(min=self.floor) if has_no_air(image) else scaled, image)
 
 
 class ExtractSlices(InvertibleTransform):

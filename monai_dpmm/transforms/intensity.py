@@ -5,11 +5,20 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from monai.transforms import Transform
 from torch import Tensor
 
 from monai_dpmm.errors import InputError
+from monai_dpmm.transforms.metatensors import has_no_air, like, plain
 
-__all__ = ["WINDOWS", "Window", "air_is_zero", "intensity_range", "rescale_intensity"]
+__all__ = [
+    "WINDOWS",
+    "RescaleIntensity",
+    "Window",
+    "air_is_zero",
+    "intensity_range",
+    "rescale_intensity",
+]
 
 WINDOWS: dict[str, tuple[float, float]] = {
     "brain": (0.0, 80.0),
@@ -117,6 +126,43 @@ def rescale_intensity(
         air = air.all(0) if image.ndim > 2 and image.shape[0] == 3 else air
         rescaled = rescaled.clamp_(min=floor)
     return rescaled if air is None else rescaled.masked_fill_(air, 0)
+
+
+class RescaleIntensity(Transform):
+    """Scan in [0, 1], float32, the same shape: by percentiles of the foreground, or by a window.
+
+    Args:
+        percentiles: percentiles of the foreground (voxels above the minimum) that become 0 and 1.
+        window: fixed (low, high) in the image's units instead (CT), or the name of a usual one
+            (brain, liver, lung).
+        margin: how much further than the percentiles the range reaches; for Tukey's fences, which
+            bright lesions hardly move, percentiles=(25, 75) and margin=1.5.
+        floor: what voxels above the scan's minimum become at least. With 0.002 after
+            `MaskForeground` a voxel is 0 if and only if it is not body.
+
+    Raises:
+        ValueError: see `rescale_intensity`.
+    """
+
+    def __init__(
+        self,
+        percentiles: tuple[float, float] | None = (0.5, 99.5),
+        window: Window | None = None,
+        margin: float = 0.0,
+        floor: float = 0.0,
+    ) -> None:
+        self.percentiles = None if percentiles is None else (percentiles[0], percentiles[1])
+        self.window: Window | None = None
+        if window is not None:
+            self.window = window if isinstance(window, str) else (window[0], window[1])
+        self.margin = margin
+        self.floor = floor
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """The scan rescaled."""
+        options = (self.percentiles, self.window, self.margin, self.floor)
+        scaled = rescale_intensity(plain(image), *options)
+        return like(scaled.clamp_(min=self.floor) if has_no_air(image) else scaled, image)
 
 
 def _fixed(window: Window) -> tuple[float, float]:
