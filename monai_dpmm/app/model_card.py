@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from monai_dpmm import __version__
-from monai_dpmm.app.settings import RENAMED
+from monai_dpmm.app.settings import CALIBRATED, RENAMED
 from monai_dpmm.errors import InputError, MissingFileError
 from monai_dpmm.files import json_object, load_tensors
 from monai_dpmm.mixture.scores import SCORES
@@ -23,7 +23,6 @@ from monai_dpmm.network.backbones.registry import BACKBONES
 __all__ = ["model_card", "read_metrics"]
 
 _NEEDED = ("mixture.offsets", "thresholds", "false_positive_rates")
-_FOUND = ("scan_reference", "volume_thresholds")  # long, and found by `calibrate`
 _METRIC = re.compile(r"\w[\w.-]*", re.ASCII)  # no markup of Markdown, nothing that MONAI runs
 
 
@@ -142,7 +141,7 @@ def _output(known: Mapping[str, str]) -> str:
 def _settings(state: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
     rates = zip(state["false_positive_rates"].tolist(), state["thresholds"].tolist(), strict=True)
     return {
-        **{name: _shown(value) for name, value in settings.items() if name not in _FOUND},
+        **{name: _shown(value) for name, value in settings.items() if name not in CALIBRATED},
         **{f"threshold at {rate:.0%} false positives": f"{at:.4g}" for rate, at in rates},
         "thresholds in ml a scan": _yes(settings.get("volume_thresholds")),
         "check of whole scans": _yes(settings.get("scan_reference")),

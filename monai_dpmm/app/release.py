@@ -26,6 +26,7 @@ _OWN_BACKBONE = {
 }
 # found by `calibrate`, after the training; a training in the bundle's folder takes them back
 _CALIBRATED = {
+    "healthy_scans": "$monai_dpmm.model_setting(@ckpt_dir + '/model.pt', 'healthy_scans')",
     "scan_reference": "$monai_dpmm.model_setting(@ckpt_dir + '/model.pt', 'scan_reference')",
     "volume_thresholds": (
         "$monai_dpmm.model_setting(@ckpt_dir + '/model.pt', 'volume_thresholds') or []"

@@ -90,15 +90,17 @@ SECTIONS: Mapping[str, tuple[Setting, ...]] = {
     "Threshold and findings": (
         Setting(
             "false_positive_rate",
-            0.01,
-            _RATE,
-            "share of healthy patches above the mask's threshold",
+            None,
+            either(_RATE, rules.NONE),
+            "share of the healthy foreground above the mask's threshold; null is"
+            " `false_positive_volume`, and 0.01 for pictures, which have no ml",
         ),
         Setting(
             "false_positive_volume",
-            None,
+            2,
             either(rules.POSITIVE, rules.NONE),
-            "ml of false positives in a healthy scan instead, one of those calibrated",
+            "ml of false positives in a healthy scan, one of those calibrated; the default gives"
+            " way to a rate of 0.01 where none was",
         ),
         Setting(
             "false_positive_volumes",
@@ -108,11 +110,18 @@ SECTIONS: Mapping[str, tuple[Setting, ...]] = {
         ),
         Setting(
             "min_lesion_ml",
-            0,
+            0.1,
             rules.NONNEGATIVE,
             "ml (pixels of a picture) that a lesion must have to be listed",
         ),
+        Setting(
+            "scan_score_fraction",
+            0.001,
+            rules.SHARE,
+            "share of the foreground's scores, the highest, whose mean is the score of a scan",
+        ),
         Setting("volume_thresholds", [], None, "what `calibrate` found; kept in `model.json`"),
+        Setting("healthy_scans", None, None, "likewise, scores of healthy scans"),
         Setting("scan_reference", None, None, "likewise, of healthy scans as a whole"),
         Setting(
             "scan_false_alarm_rate",
@@ -163,7 +172,8 @@ SECTIONS: Mapping[str, tuple[Setting, ...]] = {
 }
 SETTINGS = {row.name: row for rows in SECTIONS.values() for row in rows}
 TEXTS = {row.name for row in SETTINGS.values() if row.rule is rules.TEXT}  # as they are typed
-CALIBRATED = ("volume_thresholds", "scan_reference")  # which `calibrate` adds to model.json
+# what `calibrate` adds to model.json
+CALIBRATED = ("volume_thresholds", "healthy_scans", "scan_reference")
 RENAMED = {  # names of one earlier version
     "covariance": "component_kind",
     "label_rule": "lesion_label",

@@ -13,7 +13,7 @@ from torch import Tensor
 from monai_dpmm.errors import InputError
 from monai_dpmm.network.geometry import resize_maps, resize_slices, slice_axes
 from monai_dpmm.transforms.metatensors import errors_name_the_file, plain, square_shapes
-from monai_dpmm.transforms.operating_point import REFINED, THRESHOLDS
+from monai_dpmm.transforms.operating_point import THRESHOLDS
 
 __all__ = ["AnomalyInferer"]
 
@@ -137,8 +137,7 @@ def _like(result: Tensor, inputs: Tensor, network: Any) -> Tensor:
     like.copy_meta_from(inputs)
     like.is_batch = inputs.is_batch
     # what the inputs say of thresholds goes: a file's header may hold anything
-    own = (REFINED, THRESHOLDS)
-    like.meta = {key: value for key, value in like.meta.items() if key not in own}
+    like.meta = {key: value for key, value in like.meta.items() if key != THRESHOLDS}
     found = getattr(network, "thresholds_by_rate", None)
     if found is not None:
         each = {rate: [value] * len(inputs) for rate, value in found.items()}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys as Keys
@@ -15,7 +16,14 @@ from torch import Tensor
 from monai_dpmm.errors import printable
 from monai_dpmm.files import atomic_write
 from monai_dpmm.network.geometry import slice_axes
-from monai_dpmm.transforms.operating_point import FalsePositiveVolumes, voxel_ml
+from monai_dpmm.transforms.array import ImageScore
+from monai_dpmm.transforms.healthy_maps import HealthyFindings, PooledScores
+from monai_dpmm.transforms.metatensors import plain
+from monai_dpmm.transforms.operating_point import (
+    DEFAULT_VOLUME,
+    FalsePositiveVolumes,
+    voxel_ml,
+)
 from monai_dpmm.transforms.scan_check import MIN_SCANS, prototype_usage, scan_reference
 
 if TYPE_CHECKING:
@@ -23,20 +31,36 @@ if TYPE_CHECKING:
 
 __all__ = ["ScanCalibration", "SuspiciousScans"]
 
+_KEPT = 10  # times the largest volume, of the highest voxels of a scan
+
 
 class ScanCalibration:
-    """Calibrate a trained model on healthy volumes: thresholds by volume, and the scan check.
+    """Calibrate a trained model on finished maps of healthy scans: thresholds, and what is usual.
 
-    Attach it to an evaluator whose inferer returns the component map. What it finds is added to
-    the model's settings: "volume_thresholds" (see `FalsePositiveVolumes.calibrated`) and
-    "scan_reference" (see `scan_reference`; None for fewer than 3 scans).
+    Attach it to an evaluator whose inferer returns the component map and whose postprocessing is
+    that of inference up to the mask. Only the foreground counts. What it finds is added to the
+    model's settings:
+
+    - "volume_thresholds" by false-positive volume, see `FalsePositiveVolumes.calibrated` and
+      `HealthyFindings.summary`; none of pictures, which have no ml, nor of a volume that is more
+      than half of a mean scan's foreground;
+    - "healthy_scans", a dictionary of their "scores";
+    - "scan_reference", see `scan_reference`; None for fewer than 3 scans.
+
+    The detector's thresholds at rates become those of the maps' voxels, unless they are those of
+    patches and hold for the maps as well (`AnomalyDetector.keeps_patch_scores`); model.pt beside
+    the settings, where there is one, is written anew with them.
 
     Args:
         path: JSON file of the settings, models/model.json; replaced atomically at the end.
         detector: that scores the volumes.
         false_positive_volumes: mean ml of false positives in a healthy scan to find thresholds for.
         axis: that the slices were taken along, or several.
-        anomaly_key: key of the anomaly volume on the scan's own grid.
+        anomaly_key: key of the finished anomaly map on the scan's own grid.
+        foreground_key: key of a map that is above 0 in the foreground.
+        baseline_key: key of what was taken off the map, where that was done.
+        min_lesion_ml: of the findings that are counted.
+        score_fraction: of the foreground's scores that the score of a scan is the mean of.
     """
 
     def __init__(
@@ -46,12 +70,21 @@ class ScanCalibration:
         false_positive_volumes: Sequence[float],
         axis: int | Sequence[int] = 2,
         anomaly_key: str = "pred_anomaly",
+        *,
+        foreground_key: str = "pred_component",
+        baseline_key: str = "baseline",
+        min_lesion_ml: float = 0.0,
+        score_fraction: float = 0.001,
     ) -> None:
         self.path = Path(path)
         self.detector = detector
         self.false_positive_volumes = list(false_positive_volumes)
         self.axis = slice_axes(axis)[0]
         self.anomaly_key = anomaly_key
+        self.foreground_key = foreground_key
+        self.baseline_key = baseline_key
+        self.min_lesion_ml = min_lesion_ml
+        self._score = ImageScore(score_fraction)
         self._clear()
 
     def attach(self, engine: Engine) -> None:
@@ -62,8 +95,11 @@ class ScanCalibration:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def _clear(self) -> None:
-        self._volumes = FalsePositiveVolumes()
+        self._volumes, self._pool = FalsePositiveVolumes(), PooledScores()
+        self._findings = HealthyFindings(_KEPT * max(self.false_positive_volumes))
         self._usages: list[Tensor] = []
+        self._scores: list[float] = []
+        self._baselines: list[float] = []
 
     def _see(self, engine: Any) -> None:
         count = self.detector.mixture.components
@@ -72,24 +108,59 @@ class ScanCalibration:
 
     def _count(self, engine: Any) -> None:
         for item in engine.state.output:
-            anomaly = item[self.anomaly_key]
-            self._volumes.add(anomaly, voxel_ml(anomaly.affine))
+            anomaly, there = item[self.anomaly_key], item[self.foreground_key]
+            self._scores.append(self._score(anomaly, there))
+            if self.baseline_key in item:
+                self._baselines.append(item[self.baseline_key])
+            foreground = plain(there) > 0
+            scores = plain(anomaly)[foreground]
+            self._pool.add(scores)
+            if anomaly.ndim == 4:
+                ml = voxel_ml(anomaly.affine)
+                self._volumes.add(scores, ml)
+                self._findings.add(anomaly[0], foreground[0], ml)
 
     def __call__(self, engine: Engine) -> None:
-        """Write what was found into the model's settings, and print it."""
+        """Write what was found into the model's files, and print it."""
+        if not getattr(self.detector, "keeps_patch_scores", True):
+            thresholds = self._pool.thresholds(self.detector.false_positive_rates)
+            self.detector.thresholds.copy_(thresholds)
+            self._save_model()
         enough = len(self._usages) >= MIN_SCANS
+        baselines = self._baselines or None
         found: dict[str, Any] = {
-            "volume_thresholds": self._volumes.calibrated(
-                self.false_positive_volumes, self.detector
-            ),
-            "scan_reference": scan_reference(self._usages) if enough else None,
+            "volume_thresholds": self._volume_thresholds(),
+            "healthy_scans": {"scores": [float(f"{score:.6g}") for score in self._scores]},
+            "scan_reference": scan_reference(self._usages, baselines) if enough else None,
         }
         settings = json.loads(self.path.read_text()) | found
         with atomic_write(self.path) as partial:
             partial.write_text(json.dumps(settings, indent=4))
-        print(_volume_table(found["volume_thresholds"]))
+        if found["volume_thresholds"]:
+            print(_volume_table(found["volume_thresholds"]))
         print(_check_line(found["scan_reference"], len(self._usages)))
         print(f"Written to {self.path}")
+        if found["volume_thresholds"]:
+            print(expected_sentence(found["volume_thresholds"]))
+
+    def _volume_thresholds(self) -> list[dict[str, Any]]:
+        """Thresholds by volume and what lies above them in healthy scans; none of pictures."""
+        if not len(self._volumes):
+            return []
+        mean = self._volumes.mean_ml
+        asked = [ml for ml in self.false_positive_volumes if ml <= mean / 2]
+        if left := [f"{ml:g}" for ml in self.false_positive_volumes if ml > mean / 2]:
+            print(f"No threshold for {', '.join(left)} ml: a mean scan's foreground has {mean:.3g}")
+        calibrated = self._volumes.calibrated(asked, self.detector)
+        return [
+            one | self._findings.summary(one["threshold"], self.min_lesion_ml) for one in calibrated
+        ]
+
+    def _save_model(self) -> None:
+        path = self.path.with_suffix(".pt")
+        if path.is_file():
+            with atomic_write(path) as partial:
+                torch.save(self.detector.state_dict(), partial)
 
 
 class SuspiciousScans:
@@ -115,20 +186,41 @@ class SuspiciousScans:
                 print(printable(f"{name}: not like the training data: {reason}"))
 
 
+def expected_sentence(thresholds: Sequence[Mapping[str, Any]]) -> str:
+    """What to expect of a healthy scan at the default threshold, or else the lowest volume's."""
+    chosen = [one for one in thresholds if one["ml_per_scan"] == DEFAULT_VOLUME]
+    one = (chosen or list(thresholds))[0]
+    scans, smallest = one["scans"], one["min_lesion_ml"]
+    of_size = f" of at least {smallest:g} ml" if smallest else ""
+    return (
+        f"At the threshold for {one['ml_per_scan']:g} ml, expect {one['mean_ml']:.1f} ml"
+        f"{_shown(one['interval'])} and {one['findings_per_scan']:.1f} findings{of_size}"
+        f"{_shown(one['findings_interval'])} in a healthy scan (from {scans} held-back"
+        f" scan{'s' if scans > 1 else ', which says nothing about how scans differ'})."
+    )
+
+
+def _shown(interval: Sequence[float] | None) -> str:
+    """An interval in words; nothing where it is unknown."""
+    return "" if interval is None else f" (95 % interval {interval[0]:.1f} to {interval[1]:.1f})"
+
+
 def _volume_table(thresholds: Sequence[Mapping[str, Any]]) -> str:
     """False-positive volumes with their thresholds and how sure they are, for the screen."""
     scans = thresholds[0]["scans"]
-    header = "{:>10} {:>10} {:>26} {:>13}"
+    header = "{:>10} {:>10} {:>26} {:>13} {:>10}"
     lines = [
         f"False-positive volume of {scans} healthy validation scans, ml a scan",
-        header.format("asked for", "threshold", "95 % interval of the mean", "highest scan"),
+        header.format(
+            "asked for", "threshold", "95 % interval of the mean", "highest scan", "findings"
+        ),
     ]
     for one in thresholds:
         interval = one["interval"]
         shown = "unknown" if interval is None else f"{interval[0]:.2g} to {interval[1]:.2g}"
         lines.append(
             f"{one['ml_per_scan']:10g} {one['threshold']:10.4f} {shown:>26}"
-            f" {one['highest_ml']:13.2f}"
+            f" {one['highest_ml']:13.2f} {one['findings_per_scan']:10.1f}"
         )
     chance = f"at most {100 / (scans + 1):.0f} % of healthy scans like these have more"
     return "\n".join([*lines, f"({chance} than the highest scan)"])

@@ -28,7 +28,9 @@ from monai_dpmm.transforms.metatensors import (
     square_shapes,
 )
 from monai_dpmm.transforms.operating_point import (
-    REFINED,
+    DEFAULT_RATE,
+    DEFAULT_VOLUME,
+    NO_VOLUMES,
     THRESHOLDS,
     OperatingPoint,
     operating_point,
@@ -36,11 +38,7 @@ from monai_dpmm.transforms.operating_point import (
 )
 
 __all__ = [
-    "EmbedPatches",
-    "ExtractSlices",
-    "ImageScore",
-    "NormalizeSlices",
-    "RescaleIntensity",
+    *("EmbedPatches", "ExtractSlices", "ImageScore", "NormalizeSlices", "RescaleIntensity"),
     "ThresholdAnomaly",
 ]
 
@@ -178,22 +176,26 @@ class ThresholdAnomaly(Transform):
     """Mask of an anomaly map, uint8 0 or 1, the same shape: score above the calibrated threshold.
 
     The network's thresholds come with the map, in the metadata that `AnomalyInferer` gives it.
+    Without a rate, masks of volumes are those of the false-positive volume, and masks of pictures
+    (1, H, W), which have no ml, those of a rate of 0.01.
 
     Args:
         detector: deprecated; whose thresholds are taken where the map has none.
-        false_positive_rate: one of the rates at which the network was calibrated.
-        false_positive_volume: mean ml of false positives in a healthy scan, one of those that were
-            calibrated; it counts before any rate.
+        false_positive_rate: one of the rates at which the network was calibrated, which counts
+            before the volume; None for the latter.
+        false_positive_volume: mean ml of false positives in a healthy scan, one that was
+            calibrated. Where none was, the default of 2 ml gives way to the rate, and a line says
+            so.
         volume_thresholds: what `FalsePositiveVolumes.calibrated` found (models/model.json).
 
     Raises:
-        ValueError: for a volume that was not calibrated.
+        ValueError: for a volume that was not calibrated, the default only where another one was.
     """
 
     def __init__(
         self,
         detector: Any = None,
-        false_positive_rate: float = 0.05,
+        false_positive_rate: float | None = None,
         *,
         false_positive_volume: float | None = None,
         volume_thresholds: Sequence[Mapping[str, Any]] = (),
@@ -205,13 +207,15 @@ class ThresholdAnomaly(Transform):
                 stacklevel=2,
             )
         self.false_positive_rate = false_positive_rate
-        self.volume = volume_threshold(false_positive_volume, volume_thresholds)
+        volume = false_positive_volume if false_positive_rate is None else None
+        self._tell = volume == DEFAULT_VOLUME and not volume_thresholds
+        self.volume = volume_threshold(None if self._tell else volume, volume_thresholds)
         if isinstance(detector, OperatingPoint):
             self.volume, detector = detector.volume, detector.detector
         self.detector = detector
 
     def __call__(self, anomaly: Tensor, false_positive_rate: float | None = None) -> Tensor:
-        """Mask at the rate, or at the configured one."""
+        """Mask at the rate, or at the configured operating point."""
         return self.mask(anomaly, self.operating_point(anomaly, rate=false_positive_rate))
 
     def operating_point(
@@ -219,13 +223,11 @@ class ThresholdAnomaly(Transform):
     ) -> dict[str, float | None]:
         """Threshold and what it was calibrated for, see `operating_point`.
 
-        Args:
-            *maps: of which the first that carries thresholds counts.
-            rate: of false positives, instead of the configured one.
+        The thresholds are those of the first of the maps that carries some. A rate of false
+        positives counts before the configured operating point.
 
         Raises:
-            ValueError: where there are no thresholds, or none at this rate, and for refined maps
-                where no volume is chosen.
+            ValueError: where there are no thresholds, or none at this rate.
         """
         carried = [m.meta.get(THRESHOLDS) for m in maps if isinstance(m, MetaTensor)]
         carried.append(getattr(self.detector, "thresholds_by_rate", None))
@@ -235,14 +237,13 @@ class ThresholdAnomaly(Transform):
                 "the anomaly map must carry the thresholds of a calibrated network, as that of"
                 " AnomalyInferer does, got none in its metadata"
             )
-        refined = any(m.meta.get(REFINED) for m in maps if isinstance(m, MetaTensor))
-        if refined and self.volume is None:
-            raise InputError(
-                "false_positive_volume must be chosen for maps that are smoothed or less their"
-                " baseline, for which thresholds at a rate of patches do not hold, got None"
-            )
-        rate = self.false_positive_rate if rate is None else rate
-        return operating_point(known, rate, self.volume)
+        rates = [one for one in (rate, self.false_positive_rate, DEFAULT_RATE) if one is not None]
+        if rate is not None or any(one is not None and one.ndim == 3 for one in maps[:1]):
+            return operating_point(known, rates[0])
+        if self._tell:
+            print(NO_VOLUMES)
+            self._tell = False
+        return operating_point(known, rates[0], self.volume)
 
     @staticmethod
     def mask(anomaly: Tensor, point: Mapping[str, Any]) -> Tensor:
@@ -254,12 +255,14 @@ class ImageScore(Transform):
     """Anomaly score of a whole image or volume: any shape -> float, mean of the highest scores.
 
     Args:
-        fraction: share of the scores that is averaged, see
-            `monai_dpmm.network.thresholds.image_score`.
+        fraction: share of the scores that is averaged, see `image_score`.
     """
 
     def __init__(self, fraction: float = TOP_FRACTION) -> None:
         self.fraction = fraction
 
-    def __call__(self, anomaly: Tensor) -> float:
-        return float(image_score(plain(anomaly), self.fraction))
+    def __call__(self, anomaly: Tensor, foreground: Tensor | None = None) -> float:
+        """Score of the map, or of its foreground, where that is above 0: the same shape."""
+        scores = plain(anomaly)
+        scores = scores if foreground is None else scores[plain(foreground).to(scores.device) > 0]
+        return float(image_score(scores, self.fraction))

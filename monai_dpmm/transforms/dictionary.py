@@ -152,7 +152,7 @@ class ThresholdAnomalyd(_Dictionary):
 
     At "threshold" is a dictionary of it and what it was calibrated for, see `operating_point`. A
     "false_positive_rate" among the data, the choice of a request, counts before the configured
-    one.
+    rate or volume.
 
     Args:
         keys: keys of the anomaly maps.
@@ -188,6 +188,32 @@ class ThresholdAnomalyd(_Dictionary):
 
 
 class ImageScored(_Dictionary):
-    """Dictionary version of `ImageScore`."""
+    """Dictionary version of `ImageScore`.
+
+    Args:
+        keys: keys of the anomaly maps.
+        *args: of `ImageScore`.
+        foreground_key: of a map that is above 0 in the foreground, as the component map; None for
+            all pixels.
+        **kwargs: see `LoadVolumed`.
+    """
 
     array_transform = ImageScore
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *args: Any,
+        foreground_key: Hashable | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(keys, *args, **kwargs)
+        self.foreground_key = foreground_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Data with the scores."""
+        foreground = None if self.foreground_key is None else data[self.foreground_key]
+        result = dict(data)
+        for key, output in self.key_iterator(result, self.output_keys):
+            result[output] = self.transform(result[key], foreground)
+        return result

@@ -1,10 +1,10 @@
-"""Findings of a scan for other software: scores, volume and connected lesions, as JSON."""
+"""Findings of a scan for other software: scores, volume and ranked connected lesions, as JSON."""
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from monai_dpmm.errors import InputError
 from monai_dpmm.files import atomic_write
 from monai_dpmm.io.formats import saved_beside
+from monai_dpmm.transforms.healthy_maps import rank_p_value
 from monai_dpmm.transforms.regions import connected_regions
 
 __all__ = [
@@ -26,17 +27,26 @@ __all__ = [
 
 
 def anomaly_findings(
-    anomaly: Tensor, mask: Tensor, affine: Tensor | None = None, *, smallest: float = 0.0
+    anomaly: Tensor,
+    mask: Tensor,
+    affine: Tensor | None = None,
+    *,
+    smallest: float = 0.0,
+    threshold: float | None = None,
 ) -> dict[str, Any]:
-    """Volume of a mask and its connected lesions, the one with the highest peak first.
+    """Volume of a mask and its connected lesions, ranked: the one with the most excess first.
 
+    The "excess" of a lesion is the sum over its voxels of how far their score lies above the
+    threshold, times the ml of a voxel (1 of a picture): a large faint lesion has as much as a small
+    bright one.
     Of a volume, "mask_volume_ml" and for each of "lesions" its "volume_ml", "centroid_mm" and
     "peak_mm", in the world space of the affine (RAS: towards Right, Anterior, Superior), and the
     same as "centroid_lps_mm" and "peak_lps_mm", as DICOM has it (LPS: towards Left, Posterior,
     Superior). Of an image,
     "mask_area_px", "area_px", "centroid_px" and "peak_px", counted from 0 in the array's order.
-    Of both, "peak_score" and "mean_score" of each lesion, and the corners of its bounding box,
-    "first_voxel" and "last_voxel" (both lie in it). "smaller_lesions" counts those left out.
+    Of both, "rank" (from 1), "peak_score" and "mean_score" of each lesion, "peak_voxel", and the
+    corners of its bounding box, "first_voxel" and "last_voxel" (both lie in it). "smaller_lesions"
+    counts those left out.
     The dictionary holds only what JSON does, and no NaN.
 
     Args:
@@ -44,6 +54,7 @@ def anomaly_findings(
         mask: 1 is anomaly, the same shape.
         affine: voxel indices to mm, (4, 4); needed for a volume, not used for an image.
         smallest: ml of a volume, pixels of an image, that a lesion must have to be listed.
+        threshold: of the mask; its lowest score if None.
 
     Raises:
         ValueError: for other shapes, scores that are not finite, a volume without an invertible
@@ -56,10 +67,16 @@ def anomaly_findings(
     size = abs(np.linalg.det(world[:3, :3])) / 1000 if volume else 1
     sizes = np.bincount(region.ravel())[1:] * size
     listed = np.flatnonzero(sizes >= smallest * (1 - 1e-6)) + 1  # 5 voxels of 0.2 ml make 1 ml
-    lesions = [_lesion(scores, region, number, world, size) for number in _windows(region, listed)]
+    if threshold is None:
+        threshold = float(scores[region > 0].min(initial=np.inf))
+    lesions = [
+        _lesion(scores, region, window, world, size, threshold)
+        for window in _windows(region, listed)
+    ]
+    lesions.sort(key=lambda lesion: -lesion["excess"])
     return {
         _name("mask", volume): _number(sizes.sum(), volume),
-        "lesions": sorted(lesions, key=lambda lesion: -lesion["peak_score"]),
+        "lesions": [{"rank": rank, **lesion} for rank, lesion in enumerate(lesions, 1)],
         "smaller_lesions": len(sizes) - len(listed),
     }
 
@@ -72,12 +89,21 @@ class AnomalyFindingsd(Transform):
     scan, the other being None. A "scan_check" among the data is taken along, and the "baseline"
     that `RefineAnomalyd` took off the map.
 
+    Each lesion has a "p_value": the share of the healthy scans of the calibration and this one
+    whose largest finding has at least its excess (see `rank_p_value`). "healthy_scans" is how many
+    there were, so it is never below 1 / (healthy_scans + 1). The largest finding of a healthy scan
+    that is exchangeable with them has a p-value below p with a probability of at most p; nearly
+    so, since the threshold was chosen on the same scans. "score_p_value" is that of the score, and
+    exact. Both are None where nothing was calibrated, the former also for a mask at a rate.
+
     Args:
         detector: deprecated and without effect, as are the rate and the volume: the threshold is
             among the data.
         false_positive_rate: see `detector`.
         smallest: see `anomaly_findings`.
         false_positive_volume: see `detector`.
+        volume_thresholds: what `ScanCalibration` found (models/model.json).
+        healthy_scans: likewise.
         anomaly_key: key of the anomaly scores on the scan's own grid, (1, spatial...).
         mask_key: key of the mask.
         score_key: key of the image-level score.
@@ -91,6 +117,8 @@ class AnomalyFindingsd(Transform):
         smallest: float = 0.0,
         *,
         false_positive_volume: float | None = None,
+        volume_thresholds: Sequence[Mapping[str, Any]] = (),
+        healthy_scans: Mapping[str, Any] | None = None,
         anomaly_key: Hashable = "pred_anomaly",
         mask_key: Hashable = "pred_mask",
         score_key: Hashable = "score",
@@ -107,6 +135,8 @@ class AnomalyFindingsd(Transform):
                 stacklevel=2,
             )
         self.smallest = smallest
+        self.volume_thresholds = volume_thresholds
+        self.healthy_scores: Sequence[float] = (healthy_scans or {}).get("scores", ())
         self.anomaly_key = anomaly_key
         self.mask_key = mask_key
         self.score_key = score_key
@@ -116,15 +146,27 @@ class AnomalyFindingsd(Transform):
         """Data with the findings."""
         anomaly, mask = data[self.anomaly_key], data[self.mask_key]
         affine = anomaly.affine if isinstance(anomaly, MetaTensor) else None
+        score, point = float(data[self.score_key]), data[self.threshold_key]
+        options = {"smallest": self.smallest, "threshold": point["threshold"]}
+        largest = self._largest_findings(point["false_positive_volume_ml"])
         findings = {
-            "score": float(data[self.score_key]),
-            **data[self.threshold_key],
-            **anomaly_findings(anomaly[0], mask[0], affine, smallest=self.smallest),
+            "score": score,
+            "score_p_value": rank_p_value(score, self.healthy_scores),
+            **point,
+            "healthy_scans": max(len(largest), len(self.healthy_scores)),
+            **anomaly_findings(anomaly[0], mask[0], affine, **options),
         }
+        for lesion in findings["lesions"]:
+            lesion["p_value"] = rank_p_value(lesion["excess"], largest)
         for key in ("baseline", "scan_check"):
             if data.get(key) is not None:
                 findings[key] = data[key]
         return {**data, "findings": findings}
+
+    def _largest_findings(self, ml: float | None) -> Sequence[float]:
+        """Excess of the largest finding of each healthy scan at the threshold of a volume."""
+        known = [one for one in self.volume_thresholds if one["ml_per_scan"] == ml]
+        return known[0].get("largest_findings", ()) if known else ()
 
 
 class SaveFindingsd(Transform):
@@ -198,6 +240,7 @@ def _lesion(
     window: tuple[int, tuple[slice, ...]],
     world: np.ndarray,
     size: float,
+    threshold: float,
 ) -> dict[str, Any]:
     """One lesion, see `anomaly_findings`."""
     number, box = window
@@ -208,11 +251,13 @@ def _lesion(
     volume = scores.ndim == 3
     peak = voxels[values.argmax()]
     return {
+        "excess": float((values - threshold).clip(min=0).sum() * size),
         "peak_score": float(values.max()),
         "mean_score": float(values.mean()),
         _name("", volume): _number(len(values) * size, volume),
         **_positions("centroid", world, voxels.mean(0)),
         **_positions("peak", world, peak),
+        "peak_voxel": peak.tolist(),
         "first_voxel": first.tolist(),
         "last_voxel": [side.stop - 1 for side in box],
     }

@@ -24,22 +24,24 @@ __all__ = [
 ]
 
 Output = Literal["mask", "heatmap"]
+DEFAULT = "default"  # of the rates: the configured operating point
 
 
-def rate_choices(false_positive_rate: float) -> list[str]:
+def rate_choices(false_positive_rate: float | None) -> list[str]:
     """Calibrated false-positive rates for a menu of choices, the default one first.
 
-    Text, because the menus of 3D Slicer hold nothing else.
+    Text, because the menus of 3D Slicer hold nothing else. Where no rate is configured, the first
+    is "default": the operating point that is.
     """
-    others = [rate for rate in DEFAULT_RATES if rate != false_positive_rate]
-    return [f"{rate:g}" for rate in (false_positive_rate, *others)]
+    others = [f"{rate:g}" for rate in DEFAULT_RATES if rate != false_positive_rate]
+    return [DEFAULT if false_positive_rate is None else f"{false_positive_rate:g}", *others]
 
 
 class ReadRequestd(Transform):
     """Data with the request's choices checked and typed: "output" and "false_positive_rate".
 
     A request gives a choice as text, or as the whole menu where its user made none: then the first
-    entry counts. What the request does not name stays away.
+    entry counts. What the request does not name stays away, and so does a rate of "default".
 
     Raises:
         ValueError: for an output that is neither "mask" nor "heatmap", or a rate that is no number.
@@ -50,8 +52,9 @@ class ReadRequestd(Transform):
         result = dict(data)
         if "output" in result:
             result["output"] = _output(_chosen(result["output"]))
-        if "false_positive_rate" in result:
-            result["false_positive_rate"] = _rate(_chosen(result["false_positive_rate"]))
+        chosen = _chosen(result.pop("false_positive_rate", DEFAULT))
+        if chosen != DEFAULT:
+            result["false_positive_rate"] = _rate(chosen)
         return result
 
 

@@ -1,4 +1,4 @@
-"""Where a mask begins: at a false-positive rate of patches, or at a false-positive volume of scans.
+"""Where a mask begins: at a false-positive volume of healthy scans, or at a false-positive rate.
 
 Thresholds by volume are found on healthy scans, in ml a scan, with how sure they are.
 """
@@ -18,13 +18,19 @@ from monai_dpmm.errors import InputError
 from monai_dpmm.network.thresholds import key_scores, order_keys, threshold_of
 
 __all__ = [
-    *("CONFIDENCE", "REFINED", "THRESHOLDS", "FalsePositiveVolumes", "OperatingPoint"),
-    *("mean_interval", "operating_point", "volume_threshold", "voxel_ml"),
+    *("CONFIDENCE", "DEFAULT_RATE", "DEFAULT_VOLUME", "NO_VOLUMES", "THRESHOLDS"),
+    *("FalsePositiveVolumes", "OperatingPoint", "binned", "mean_interval", "operating_point"),
+    *("volume_threshold", "voxel_ml"),
 ]
 
 CONFIDENCE = 0.95
+DEFAULT_VOLUME = 2.0  # ml of false positives in a healthy scan: about 0.1 % of a brain
+DEFAULT_RATE = 0.01  # for pictures, which have no ml, and models without calibrated volumes
+NO_VOLUMES = (
+    "The model has no thresholds by volume, so masks are those of a false-positive rate of"
+    f" {DEFAULT_RATE:g}: `python -m monai_dpmm calibrate DIR` finds them on healthy scans"
+)
 THRESHOLDS = "thresholds"  # of the network by rate, in the metadata of a map
-REFINED = "refined"  # there, too: the map is no longer one of patch scores
 _IGNORED = 2**10 - 1  # trailing bits of a float32 score: bins of 1.2e-4 of the score
 
 
@@ -44,15 +50,22 @@ class FalsePositiveVolumes:
     def add(self, anomaly: Tensor, ml: float) -> None:
         """Count the voxels of a healthy scan's anomaly volume (any shape), of so many ml each.
 
+        Of a scan with air around the body, the foreground's scores (n,).
+
         Raises:
             ValueError: where the volume is empty or a score is NaN or infinite.
         """
         scores = anomaly.detach().as_subclass(Tensor).float().flatten().cpu()
         if not len(scores) or not bool(scores.isfinite().all()):
             raise InputError(f"anomaly scores must be finite and some, got {scores.numel()} voxels")
-        bins, counts = _upper(scores).unique(return_counts=True)
+        bins, counts = binned(scores)
         above = len(scores) - torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         self._curves.append((bins, above.double() * ml))
+
+    @property
+    def mean_ml(self) -> float:
+        """Mean volume of the scans, ml, as far as it was counted."""
+        return sum(float(above[0]) for _, above in self._curves) / len(self)
 
     def volumes(self, thresholds: Tensor) -> Tensor:
         """Volume of the mask `score > threshold` in each scan, ml: (T,) -> (n, T).
@@ -88,7 +101,8 @@ class FalsePositiveVolumes:
         validation scans; "interval" of the mean over all healthy scans like them (see
         `mean_interval`), None where it is unknown; "highest_ml", which the next healthy scan
         exceeds with a probability of at most 1 / (scans + 1); "scans", how many there were; and
-        "patch_thresholds" of the detector by rate, by which it is known again.
+        "patch_thresholds" of the detector by rate, by which it is known again. See also
+        `monai_dpmm.transforms.healthy_findings`, whose numbers join them.
         """
         known = detector.thresholds_by_rate
         found = []
@@ -110,7 +124,7 @@ class FalsePositiveVolumes:
 
 
 def mean_interval(
-    volumes: Sequence[float], confidence: float = CONFIDENCE
+    volumes: Sequence[float], confidence: float = CONFIDENCE, *, counts: bool = False
 ) -> tuple[float, float] | None:
     """Confidence interval of the mean volume of all scans, ml: Student's t of the log of the mean.
 
@@ -119,13 +133,22 @@ def mean_interval(
     0.5 to 1.5, 4 scans, this one covers the mean in 89 to 95 % of draws, Student's in 82 to 93 %, a
     percentile bootstrap in 69 to 80 %.
 
+    Args:
+        volumes: one of each scan.
+        confidence: of the interval.
+        counts: they are numbers of findings instead, which vary at least as those of a Poisson
+            distribution; where no scan has any, the upper end is the Poisson distribution's.
+
     Returns:
-        None for a single scan, or where no scan has a false positive.
+        None for a single scan, or where no scan has a false positive (unless they are counts).
     """
     scans, mean = len(volumes), math.fsum(volumes) / len(volumes)
+    if counts and scans > 1 and mean == 0:
+        return 0.0, -math.log((1 - confidence) / 2) / scans
     if scans < 2 or mean == 0:
         return None
     variance = math.fsum((volume - mean) ** 2 for volume in volumes) / (scans - 1)
+    variance = max(variance, mean) if counts else variance
     quantile = float(student.ppf((1 + confidence) / 2, scans - 1))
     width = quantile * math.sqrt(variance / scans) / mean
     return mean * math.exp(-width), mean * math.exp(min(width, 700))
@@ -177,7 +200,7 @@ def volume_threshold(
 
 def operating_point(
     thresholds: Mapping[str, float],
-    false_positive_rate: float,
+    false_positive_rate: float = DEFAULT_RATE,
     volume: Mapping[str, Any] | None = None,
 ) -> dict[str, float | None]:
     """Threshold of a mask and what it was calibrated for, as the data carry it.
@@ -187,26 +210,27 @@ def operating_point(
 
     Args:
         thresholds: of the network by rate, see `AnomalyDetector.thresholds_by_rate`.
-        false_positive_rate: of healthy patches.
+        false_positive_rate: of healthy validation scans' patches, or of the foreground's voxels
+            where whole scans were calibrated.
         volume: of `volume_threshold`; it counts before any rate.
 
     Raises:
         ValueError: for a rate that was not calibrated, and where the network was trained again
             after its volumes were calibrated.
     """
-    by_rate = threshold_of(thresholds, false_positive_rate)
     if volume is None:
         return {
-            "threshold": by_rate,
+            "threshold": threshold_of(thresholds, false_positive_rate),
             "false_positive_rate": false_positive_rate,
             "false_positive_volume_ml": None,
         }
-    before = volume["patch_thresholds"].get(f"{false_positive_rate:g}")
-    if before is None or not math.isclose(by_rate, before, rel_tol=1e-4, abs_tol=1e-6):
-        raise InputError(
-            f"the model's patch threshold at a rate of {false_positive_rate:g} must be the"
-            f" {before} of when its volumes were calibrated, got {by_rate}: calibrate it again"
-        )
+    for rate, now in thresholds.items():
+        before = volume["patch_thresholds"].get(rate)
+        if before is None or not math.isclose(now, before, rel_tol=1e-4, abs_tol=1e-6):
+            raise InputError(
+                f"the model's threshold at a rate of {rate} must be the {before} of when its"
+                f" volumes were calibrated, got {now}: calibrate it again"
+            )
     return {
         "threshold": volume["threshold"],
         "false_positive_rate": None,
@@ -244,13 +268,13 @@ class OperatingPoint:
         return torch.tensor(operating_point(known, false_positive_rate, self.volume)["threshold"])
 
 
-def _upper(scores: Tensor) -> Tensor:
-    """Scores rounded up to the highest of their bin: (n,) float32 -> (n,).
+def binned(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Bins of scores, by the highest of a bin, and their counts: (n,) float32 -> (B,), (B,).
 
     Not the highest score seen in the bin, as `ScoreHistogram` keeps it: a threshold must not depend
     on which scans were added.
     """
-    return key_scores(order_keys(scores) | _IGNORED)
+    return key_scores(order_keys(scores) | _IGNORED).unique(return_counts=True)
 
 
 def _above(curve: tuple[Tensor, Tensor], thresholds: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from torch import Tensor
 from monai_dpmm.errors import InputError, InputTypeError
 from monai_dpmm.network.postprocessing import less_baseline, smoothed
 from monai_dpmm.transforms.metatensors import like, plain
-from monai_dpmm.transforms.operating_point import REFINED
 
 __all__ = ["RefineAnomalyd"]
 
@@ -21,8 +20,8 @@ class RefineAnomalyd(Transform):
     """Data with the anomaly map (1, X, Y, Z) or (1, H, W) smoothed, less its median, or both.
 
     Smoothing comes first. The foreground is where `foreground_key` is above 0: of a component map,
-    the patches that were scored. Thresholds at a rate of patches do not hold for such maps, so
-    `ThresholdAnomaly` asks for one by volume, calibrated on maps that went through the same steps.
+    the patches that were scored. Thresholds of patches do not hold for such maps: those of a model
+    are calibrated on maps that went through the same steps, see `ScanCalibration`.
 
     Args:
         anomaly_key: key of the map, which it replaces.
@@ -73,6 +72,4 @@ class RefineAnomalyd(Transform):
             result[self.baseline_key] = float(baseline)
         if self.smoothing_mm or self.subtract_baseline:
             result[self.anomaly_key] = like(anomaly[None], source)
-            if isinstance(source, MetaTensor):
-                result[self.anomaly_key].meta = {**source.meta, REFINED: True}
         return result

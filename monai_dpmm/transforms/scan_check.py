@@ -18,9 +18,11 @@ from torch import Tensor
 
 from monai_dpmm.errors import InputError
 from monai_dpmm.network.geometry import slice_axes
+from monai_dpmm.transforms.healthy_maps import rank_p_value
 
 __all__ = [
     "MIN_SCANS",
+    "CheckBaselined",
     "CheckScand",
     "ScanCheck",
     "prototype_usage",
@@ -61,23 +63,29 @@ def usage_distance(usage: Tensor, reference: Tensor) -> float:
     return float((usage - reference).abs().sum(1).mean() / 2)
 
 
-def scan_reference(usages: Sequence[Tensor]) -> dict[str, Any]:
+def scan_reference(
+    usages: Sequence[Tensor], baselines: Sequence[float] | None = None
+) -> dict[str, Any]:
     """What `ScanCheck` must know of healthy scans, of their `prototype_usage`, as JSON.
 
-    "usage", the mean of the scans, as whole numbers of 100,000 in one line for each part; and
-    "distances", of each scan from the mean of the others. A new scan is compared with the mean of
-    all, which is nearer to healthy scans, so the distances are not too small for it.
+    "usage", the mean of the scans, as whole numbers of 100,000 in one line for each part;
+    "distances", of each scan from the mean of the others; and their "baselines", where they are
+    known. A new scan is compared with the mean of all, which is nearer to healthy scans, so the
+    distances are not too small for it.
 
     Raises:
-        ValueError: for fewer than 3 scans.
+        ValueError: for fewer than 3 scans, or other than one baseline for each.
     """
     if len(usages) < MIN_SCANS:
         raise InputError(f"usages must be of at least {MIN_SCANS} scans, got {len(usages)}")
+    if baselines is not None and len(baselines) != len(usages):
+        raise InputError(f"baselines must be of {len(usages)} scans, got {len(baselines)}")
     total = torch.stack(list(usages)).sum(0)
     distances = [usage_distance(u, (total - u) / (len(usages) - 1)) for u in usages]
     rounded = (total / len(usages) * _SCALE).round().long()
     lines = [" ".join(map(str, row)) for row in rounded.tolist()]
-    return {"usage": lines, "distances": distances}
+    known = {} if baselines is None else {"baselines": list(baselines)}
+    return {"usage": lines, "distances": distances} | known
 
 
 class ScanCheck(Transform):
@@ -89,10 +97,14 @@ class ScanCheck(Transform):
     at 5 %, distances are taken as normal instead: Student's t with n - 1 degrees of freedom
     ("student"), an assumption and not a guarantee.
 
+    Where baselines are known, how far a scan's own lies from theirs counts as well: the larger of
+    both distances, each in units of its healthy mean, is ranked; of two tails of Student's t the
+    smaller counts twice.
+
     Args:
         reference: of `scan_reference`; None where a model was not calibrated.
         false_alarm_rate: share of healthy scans that may be called suspicious, in (0, 1).
-        axis: see `prototype_usage`; of several the first, whose component map it is.
+        axis: see `prototype_usage`; of several the first that was used, whose component map it is.
 
     Raises:
         ValueError: for a rate out of range.
@@ -124,21 +136,28 @@ class ScanCheck(Transform):
         usage = prototype_usage(anomaly[0], components[0], expected.shape[1], self.axis)
         return self.finding(usage_distance(usage, expected))
 
-    def finding(self, distance: float) -> dict[str, Any]:
-        """The finding of a scan at a distance from the mean usage of the healthy scans."""
-        healthy = self.reference["distances"]
-        exact = 1 / (len(healthy) + 1) <= self.false_alarm_rate
-        p_value = _rank_p_value(distance, healthy) if exact else _student_p(distance, healthy)
+    def finding(self, distance: float, baseline: float | None = None) -> dict[str, Any]:
+        """The finding of a scan at a distance from the mean usage of the healthy scans.
+
+        With the baseline of its map, where theirs are known, also that "baseline", and
+        "healthy_baselines" [lowest, highest].
+        """
+        distances, baselines = self.reference["distances"], self.reference.get("baselines")
+        exact = 1 / (len(distances) + 1) <= self.false_alarm_rate
         found = {
-            "suspicious": p_value <= self.false_alarm_rate,
-            "p_value": p_value,
             "false_alarm_rate": self.false_alarm_rate,
             "method": "rank" if exact else "student",
             "distance": distance,
-            "healthy_distances": [min(healthy), max(healthy)],
-            "scans": len(healthy),
+            "healthy_distances": [min(distances), max(distances)],
+            "scans": len(distances),
         }
-        return found | {"reason": _sentence(found)}
+        if baseline is None or not baselines:
+            p_value, by_baseline = _p_value(distance, distances, exact), False
+        else:
+            p_value, by_baseline = _joint_p_value(distance, distances, baseline, baselines, exact)
+            found |= {"baseline": baseline, "healthy_baselines": [min(baselines), max(baselines)]}
+        found = {"suspicious": p_value <= self.false_alarm_rate, "p_value": p_value, **found}
+        return found | {"reason": _sentence(found, by_baseline)}
 
 
 class CheckScand(Transform):
@@ -169,6 +188,33 @@ class CheckScand(Transform):
         return {**data, self.output_key: self.check(*volumes)}
 
 
+class CheckBaselined(Transform):
+    """Data whose finding of `CheckScand` also takes the scan's baseline into account.
+
+    It comes after the map's baseline is known, see `RefineAnomalyd`. Data without a baseline or
+    without a finding stay as they are.
+
+    Args:
+        baseline_key: key of the baseline, a float.
+        key: key of the finding.
+        **kwargs: see `ScanCheck`.
+    """
+
+    def __init__(
+        self, baseline_key: Hashable = "baseline", key: Hashable = "scan_check", **kwargs: Any
+    ) -> None:
+        self.baseline_key = baseline_key
+        self.key = key
+        self.check = ScanCheck(**kwargs)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Data with the finding."""
+        found, baseline = data.get(self.key), data.get(self.baseline_key)
+        if found is None or baseline is None:
+            return dict(data)
+        return {**data, self.key: self.check.finding(found["distance"], baseline)}
+
+
 def _shares(scores: Tensor, labels: Tensor, count: int) -> Tensor:
     """Shares of the labels 0 to K - 1, without those of the highest scores: (n,) twice -> (K,)."""
     if not len(scores):  # no foreground: a scan of nothing is as far from all as can be
@@ -178,8 +224,37 @@ def _shares(scores: Tensor, labels: Tensor, count: int) -> Tensor:
     return counts.cpu() / counts.sum().cpu()
 
 
-def _rank_p_value(distance: float, healthy: Sequence[float]) -> float:
-    return (1 + sum(other >= distance for other in healthy)) / (len(healthy) + 1)
+def _p_value(distance: float, healthy: Sequence[float], exact: bool) -> float:
+    ranked = rank_p_value(distance, healthy) if exact else None
+    return _student_p(distance, healthy) if ranked is None else ranked
+
+
+def _joint_p_value(
+    distance: float,
+    distances: Sequence[float],
+    baseline: float,
+    baselines: Sequence[float],
+    exact: bool,
+) -> tuple[float, bool]:
+    """P-value of usage and baseline together, and whether the baseline is the odder of the two.
+
+    Baselines are compared as usages are, see `scan_reference`: each with the mean of the others.
+    """
+    if not exact:
+        tail = _student_p(baseline, baselines)
+        of_usage, of_baseline = _student_p(distance, distances), 2 * min(tail, 1 - tail)
+        return min(1.0, 2 * min(of_usage, of_baseline)), of_baseline < of_usage
+    n, total = len(baselines), math.fsum(baselines)
+    others = [abs(one - (total - one) / (n - 1)) for one in baselines]
+    usage, shift = _mean(distances), _mean(others)
+    joint = [max(d / usage, o / shift) for d, o in zip(distances, others, strict=True)]
+    own = distance / usage, abs(baseline - total / n) / shift
+    return _p_value(max(own), joint, exact), own[1] > own[0]
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Mean of distances, above 0."""
+    return max(math.fsum(values) / len(values), 1e-6)
 
 
 def _student_p(distance: float, healthy: Sequence[float]) -> float:
@@ -190,11 +265,17 @@ def _student_p(distance: float, healthy: Sequence[float]) -> float:
     return float(student.sf((distance - mean) / (deviation * math.sqrt(1 + 1 / n)), n - 1))
 
 
-def _sentence(found: Mapping[str, Any]) -> str:
-    low, high = (100 * share for share in found["healthy_distances"])
+def _sentence(found: Mapping[str, Any], by_baseline: bool) -> str:
     how = "exact" if found["method"] == "rank" else "their distances taken as normal"
+    against = f"(p = {found['p_value']:.2g} against {found['scans']} scans, {how})"
+    if by_baseline:
+        low, high = found["healthy_baselines"]
+        return (
+            f"the scan as a whole scores {found['baseline']:.2f} (its median), healthy scans"
+            f" {low:.2f} to {high:.2f} {against}"
+        )
+    low, high = (100 * share for share in found["healthy_distances"])
     return (
         f"{100 * found['distance']:.0f} % of the scan lies on other prototypes than healthy scans,"
-        f" which differ by {low:.0f} to {high:.0f} % from each other (p = {found['p_value']:.2g}"
-        f" against {found['scans']} scans, {how})"
+        f" which differ by {low:.0f} to {high:.0f} % from each other {against}"
     )

@@ -171,7 +171,7 @@ def test_info_lists_the_model_its_label_and_its_options(server):
     assert model["type"] == "segmentation"
     assert model["labels"] == {"anomaly": 1}
     assert model["config"]["output"] == ["mask", "heatmap"]
-    assert model["config"]["false_positive_rate"] == ["0.01", "0.05", "0.1"]
+    assert model["config"]["false_positive_rate"] == ["default", "0.01", "0.05", "0.1"]
     assert model["config"]["model_filename"] == ["model.pt"]
     assert list(info["trainers"]) == [NAME]
 

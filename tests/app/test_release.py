@@ -235,7 +235,7 @@ def test_inference_needs_no_overlay_and_reads_what_the_server_reads(bundle):
     options = parser.get_parsed_content("displayable_configs")
     assert options == {
         "output": ["mask", "heatmap"],
-        "false_positive_rate": ["0.01", "0.05", "0.1"],
+        "false_positive_rate": ["default", "0.01", "0.05", "0.1"],
     }
     postprocessing = parser.get_parsed_content("postprocessing")
     assert type(postprocessing.transforms[-1]).__name__ == "AnswerRequestd"

@@ -41,7 +41,9 @@ def test_calibration_adds_to_the_models_settings_what_it_prints(calibrated, trai
     settings = json.loads((root / "models/model.json").read_text())
     before = json.loads((trained / "models/model.json").read_text())
     assert before.items() <= settings.items()
-    assert settings.keys() - before.keys() == {"volume_thresholds", "scan_reference"}
+    found = {"volume_thresholds", "healthy_scans", "scan_reference"}
+    assert settings.keys() - before.keys() == found
+    assert len(settings["healthy_scans"]["scores"]) == 5
     volumes = settings["volume_thresholds"]
     assert [one["ml_per_scan"] for one in volumes] == [1, 2, 5, 10, 20, 50]
     thresholds = [one["threshold"] for one in volumes]
@@ -53,6 +55,9 @@ def test_calibration_adds_to_the_models_settings_what_it_prints(calibrated, trai
         assert f"{one['threshold']:.4f}" in printed
     assert len(settings["scan_reference"]["distances"]) == 5
     assert "exact down to 1 / 6" in printed
+    two = volumes[1]
+    assert f"expect {two['mean_ml']:.1f} ml (95 % interval" in printed
+    assert f"{two['findings_per_scan']:.1f} findings of at least 0.1 ml" in printed
     assert sorted(p.name for p in (root / "models").iterdir()) == sorted(
         p.name for p in (trained / "models").iterdir()
     )
@@ -107,8 +112,26 @@ def test_maps_are_calibrated_and_written_smoothed_and_less_their_baseline(
     assert np.array_equal(mask > 0, after.astype(np.float32) > np.float32(threshold))
     findings = json.loads((refined / "test_000/test_000_findings.json").read_text())
     assert 0.1 * np.median(before) < findings["baseline"] < 2 * np.median(before)
-    result = _infer(tmp_path, scan, tmp_path / "rate", expect=1)
-    assert "false_positive_volume must be chosen for maps that are smoothed" in result.stderr
+    assert findings["scan_check"]["baseline"] == findings["baseline"]
+    assert findings["scan_check"]["healthy_baselines"][0] > 0
+    assert findings["healthy_scans"] == 5
+    for lesion in findings["lesions"]:
+        assert lesion["p_value"] * 6 == pytest.approx(round(lesion["p_value"] * 6))
+
+
+def test_by_default_2_ml_are_marked_once_the_model_is_calibrated(
+    calibrated, trained, cohort, tmp_path
+):
+    scan, root = cohort / "test/images/test_000.nii.gz", calibrated[0]
+    for folder, told in ((root, False), (trained, True)):
+        result = _infer(folder, scan, tmp_path / folder.name)
+        assert ("The model has no thresholds by volume" in result.stdout) == told
+        file = tmp_path / folder.name / "test_000/test_000_findings.json"
+        findings = json.loads(file.read_text())
+        expected = (0.01, None) if told else (None, 2)
+        points = "false_positive_rate", "false_positive_volume_ml"
+        assert tuple(findings[key] for key in points) == expected
+        assert all(lesion["volume_ml"] > 0.0999 for lesion in findings["lesions"])
 
 
 def test_a_volume_that_was_not_calibrated_ends_inference_in_one_line(

@@ -247,6 +247,37 @@ def test_thresholds_are_those_of_what_the_inferer_returned_where_the_map_lost_th
         ThresholdAnomalyd("restored", output_keys="mask", inferred="restored")(data)
 
 
+def test_volumes_are_marked_by_volume_and_pictures_by_rate():
+    known = {"0.01": 0.9, "0.1": 0.4}
+    volumes = [{"ml_per_scan": 2.0, "threshold": 0.6, "patch_thresholds": known}]
+    transform = ThresholdAnomaly(false_positive_volume=2, volume_thresholds=volumes)
+    volume = _map()
+    point = transform.operating_point(volume)
+    assert (point["threshold"], point["false_positive_volume_ml"]) == (0.6, 2.0)
+    picture = MetaTensor(torch.rand(1, 4, 4), meta={"thresholds": known})
+    point = transform.operating_point(picture)
+    assert (point["threshold"], point["false_positive_rate"]) == (0.9, 0.01)
+    assert transform.operating_point(volume, rate=0.1)["threshold"] == 0.4  # of a request
+    chosen = ThresholdAnomaly(
+        false_positive_rate=0.1, false_positive_volume=2, volume_thresholds=volumes
+    )
+    assert chosen.operating_point(volume)["threshold"] == 0.4
+    assert chosen.operating_point(picture)["threshold"] == 0.4
+
+
+def test_the_default_volume_gives_way_once_told_where_none_was_calibrated(capsys):
+    transform = ThresholdAnomaly(false_positive_volume=2)
+    picture = MetaTensor(torch.rand(1, 4, 4), meta={"thresholds": {"0.01": 0.9}})
+    transform(picture)
+    assert capsys.readouterr().out == ""
+    for _ in range(2):
+        assert transform.operating_point(_map())["false_positive_rate"] == 0.01
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "no thresholds by volume" in line
+    with pytest.raises(ValueError, match="false_positive_volume=5 needs thresholds calibrated"):
+        ThresholdAnomaly(false_positive_volume=5)
+
+
 @pytest.mark.parametrize("broken", [{"0.01": float("nan")}, {"0.01": None}])
 def test_a_rate_without_a_threshold_is_an_error(broken):
     with pytest.raises(
@@ -259,7 +290,7 @@ def test_a_detector_is_deprecated_and_counts_for_one_more_version():
     class Detector:
         thresholds_by_rate: ClassVar = {"0.1": 0.7}
 
-    plain = torch.rand(1, 4, 4)
+    plain = torch.rand(1, 4, 4, 4)
     with pytest.deprecated_call(match="thresholds come with the map"):
         transform = ThresholdAnomaly(Detector(), 0.1)
     assert torch.equal(transform(plain), (plain > 0.7).byte())
@@ -276,6 +307,14 @@ def test_image_score_is_a_number():
     score = ImageScored("pred", output_keys="score")({"pred": anomaly})["score"]
     assert isinstance(score, float)
     assert score == ImageScore()(anomaly) == pytest.approx(anomaly.flatten().topk(10)[0].mean())
+
+
+def test_image_score_of_the_foreground_alone():
+    anomaly, foreground = torch.full((1, 10, 10, 10), 5.0), torch.zeros(1, 10, 10, 10)
+    foreground[0, 0], anomaly[0, 0] = 7.0, torch.arange(100.0).view(10, 10) / 100
+    data = {"map": anomaly, "component": foreground}
+    transform = ImageScored("map", 0.02, output_keys="score", foreground_key="component")
+    assert transform(data)["score"] == pytest.approx((0.98 + 0.99) / 2)
 
 
 def test_rescale_keeps_metadata():

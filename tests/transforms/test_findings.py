@@ -55,6 +55,17 @@ def test_lesions_of_an_oblique_grid_by_hand():
     assert (line["first_voxel"], line["last_voxel"]) == ([1, 2, 3], [1, 2, 5])
 
 
+def test_lesions_are_ranked_by_their_excess_over_the_threshold():
+    findings = anomaly_findings(*_two_lesions(), OBLIQUE, threshold=0.3)
+    line, single = findings["lesions"]
+    assert (line["rank"], single["rank"]) == (1, 2)
+    assert line["excess"] == pytest.approx((0.2 + 0.2 + 0.5) * 0.01)
+    assert single["excess"] == pytest.approx(0.6 * 0.01)
+    single, line = anomaly_findings(*_two_lesions(), OBLIQUE)["lesions"]
+    assert single["excess"] == pytest.approx(0.4 * 0.01)  # above the mask's lowest score, 0.5
+    assert (single["peak_voxel"], line["peak_voxel"]) == ([4, 5, 1], [1, 2, 5])
+
+
 @pytest.mark.parametrize("signs", list(itertools.product([1, -1], repeat=3)))
 def test_a_flipped_grid_gives_the_same_world(signs):
     anomaly, mask = _two_lesions()
@@ -109,11 +120,14 @@ def test_an_image_is_measured_in_pixels():
     assert findings["mask_area_px"] == 2
     (lesion,) = findings["lesions"]
     assert lesion == {
+        "rank": 1,
+        "excess": 0.5,
         "peak_score": 1.0,
         "mean_score": 0.75,
         "area_px": 2,
         "centroid_px": [1.5, 2.5],
         "peak_px": [2, 3],
+        "peak_voxel": [2, 3],
         "first_voxel": [1, 2],
         "last_voxel": [2, 3],
     }
@@ -144,6 +158,26 @@ def test_the_transform_names_threshold_and_rate():
     assert len(findings["lesions"]) == 2
     with pytest.raises(ValueError, match="smallest must not be negative, got -2"):
         AnomalyFindingsd(smallest=-2)
+
+
+def test_p_values_compare_with_the_largest_findings_of_healthy_scans():
+    point = {"threshold": 0.3, "false_positive_rate": None, "false_positive_volume_ml": 2.0}
+    volumes = [
+        {"ml_per_scan": 1.0, "largest_findings": [9.0] * 4},
+        {"ml_per_scan": 2.0, "largest_findings": [0.0, 0.008, 0.02, 0.001]},
+    ]
+    known = {"volume_thresholds": volumes, "healthy_scans": {"scores": [0.1, 0.8, 0.7, 0.6]}}
+    findings = AnomalyFindingsd(**known)(_served(threshold=point))["findings"]
+    line, single = findings["lesions"]  # excess 0.009 and 0.006
+    assert (line["p_value"], single["p_value"]) == (2 / 5, 3 / 5)
+    assert (findings["score_p_value"], findings["healthy_scans"]) == (3 / 5, 4)
+    by_rate = AnomalyFindingsd(**known)(_served())["findings"]
+    assert [lesion["p_value"] for lesion in by_rate["lesions"]] == [None, None]
+    plain = AnomalyFindingsd()(_served(threshold=point))["findings"]
+    assert (plain["score_p_value"], plain["healthy_scans"]) == (None, 0)
+    assert [lesion["p_value"] for lesion in plain["lesions"]] == [None, None]
+    old = AnomalyFindingsd(volume_thresholds=[{"ml_per_scan": 2.0}])(_served(threshold=point))
+    assert old["findings"]["lesions"][0]["p_value"] is None
 
 
 def test_arguments_that_the_data_answer_are_deprecated():

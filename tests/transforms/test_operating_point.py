@@ -79,6 +79,14 @@ def test_interval_shrinks_with_scans_and_covers_the_mean_as_often_as_it_says():
     assert mean_interval([0.0, 0.0]) is None
 
 
+def test_interval_of_counts_is_never_surer_than_poisson():
+    low, high = mean_interval([4, 4, 4, 4], counts=True)
+    assert low < 4 - 1 < 4 + 1 < high  # the deviation of the mean of four
+    assert mean_interval([1, 9, 2, 8], counts=True) == mean_interval([1.0, 9.0, 2.0, 8.0])
+    assert mean_interval([0, 0, 0], counts=True) == pytest.approx((0, 3.689 / 3), abs=1e-3)
+    assert mean_interval([3], counts=True) is None
+
+
 def test_volume_of_a_voxel_whatever_its_axes():
     affine = torch.tensor([[0, -2.0, 0, 5], [1, 0, 0, 7], [0, 0, 3, -9], [0, 0, 0, 1]])
     assert voxel_ml(affine) == pytest.approx(0.006)
@@ -99,7 +107,7 @@ def test_a_volume_counts_before_a_rate():
         "false_positive_volume_ml": None,
     }
     trained_again = _Detector(11).thresholds_by_rate
-    with pytest.raises(ValueError, match=r"rate of 0.05 must be the 0.5 .*: calibrate it again"):
+    with pytest.raises(ValueError, match=r"rate of 0.01 must be the 0.1 .*: calibrate it again"):
         operating_point(trained_again, 0.05, volume_threshold(5, kept))
     with pytest.raises(ValueError, match=r"must be one of 0.01, 0.05, got 0.2"):
         operating_point(known, 0.2)

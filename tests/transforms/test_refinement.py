@@ -4,7 +4,6 @@ import torch
 from monai.data import MetaTensor
 
 from monai_dpmm.network.postprocessing import less_baseline, smoothed
-from monai_dpmm.transforms.array import ThresholdAnomaly
 from monai_dpmm.transforms.refinement import RefineAnomalyd
 
 
@@ -29,22 +28,6 @@ def test_it_smooths_in_mm_and_then_takes_the_median_off(shape, spacing):
     assert torch.allclose(refined["pred_anomaly"].as_tensor()[0], expected)
     assert refined["baseline"] == pytest.approx(float(median))
     assert torch.equal(refined["pred_anomaly"].affine, data["pred_anomaly"].affine)
-
-
-def test_thresholds_of_patches_are_refused_for_refined_maps():
-    data = _data()
-    data["pred_anomaly"].meta["thresholds"] = {"0.01": 0.5}
-    by_rate = ThresholdAnomaly(false_positive_rate=0.01)
-    assert by_rate(RefineAnomalyd()(data)["pred_anomaly"]).any()
-    for steps in ({"smoothing_mm": 2.0}, {"subtract_baseline": True}):
-        refined = RefineAnomalyd(**steps)(data)["pred_anomaly"]
-        with pytest.raises(ValueError, match=r"false_positive_volume must be chosen .* got None"):
-            by_rate(refined)
-        volume = {"ml_per_scan": 1.0, "threshold": -5.0, "patch_thresholds": {"0.01": 0.5}}
-        by_volume = ThresholdAnomaly(
-            false_positive_rate=0.01, false_positive_volume=1, volume_thresholds=[volume]
-        )
-        assert by_volume(refined).all()
 
 
 def test_by_default_nothing_changes_and_the_data_given_never_do():

@@ -7,6 +7,7 @@ from monai.data import MetaTensor
 from scipy import stats
 
 from monai_dpmm.transforms.scan_check import (
+    CheckBaselined,
     CheckScand,
     ScanCheck,
     prototype_usage,
@@ -92,6 +93,54 @@ def test_the_rank_p_value_is_that_of_the_definition_and_student_that_of_a_predic
     assert "exact" in rank.finding(0.3)["reason"]
 
 
+def test_a_scan_whose_baseline_is_far_from_healthy_ones_is_suspicious():
+    generator = torch.Generator().manual_seed(3)
+    for scans, method in ((24, "rank"), (6, "student")):
+        baselines = torch.randn(scans, generator=generator).tolist()
+        check = ScanCheck(scan_reference(_healthy(scans), baselines))
+        usual = float(np.mean(check.reference["distances"]))
+        assert not check.finding(usual, 0.1)["suspicious"]
+        for shifted in (12.0, -12.0):
+            finding = check.finding(usual, shifted)
+            assert finding["suspicious"]
+            assert finding["method"] == method
+            assert f"scores {shifted:.2f} (its median)" in finding["reason"]
+            assert finding["healthy_baselines"] == [min(baselines), max(baselines)]
+            assert json.loads(json.dumps(finding)) == finding
+        other = check.finding(10 * usual, 0.1)
+        assert other["suspicious"]
+        assert "lies on other prototypes" in other["reason"]
+
+
+def test_the_joint_p_value_is_that_of_the_larger_ratio():
+    reference = {
+        "usage": ["100000"] * 3,
+        "distances": [1.0, 2.0, 3.0, 2.0],  # mean 2
+        "baselines": [0.0, 3.0, 0.0, 3.0],  # 2 from the mean of the others, each
+    }
+    check = ScanCheck(reference, 0.25)
+    assert check.finding(1.0, 1.5)["p_value"] == 1  # ratios 0.5 and 0; theirs are 1, 1, 1.5, 1
+    assert check.finding(2.5, 1.5)["p_value"] == 2 / 5  # 1.25
+    assert check.finding(2.5, 1.5 + 3.2)["p_value"] == 1 / 5  # 1.6
+    assert check.finding(2.5)["p_value"] == 2 / 5  # distances alone: 3 is farther
+    student = ScanCheck(reference, 0.05)
+    tail = stats.t(3, loc=1.5, scale=np.sqrt(3) * np.sqrt(5 / 4)).sf(9.0)
+    assert student.finding(2.0, 9.0)["p_value"] == pytest.approx(4 * tail)
+
+
+@pytest.mark.slow
+def test_false_alarms_with_baselines_are_as_many_as_stated():
+    generator, alarms = torch.Generator().manual_seed(1), {4: 0, 19: 0}
+    for scans in alarms:
+        for _ in range(2000):
+            draws = torch.randn(2, scans + 1, generator=generator)
+            usage, baseline = draws[0].exp().tolist(), draws[1].tolist()
+            reference = {"usage": [], "distances": usage[1:], "baselines": baseline[1:]}
+            alarms[scans] += ScanCheck(reference).finding(usage[0], baseline[0])["suspicious"]
+    assert 60 < alarms[19] < 160  # of 2000, of which 100 are expected
+    assert alarms[4] < 300  # the usages here are far from normal
+
+
 @pytest.mark.slow
 def test_false_alarms_are_as_many_as_stated():
     generator = torch.Generator().manual_seed(1)
@@ -121,7 +170,21 @@ def test_as_a_dictionary_transform():
     assert along["distance"] > result["scan_check"]["distance"]
 
 
+def test_the_baseline_completes_the_finding():
+    reference = scan_reference(_healthy(4), [0.0, 0.1, 0.2, 0.1])
+    scores, components = (x[None].float() for x in _scan(torch.Generator().manual_seed(0)))
+    data = CheckScand(reference=reference)({"pred_anomaly": scores, "pred_component": components})
+    complete = CheckBaselined(reference=reference)
+    assert complete(data) == data  # nothing was taken off the map
+    finding = complete({**data, "baseline": 7.0})["scan_check"]
+    assert finding["suspicious"]
+    assert finding["distance"] == data["scan_check"]["distance"]
+    assert complete({"scan_check": None, "baseline": 7.0})["scan_check"] is None
+
+
 def test_errors_name_argument_rule_and_value():
+    with pytest.raises(ValueError, match="baselines must be of 4 scans, got 3"):
+        scan_reference(_healthy(4), [0.0] * 3)
     with pytest.raises(ValueError, match="usages must be of at least 3 scans, got 2"):
         scan_reference(_healthy(2))
     for rate in (0, 1, 5):

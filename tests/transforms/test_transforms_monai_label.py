@@ -36,11 +36,14 @@ def _served(**request):
 def test_choices_are_text_and_start_with_the_default():
     assert rate_choices(0.05) == ["0.05", "0.01", "0.1"]
     assert rate_choices(0.2) == ["0.2", "0.01", "0.05", "0.1"]
+    assert rate_choices(None) == ["default", "0.01", "0.05", "0.1"]
 
 
 def test_a_request_is_read_as_chosen_or_as_the_first_of_the_menu():
     menu = {"output": ["mask", "heatmap"], "false_positive_rate": ["0.05", "0.01"]}
     assert ReadRequestd()(menu) == {"output": "mask", "false_positive_rate": 0.05}
+    menu["false_positive_rate"] = rate_choices(None)
+    assert ReadRequestd()(menu) == {"output": "mask"}
     chosen = {"output": "heatmap", "false_positive_rate": "0.1"}
     assert ReadRequestd()(chosen) == {"output": "heatmap", "false_positive_rate": 0.1}
 
