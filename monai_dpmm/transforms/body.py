@@ -73,19 +73,17 @@ def body_box(image: Tensor) -> Tensor:
     """
     if image.ndim not in (3, 4):
         raise InputError(f"image must be (C, X, Y, Z) or (C, H, W), got shape {tuple(image.shape)}")
-    body = (plain(image) > 0).any(0)
-    total = int(body.sum())
-    if total in (0, body.numel()):
-        return torch.stack([torch.zeros(body.ndim, dtype=torch.long), torch.tensor(body.shape)])
-    ends = []
-    for axis in range(body.ndim):
-        counts = body.sum([other for other in range(body.ndim) if other != axis]).cpu()
-        inside = (counts.cumsum(0) > _STRAY * total) & (
-            counts.flip(0).cumsum(0).flip(0) > _STRAY * total
-        )
-        (within,) = inside.nonzero(as_tuple=True)
-        ends.append(torch.stack([within[0], within[-1] + 1]))
-    return torch.stack(ends, dim=1)
+    body = (plain(image) > 0).any(0).cpu().numpy()
+    ends = np.array([[0] * body.ndim, body.shape])
+    total = np.count_nonzero(body)
+    if total not in (0, body.size):
+        for axis in range(body.ndim):
+            others = tuple(other for other in range(body.ndim) if other != axis)
+            counts = np.count_nonzero(body, axis=others)
+            before, after = counts.cumsum(), counts[::-1].cumsum()[::-1]
+            inside = np.flatnonzero((before > _STRAY * total) & (after > _STRAY * total))
+            ends[:, axis] = inside[0], inside[-1] + 1
+    return torch.from_numpy(ends)
 
 
 def _lit(image: NDArray[np.float32]) -> tuple[NDArray[np.bool_] | None, bool, int]:

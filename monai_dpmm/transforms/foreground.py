@@ -45,7 +45,7 @@ class MaskForeground(Transform):
         if scan.shape[0] not in (1, 3):
             raise InputError(f"image must have one channel or three, got {scan.shape[0]}")
         scan = scan if scan.is_floating_point() else scan.float()
-        grey = scan.float().mean(0).cpu().numpy()
+        grey = (scan[0] if scan.shape[0] == 1 else scan.mean(0)).float().cpu().numpy()
         body = torch.from_numpy(body_mask(grey, self.closing, voxel_spacing(image)))
         no_air = bool(body.all())
         result = like(scan if no_air else _masked(scan, body.to(scan.device)), image)
@@ -61,7 +61,8 @@ def _masked(scan: Tensor, body: Tensor) -> Tensor:
     """Scan (C, ...) with air at its minimum and the darkest of the body just above it."""
     low, high = scan.min(), scan.max()
     above = torch.maximum(low + 1e-6 * (high - low), low.nextafter(high))
-    return scan.where(body, low).where(~body | (scan > low).any(0), above)
+    darkest = body & (scan <= low).all(0)
+    return scan.masked_fill(~body, low).masked_fill_(darkest, above)
 
 
 def warn_if_all_foreground(foreground: Tensor, image: Tensor) -> None:
