@@ -11,7 +11,7 @@ from torch import Tensor
 
 from monai_dpmm.errors import InputError
 from monai_dpmm.transforms.body import body_box, body_mask
-from monai_dpmm.transforms.metatensors import NO_AIR, like, plain, voxel_spacing
+from monai_dpmm.transforms.metatensors import NO_AIR, file_names, like, plain, voxel_spacing
 
 __all__ = ["MaskForeground", "body_box", "body_mask", "warn_if_all_foreground"]
 
@@ -52,8 +52,8 @@ class MaskForeground(Transform):
         if isinstance(result, MetaTensor):
             result.meta[NO_AIR] = no_air
         if no_air:
-            text = "no air was found, so the whole image is taken as body"
-            _warn_once("no_air", image, f"{text}: right for pictures without a background")
+            text = "no air was found: the whole image counts as body, as of a picture without any"
+            _warn_once("no_air", image, text)
         return result
 
 
@@ -85,5 +85,5 @@ def _warn_once(subject: str, image: Tensor, text: str) -> None:
     if subject in _told:
         return
     _told.add(subject)
-    name = image.meta.get("filename_or_obj") if isinstance(image, MetaTensor) else None
-    warnings.warn(f"{name}: {text}" if name else text, stacklevel=3)
+    names = file_names(image)
+    warnings.warn(f"{names}: {text}" if names else text, stacklevel=3)

@@ -17,6 +17,7 @@ __all__ = [
     "NO_AIR",
     "PIXEL_SPACING",
     "errors_name_the_file",
+    "file_names",
     "has_no_air",
     "like",
     "pixel_spacings",
@@ -81,14 +82,19 @@ def square_shapes(image: Tensor, axis: int | None = None) -> list[tuple[int, int
     return [square_shape(own, spacing) for spacing in pixel_spacings(image, axis)]
 
 
+def file_names(image: Tensor) -> str:
+    """Names of the image's files, of those of a batch with commas between; empty without any."""
+    names = image.meta.get("filename_or_obj") if isinstance(image, MetaTensor) else None
+    return ", ".join(map(str, names)) if isinstance(names, list | tuple) else str(names or "")
+
+
 @contextmanager
 def errors_name_the_file(image: Tensor) -> Iterator[None]:
     """An `InputError` raised within starts with the names of the image's files, if it has any."""
     try:
         yield
     except InputError as error:
-        names = image.meta.get("filename_or_obj") if isinstance(image, MetaTensor) else None
+        names = file_names(image)
         if not names:
             raise
-        text = names if isinstance(names, str) else ", ".join(map(str, names))
-        raise type(error)(f"{text}: {error}") from error
+        raise type(error)(f"{names}: {error}") from error

@@ -140,7 +140,7 @@ def test_whole_numbers_are_masked_too():
 
 def test_a_picture_without_air_is_body_and_says_so_once(untold):
     picture = np.random.default_rng(0).random((60, 50), np.float32)
-    with pytest.warns(UserWarning, match=r"x\.png: no air was found, so the whole image"):
+    with pytest.warns(UserWarning, match=r"x\.png: no air was found: the whole image"):
         masked = MaskForeground()(_named(picture, "x.png"))
     assert (masked[0].numpy() == picture).all()
     assert RescaleIntensity(floor=0.002)(masked).min() == np.float32(0.002)
