@@ -59,9 +59,9 @@ MODEL_SECTIONS: Mapping[str, tuple[Setting, ...]] = {
         _scan(
             "margin",
             0,
-            rules.NONNEGATIVE,
-            "how much further than the percentiles the range reaches, as a multiple of the"
-            " distance between them",
+            either(rules.NONNEGATIVE, list_of("[below, above] from 0 on", rules.NONNEGATIVE, 2)),
+            "how much further than the percentiles the range reaches, as a multiple of the distance"
+            " between them; `percentiles=[2,50]` with `margin=[0,2.333]` maps the median to 0.3",
         ),
         _scan(
             "mask_foreground",

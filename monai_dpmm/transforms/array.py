@@ -18,7 +18,7 @@ from monai_dpmm.errors import InputError
 from monai_dpmm.network.detector import embed_patches
 from monai_dpmm.network.geometry import extract_slices, prepare_slices, resize_slices, stack_slices
 from monai_dpmm.network.thresholds import TOP_FRACTION, image_score
-from monai_dpmm.transforms.intensity import RescaleIntensity, Window
+from monai_dpmm.transforms.intensity import Margin, RescaleIntensity, Window
 from monai_dpmm.transforms.metatensors import (
     PIXEL_SPACING,
     errors_name_the_file,
@@ -109,7 +109,7 @@ class NormalizeSlices(Transform):
         *,
         percentiles: tuple[float, float] | None = (0.5, 99.5),
         window: Window | None = None,
-        margin: float = 0.0,
+        margin: Margin = 0.0,
     ) -> None:
         if size < patch_size or size % patch_size:
             raise InputError(f"size must be a positive multiple of {patch_size}, got {size}")

@@ -13,6 +13,7 @@ from monai_dpmm.transforms.metatensors import has_no_air, like, plain
 
 __all__ = [
     "WINDOWS",
+    "Margin",
     "RescaleIntensity",
     "Window",
     "air_is_zero",
@@ -26,6 +27,7 @@ WINDOWS: dict[str, tuple[float, float]] = {
     "lung": (-1350.0, 150.0),
 }
 Window = tuple[float, float] | Literal["brain", "liver", "lung"]
+Margin = float | tuple[float, float]
 
 
 def air_is_zero(image: Tensor) -> bool:
@@ -52,7 +54,7 @@ def intensity_range(
     image: Tensor,
     percentiles: tuple[float, float] | None = (0.5, 99.5),
     window: Window | None = None,
-    margin: float = 0.0,
+    margin: Margin = 0.0,
 ) -> tuple[float, float]:
     """Intensities (low, high) that become 0 and 1.
 
@@ -63,20 +65,23 @@ def intensity_range(
 
     High percentiles are those of a large bright lesion, which darkens all that is healthy. The
     quartiles with a margin, Tukey's fences, hardly know it: percentiles=(25, 75), margin=1.5.
+    Nor does the median, which percentiles=(2, 50) with margin=(0, 7 / 3) map to 0.3.
 
     Args:
         image: any shape, one scan.
         percentiles: low and high percentile of the foreground, for MR and other arbitrary units.
         window: fixed (low, high) in the image's units instead, for CT (Hounsfield units), or the
             name of a usual one, see `WINDOWS`; percentiles then have no say.
-        margin: how much further than the percentiles the range reaches at both ends, as a multiple
-            of the distance between them; below, no further than the image's minimum.
+        margin: how much further than the percentiles the range reaches at both ends, or (below,
+            above), as a multiple of the distance between them; below, no further than the image's
+            minimum.
 
     Raises:
         ValueError: where neither is given, where they are not increasing, where a name
             is not known, for a negative margin or one of a window, or where the image is constant.
     """
-    if not margin >= 0 or (margin and window is not None):
+    below, above = _pair(margin)
+    if not (below >= 0 and above >= 0) or ((below or above) and window is not None):
         raise InputError(f"margin must be at least 0, and 0 for a window, got {margin}")
     if window is not None:
         return _fixed(window)
@@ -89,8 +94,9 @@ def intensity_range(
     if foreground.numel() == 0:
         raise InputError(f"image must not be constant, every voxel is {image.flatten()[0].item()}")
     low, high = (_percentile(foreground, q) for q in percentiles)
-    reach = margin * (high - low)
-    low, high = max(low - reach, image.min().item()) if reach else low, high + reach
+    span = high - low
+    low = max(low - below * span, image.min().item()) if below * span else low
+    high += above * span
     if not low < high:  # a foreground of one value: a binary image
         low = image.min().item()
     return low, high
@@ -100,7 +106,7 @@ def rescale_intensity(
     image: Tensor,
     percentiles: tuple[float, float] | None = (0.5, 99.5),
     window: Window | None = None,
-    margin: float = 0.0,
+    margin: Margin = 0.0,
     floor: float = 0.0,
 ) -> Tensor:
     """Image in [0, 1], float32, the same shape, clipped outside `intensity_range`; air is 0.
@@ -135,8 +141,9 @@ class RescaleIntensity(Transform):
         percentiles: percentiles of the foreground (voxels above the minimum) that become 0 and 1.
         window: fixed (low, high) in the image's units instead (CT), or the name of a usual one
             (brain, liver, lung).
-        margin: how much further than the percentiles the range reaches; for Tukey's fences, which
-            bright lesions hardly move, percentiles=(25, 75) and margin=1.5.
+        margin: how much further than the percentiles the range reaches, at both ends or (below,
+            above); for Tukey's fences, which bright lesions hardly move, percentiles=(25, 75) and
+            margin=1.5; for a median of 0.3, percentiles=(2, 50) and margin=(0, 7 / 3).
         floor: what voxels above the scan's minimum become at least. With 0.002 after
             `MaskForeground` a voxel is 0 if and only if it is not body.
 
@@ -148,14 +155,14 @@ class RescaleIntensity(Transform):
         self,
         percentiles: tuple[float, float] | None = (0.5, 99.5),
         window: Window | None = None,
-        margin: float = 0.0,
+        margin: Margin = 0.0,
         floor: float = 0.0,
     ) -> None:
         self.percentiles = None if percentiles is None else (percentiles[0], percentiles[1])
         self.window: Window | None = None
         if window is not None:
             self.window = window if isinstance(window, str) else (window[0], window[1])
-        self.margin = margin
+        self.margin = _pair(margin)
         self.floor = floor
 
     def __call__(self, image: Tensor) -> Tensor:
@@ -174,6 +181,11 @@ def _fixed(window: Window) -> tuple[float, float]:
     if not window[0] < window[1]:
         raise InputError(f"window must be (low, high) with low < high, got {window}")
     return float(window[0]), float(window[1])
+
+
+def _pair(margin: Margin) -> tuple[float, float]:
+    """Margins (below, above)."""
+    return (margin, margin) if isinstance(margin, int | float) else (margin[0], margin[1])
 
 
 def _percentile(values: Tensor, q: float) -> float:

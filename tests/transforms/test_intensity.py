@@ -76,6 +76,7 @@ def test_a_bright_lesion_hardly_moves_quartiles_with_a_margin(cohort):
         return float((after - before).abs().max())
 
     assert change(percentiles=(25, 75), margin=1.5) < 0.05
+    assert change(percentiles=(2, 50), margin=(0, 7 / 3)) < 0.05
     assert change(percentiles=(0.5, 99.5)) > 0.3
 
 
@@ -89,6 +90,14 @@ def test_a_margin_reaches_beyond_the_percentiles_but_not_below_the_minimum():
     assert rescale_intensity(padded, (25, 75), margin=1.5)[0] == 0
 
 
+def test_a_margin_above_maps_the_median_to_a_fixed_value():
+    scan = torch.arange(102.0) - 20  # 101 values above the minimum, their median is 31
+    assert intensity_range(scan, (0, 50), margin=(0, 1.0)) == (-19, 81)
+    scaled = rescale_intensity(scan * 7 + 3, (2, 50), margin=(0, 7 / 3))
+    assert scaled[1:].median() == pytest.approx(0.3)
+    assert scaled[1:].quantile(0.02) == pytest.approx(0, abs=1e-6)
+
+
 def test_errors_name_argument_rule_and_value():
     scan = torch.rand(8)
     with pytest.raises(ValueError, match="image must not be constant, every voxel is 3"):
@@ -97,7 +106,11 @@ def test_errors_name_argument_rule_and_value():
         rescale_intensity(scan, None, None)
     with pytest.raises(ValueError, match="window must be one of brain, liver, lung, got 'bone'"):
         rescale_intensity(scan, None, "bone")
-    for options in ({"margin": -1}, {"percentiles": None, "window": "lung", "margin": 1}):
+    for options in (
+        {"margin": -1},
+        {"margin": (0, -1)},
+        {"percentiles": None, "window": "lung", "margin": 1},
+    ):
         with pytest.raises(ValueError, match="margin must be at least 0, and 0 for a window"):
             rescale_intensity(scan, **options)
     with pytest.raises(ValueError, match=r"0 <= low < high <= 100, got \(5, 101\)"):
