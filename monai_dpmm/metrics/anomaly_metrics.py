@@ -15,6 +15,7 @@ from monai_dpmm.engines.distributed import interleaved
 from monai_dpmm.errors import InputError
 from monai_dpmm.metrics.bootstrap import ImageHistograms, drawn_counts, interval, pixel_statistics
 from monai_dpmm.metrics.evaluation_size import Protocol, protocol_size, resized
+from monai_dpmm.metrics.finding_metrics import finding_counts, finding_record
 from monai_dpmm.metrics.froc import Froc, froc
 from monai_dpmm.metrics.image_metrics import (
     ImageRecord,
@@ -56,6 +57,10 @@ class AnomalyMetrics(Metric):
 
     The result, also in `engine.state.metrics`, is a dictionary. A rate x is each calibrated one:
 
+    - of what a reader is shown, where items have findings (see `finding_record`):
+      "lesions_found" of "lesions", "first_findings_true" of "scans_with_lesions", "healthy_scans",
+      "finding_sensitivity", "first_finding_precision", "false_findings_per_healthy_scan" and
+      "false_findings_per_ill_scan";
     - over all pixels pooled "pixel_auroc" and "pixel_aupr" (paper, Table 1), "pixel_aupro" to a
       false-positive rate of 30 %, "pixel_binning_error", how far from the exact ones these can be
       at most, "pixel_best_dice" and the "pixel_best_dice_threshold" that gives it, and always exact
@@ -90,6 +95,9 @@ class AnomalyMetrics(Metric):
             `monai_dpmm.metrics.evaluation_size`.
         lesion_iou: intersection over union from which on a lesion counts as found, 0 for any
             overlap; the FROC curve, which is of any overlap, is left out otherwise.
+        score_key: key of an image's own score; the mean of the highest 1 % of the map if None.
+        findings_key: key of the findings, see `AnomalyFindingsd`; None without them.
+        mask_key: key of the mask that they are parts of.
         pred_key: key of the anomaly map (1, ...) in the engine's decollated output.
         label_key: key of the mask of lesions (1, ...), anomalous where above 0.
     """
@@ -102,6 +110,9 @@ class AnomalyMetrics(Metric):
         bootstrap: int = 0,
         protocol: Protocol | int = "native",
         lesion_iou: float = 0.0,
+        score_key: str | None = None,
+        findings_key: str | None = None,
+        mask_key: str = "pred_mask",
         pred_key: str = "pred",
         label_key: str = "label",
     ) -> None:
@@ -114,6 +125,9 @@ class AnomalyMetrics(Metric):
         self.bootstrap = bootstrap
         self.protocol = str(protocol)
         self.lesion_iou = lesion_iou
+        self.score_key = score_key
+        self.findings_key = findings_key
+        self.mask_key = mask_key
         self.pred_key = pred_key
         self.label_key = label_key
         self._size = protocol_size(protocol)
@@ -158,7 +172,7 @@ class AnomalyMetrics(Metric):
             self._add(name, _plain(pred)[0], _plain(label)[0] > 0, item)
 
     def _add(self, name: str, scores: Tensor, label: Tensor, item: Mapping[str, Any]) -> None:
-        histogram = ScoreHistogram(self.pool.max_bins)
+        histogram, lesions = ScoreHistogram(self.pool.max_bins), label
         try:
             if self._size is not None:
                 scores, label = resized(scores, label, self._size)
@@ -166,8 +180,19 @@ class AnomalyMetrics(Metric):
             histogram.update(scores, label, regions)
         except ValueError as error:
             raise InputError(f"{name}: {error}") from None
-        thresholds = self._thresholds()
-        record = image_record(scores, regions, histogram, thresholds, lesion_iou=self.lesion_iou)
+        options = {
+            "lesion_iou": self.lesion_iou,
+            "score": None if self.score_key is None else float(item[self.score_key]),
+        }
+        record = image_record(scores, regions, histogram, self._thresholds(), **options)
+        if self.findings_key is not None:
+            if self._size is not None:
+                regions = connected_regions(lesions)
+            mask = _plain(item[self.mask_key])[0]
+            found = finding_record(item[self.findings_key]["lesions"], mask, regions)
+            record = record._replace(
+                metrics={**record.metrics, **found[0]}, ratios={**found[1], **record.ratios}
+            )
         patient, anomalous = _patient(item), item.get("anomalous")
         known = {} if anomalous is None else {"anomalous": bool(anomalous)}
         record = record._replace(patient=patient, metrics=record.metrics | known)
@@ -201,9 +226,14 @@ class AnomalyMetrics(Metric):
         self.froc = self._froc(images)
         self.intervals = self._intervals(images)
         curve = {} if self.froc is None else {"froc_sensitivity": self.froc.mean_sensitivity()}
+        of_images = {name: float(value) for name, value in over_images(images, once[0]).items()}
+        counts = finding_counts([image.ratios for image in images])
+        first = {name: of_images[name] for name in of_images if counts and "finding" in name}
         return {
+            **counts,
+            **first,
             **self._pooled(),
-            **{name: float(value) for name, value in over_images(images, once[0]).items()},
+            **of_images,
             **{name: float(value) for name, value in over_patients(images, once[1]).items()},
             **curve,
         }

@@ -58,6 +58,7 @@ def image_record(
     detector: Thresholds,
     *,
     lesion_iou: float,
+    score: float | None = None,
 ) -> ImageRecord:
     """Record of an image or volume: (spatial...) float, (spatial...) int64.
 
@@ -67,11 +68,12 @@ def image_record(
         histogram: of this image alone.
         detector: whose thresholds make the masks.
         lesion_iou: see `AnomalyMetrics`.
+        score: of the image; the mean of the highest 1 % of the map if None.
     """
     label = regions > 0
     anomalous, best = bool(label.any()), histogram.best_dice().value
     metrics: dict[str, float | bool | int | str] = {
-        "score": float(image_score(scores)),
+        "score": float(image_score(scores)) if score is None else score,
         "anomalous": anomalous,
         "auroc": histogram.auroc().value,
         "aupr": histogram.aupr().value,

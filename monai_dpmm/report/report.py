@@ -18,6 +18,7 @@ from monai_dpmm.errors import InputError
 from monai_dpmm.files import plain, replacement
 from monai_dpmm.report.display import checked_array, heat_range, peak_voxel
 from monai_dpmm.report.environment import environment
+from monai_dpmm.report.findings_text import findings_text
 from monai_dpmm.report.html import formatted, formatted_interval, metric_names, report_page
 from monai_dpmm.report.scan_figure import require_matplotlib, subject_figure
 from monai_dpmm.report.training_curves import training_figure
@@ -42,7 +43,10 @@ def metrics_table(
     subjects: Sequence[Mapping[str, Any]],
     intervals: Mapping[str, Sequence[float]] | None = None,
 ) -> str:
-    """Table for the screen: the pooled metrics, then one line per subject, highest score first.
+    """Text for the screen: findings in words, the pooled metrics, one line per subject.
+
+    What findings are worth is told where it was measured, see `findings_text`. Subjects come with
+    the highest score first.
 
     Args:
         metrics: pooled metrics by name.
@@ -62,7 +66,8 @@ def metrics_table(
         bounds = [formatted_interval(intervals.get(name)) for name in metrics]
         for row, bound in zip(pooled, ["95 % interval", *bounds], strict=True):
             row.append(bound)
-    return "\n\n".join(_aligned(table) for table in (pooled, rows) if len(table) > 1)
+    tables = [_aligned(table) for table in (pooled, rows) if len(table) > 1]
+    return "\n\n".join(filter(None, [findings_text(metrics, intervals), *tables]))
 
 
 def write_report(
