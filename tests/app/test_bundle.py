@@ -43,7 +43,9 @@ def test_evaluation_prints_and_saves_metrics_and_the_report(trained, cohort, tmp
     metrics = json.loads((tmp_path / "report/metrics.json").read_text())["metrics"]
     assert 0.5 < metrics["pixel_auroc"] <= 1
     assert {"pixel_aupr", "dice_at_fpr_0.05", "image_auroc"} <= metrics.keys()
-    assert "pixel_auroc" in result.stdout
+    assert (metrics["scans_with_lesions"], metrics["healthy_scans"]) == (2, 1)
+    told = f"Lesions found: {metrics['lesions_found']:.0f} of {metrics['lesions']:.0f}"
+    assert -1 < result.stdout.find(told) < result.stdout.rfind("pixel_auroc")
     assert len(list(tmp_path.rglob("test_*_findings.json"))) == 3
     assert (tmp_path / "report/report.html").is_file()
 
