@@ -180,11 +180,15 @@ class AnomalyMetrics(Metric):
             histogram.update(scores, label, regions)
         except ValueError as error:
             raise InputError(f"{name}: {error}") from None
-        options = {
-            "lesion_iou": self.lesion_iou,
-            "score": None if self.score_key is None else float(item[self.score_key]),
-        }
-        record = image_record(scores, regions, histogram, self._thresholds(), **options)
+        score = None if self.score_key is None else float(item[self.score_key])
+        record = image_record(
+            scores,
+            regions,
+            histogram,
+            self._thresholds(),
+            lesion_iou=self.lesion_iou,
+            score=score,
+        )
         if self.findings_key is not None:
             if self._size is not None:
                 regions = connected_regions(lesions)
