@@ -4,8 +4,12 @@ The set (folder `kaggle_3m`, 110 patients of TCGA-LGG, masks by Buda et al., CC 
 downloaded by hand; images must be cited and used as its page says.
 
     python examples/lgg_flair.py kaggle_3m lgg_flair
-    python -m monai_dpmm train lgg_flair
+    python -m monai_dpmm compare lgg_flair -c examples/lgg_flair.json
+    python -m monai_dpmm train lgg_flair -c examples/lgg_flair.json
     python -m monai_dpmm evaluate lgg_flair
+
+Slices without a tumour lie more often high or low in the head, so test_level_matched.csv lists as
+many of either kind at each level: `compare` tells healthy slices from others by these as well.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from PIL import Image
 
 FLAIR = 1  # channel of the three: before contrast, FLAIR, after contrast
 DARK = 0.1  # of the patient's 99.5th percentile: what is darker is taken for air
+LEVELS = 20  # of the head, in each of which the matched slices are as many of either kind
 HEAD = 0.1  # share of a slice that must be brighter, else it shows too little of the head
 
 
@@ -42,10 +47,12 @@ def main() -> None:
     rows = []
     for patient, split in splits(patients, args.seed):
         rows += write(patient, args.target, split, args.every)
-    with (args.target / "slices.csv").open("w", newline="") as file:
-        table = csv.DictWriter(file, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
+    test = [row for row in rows if row["split"] == "test"]
+    for name, listed in (("slices", rows), ("test_level_matched", matched(test, args.seed))):
+        with (args.target / f"{name}.csv").open("w", newline="") as file:
+            table = csv.DictWriter(file, list(rows[0]))
+            table.writeheader()
+            table.writerows(listed)
     for split in ("train", "valid", "test"):
         classes = [row["class"] for row in rows if row["split"] == split]
         kinds = ", ".join(f"{classes.count(kind)} {kind}" for kind in ("good", "Ungood"))
@@ -99,6 +106,17 @@ def write(patient: Path, target: Path, split: str, every: int) -> list[dict[str,
             }
         )
     return rows
+
+
+def matched(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+    """Rows of as many good as Ungood slices in each twentieth of the head, drawn by seed."""
+    draw, kept = random.Random(seed), []
+    for level in range(LEVELS + 1):
+        there = [row for row in rows if int(LEVELS * row["rel_level"]) == level]
+        kinds = [[row for row in there if row["class"] == kind] for kind in ("good", "Ungood")]
+        count = min(map(len, kinds))
+        kept += [row for kind in kinds for row in draw.sample(kind, count)]
+    return kept
 
 
 def flair(mask: Path) -> NDArray[np.uint8]:

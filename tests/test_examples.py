@@ -3,6 +3,7 @@
 import csv
 import html
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -225,10 +226,30 @@ def test_kaggles_flair_slices_are_split_by_patient(tmp_path):
                 assert (mask > 0).sum() == int(row["mask_pixels"]) == 80 * lesion
     assert [len(people) for people in patients] == [4, 1, 3]
     assert len(set.union(*patients)) == 8
+    rows = {row["file"]: row for row in read_slices(tmp_path / "lgg")}
+    matched = read_slices(tmp_path / "lgg", "test_level_matched")
+    assert all(rows[row["file"]] == row and row["split"] == "test" for row in matched)
+    levels = {int(20 * float(row["rel_level"])) for row in matched}
+    assert levels == set()  # here a tumour is in the same slices of every patient
 
 
-def read_slices(folder):
-    with (folder / "slices.csv").open() as file:
+def test_level_matched_slices_are_as_many_of_either_kind():
+    kinds = ["good"] * 30 + ["Ungood"] * 20
+    levels = [i % 10 / 10 + 0.01 for i in range(50)]
+    rows = [
+        {"file": f"{i}.png", "class": kind, "rel_level": level}
+        for i, (kind, level) in enumerate(zip(kinds, levels, strict=True))
+    ]
+    example = runpy.run_path(str(EXAMPLES / "lgg_flair.py"))
+    matched = example["matched"](rows[:-2], 3)
+    for level in set(levels):
+        found = [row["class"] for row in matched if row["rel_level"] == level]
+        assert found.count("good") == found.count("Ungood") == (1 if level > 0.8 else 2)
+    assert example["matched"](rows[:-2], 3) == matched
+
+
+def read_slices(folder, name="slices"):
+    with (folder / f"{name}.csv").open() as file:
         return list(csv.DictReader(file))
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from monai.bundle import ConfigParser
 from torch import Tensor
@@ -16,79 +16,16 @@ from monai_dpmm.errors import InputError, MissingPackageError
 from monai_dpmm.files import atomic_write, json_object
 from monai_dpmm.report.environment import environment
 from monai_dpmm.study.embedded_dataset import EmbeddedDataset, embedded_dataset
-from monai_dpmm.study.models.bank import BankModel, KMeansModel
-from monai_dpmm.study.models.mixture import FINITE, MixtureModel
-from monai_dpmm.study.models.normality import NormalityModel
-from monai_dpmm.study.models.padim import PaDiM
+from monai_dpmm.study.methods import METHODS, PAPER, Method
+from monai_dpmm.study.models.mixture import MixtureModel
 from monai_dpmm.study.runs import cost, quality
 
-__all__ = ["METHODS", "Method", "compare"]
+__all__ = ["METHODS", "compare"]
 
 _TIMED = 5  # slices
-_EVALUATION = 2  # of trials that are kept: those of another one are run again
-
-
-class Method(NamedTuple):
-    """A way to model normality.
-
-    Attributes:
-        label: in the tables.
-        kinds: scores that are measured, the one of Table 1 first.
-        make: for a comparison, of a seed and the number of prototypes that its DPMM kept.
-        seeds: run no more of them: a full bank has none, and PatchCore's 10 % cost more than all
-            others together but hardly depend on it.
-        unit_norm: whether embeddings are scaled to unit norm.
-        matched: whether it takes as many prototypes as the DPMM kept.
-        aligned: whether all slices must be of one patch grid.
-        slices, patches: how many it needs to train on.
-    """
-
-    label: str
-    kinds: tuple[str, ...]
-    make: Callable[[_Comparison, int, int], NormalityModel]
-    seeds: int | None = None
-    unit_norm: bool = True
-    matched: bool = False
-    aligned: bool = False
-    slices: int = 1
-    patches: int = 1
-
-
-def _mixture(on: _Comparison, seed: int, count: int) -> MixtureModel:
-    return on.mixture(seed)
-
-
-def _finite(on: _Comparison, seed: int, count: int) -> MixtureModel:
-    return on.mixture(seed, components=count, **FINITE)
-
-
-def _bank(**options: Any) -> Callable[[_Comparison, int, int], NormalityModel]:
-    return lambda on, seed, count: BankModel(on.features, seed=seed, **options)
-
-
-def _k_means(on: _Comparison, seed: int, count: int) -> KMeansModel:
-    return KMeansModel(on.features, count, seed=seed)
-
-
-def _padim(on: _Comparison, seed: int, count: int) -> PaDiM:
-    return PaDiM(on.features, on.grid, seed=seed)
-
-
-_THREE, _COSINE, _EUCLIDEAN = ("cosine", "euclidean", "likelihood"), ("cosine",), ("euclidean",)
-METHODS: dict[str, Method] = {
-    "dpmm": Method("DPMM", _THREE, _mixture),
-    "dpmm-raw": Method("DPMM, raw embeddings", _THREE, _mixture, unit_norm=False),
-    "full": Method("full bank (AnomalyDINO)", _COSINE, _bank(), seeds=1),
-    "shots-16": Method("bank of 16 slices", _COSINE, _bank(slices=16), slices=16),
-    "shots-4": Method("bank of 4 slices", _COSINE, _bank(slices=4), slices=4),
-    "shots-1": Method("bank of 1 slice", _COSINE, _bank(slices=1)),
-    "coreset-10%": Method("PatchCore, 10 %", _EUCLIDEAN, _bank(size=0.1), seeds=2),
-    "coreset-1024": Method("PatchCore, 1,024", _EUCLIDEAN, _bank(size=1024), patches=1024),
-    "coreset-150": Method("PatchCore, 150", _EUCLIDEAN, _bank(size=150), patches=150),
-    "k-means": Method("k-means", _COSINE, _k_means, matched=True),
-    "gaussian-mixture": Method("Gaussian mixture", ("cosine", "mixture"), _finite, matched=True),
-    "padim": Method("PaDiM", ("mahalanobis",), _padim, aligned=True),
-}
+_PLACE_GRID = (10, 8, 8)  # where the config has none
+_SIGMA = 4.0  # mm, or pixels of pictures, where the config smooths nothing
+_EVALUATION = 3  # of trials that are kept: those of another one are run again
 
 
 def compare(
@@ -144,11 +81,16 @@ class _Comparison:
         self.key = dataset.key
         self.device = parser.get_parsed_content("device")
         self._unit_norm: bool | None = None
+        self.places = {section: dataset.places(section) for section in ("train", "val")}
         self._load(unit_norm=True)
         height, width, self.features = self.train[0].shape
         self.grid = (height, width)
-        arguments = [k for k in parser["mixture"] if k not in ("_target_", "features", "seed")]
-        self.options = {key: parser.get_parsed_content(f"mixture#{key}") for key in arguments}
+        own = ("_target_", "features", "planes", "seed")
+        arguments = [key for key in parser["mixture"] if key not in own]
+        options = {key: parser.get_parsed_content(f"mixture#{key}") for key in arguments}
+        self.place_grid = tuple(options.pop("place_grid", None) or _PLACE_GRID)
+        self.options = options
+        self.sigma_mm = float(parser.get_parsed_content("smoothing_mm") or _SIGMA)
         self.epochs = parser.get_parsed_content("max_epochs")
         self.batch_size = parser.get_parsed_content("batch_size")
 
@@ -200,7 +142,8 @@ class _Comparison:
     def _record(self, name: str, seed: int, count: int) -> dict[str, Any]:
         """The record of a trial, run unless it is there."""
         method = METHODS[name]
-        settings = {"unit_norm": method.unit_norm, "scores": list(method.kinds)}
+        settings: dict[str, Any] = {"unit_norm": method.unit_norm, "scores": list(method.kinds)}
+        settings["smoothing_mm"] = self.sigma_mm
         settings |= self._settings(name, count)
         done = {"method": name, "seed": seed, "settings": settings, "data": self.key}
         done["evaluation"] = _EVALUATION
@@ -218,8 +161,9 @@ class _Comparison:
 
     def _settings(self, name: str, count: int) -> dict[str, Any]:
         training = {"max_epochs": self.epochs, "batch_size": self.batch_size}
-        mixture = name in ("dpmm", "dpmm-raw", "gaussian-mixture")
+        mixture = name in ("dpmm", "dpmm-paper", "dpmm-raw", "gaussian-mixture")
         own = {**self.options, **training} if mixture else {}
+        own |= {"dpmm": {"place_grid": list(self.place_grid)}, "dpmm-paper": PAPER}.get(name, {})
         matched = {"components" if mixture else "clusters": count}
         return own | (matched if METHODS[name].matched else {})
 
@@ -229,11 +173,15 @@ class _Comparison:
         model.module.to(self.device)
         start = time.perf_counter()
         model.fit(self.train, self.val)
+        if isinstance(model, MixtureModel) and model.module.places is not None:
+            placed = (self.train, self.places["train"]), (self.val, self.places["val"])
+            print(f"places make healthy patches {model.place(*placed):+.2f} nats likelier")
         seconds = time.perf_counter() - start
         scores = {}
         for kind in method.kinds:
             tests = self.dataset.tests(unit_norm=method.unit_norm)
-            scores[kind] = quality(model, kind, self.val, tests)
+            held_out = zip(self.val, self.places["val"], strict=True)
+            scores[kind] = quality(model, kind, held_out, tests, self.sigma_mm)
             scores[kind] |= cost(model, kind, self._timed(method.unit_norm))._asdict()
         first = scores[method.kinds[0]]
         print(
@@ -244,7 +192,8 @@ class _Comparison:
         done = {"prototypes": model.prototypes, "fit_seconds": seconds, "scores": scores}
         return done | {"environment": environment()}
 
-    def _timed(self, unit_norm: bool) -> list[Tensor]:
-        """The middle slices of the first test scans."""
+    def _timed(self, unit_norm: bool) -> list[tuple[Tensor, Tensor]]:
+        """The middle slices of the first test scans, and the places of their patches."""
         scans = zip(range(_TIMED), self.dataset.tests(unit_norm=unit_norm), strict=False)
-        return [scan.embeddings[len(scan.embeddings) // 2] for _, scan in scans]
+        middle = ((scan, len(scan.embeddings) // 2) for _, scan in scans)
+        return [(scan.embeddings[i], scan.places[i]) for scan, i in middle]

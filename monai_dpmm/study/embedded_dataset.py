@@ -2,30 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import csv
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from monai.bundle import ConfigParser
 from torch import Tensor
 from torch.nn import functional as F
 
 from monai_dpmm.engines.embedding_store import StoredEmbeddings
 from monai_dpmm.engines.fingerprint import fingerprint
-from monai_dpmm.io.datalist import datalist
+from monai_dpmm.errors import InputError
+from monai_dpmm.io.datalist import data_root, datalist
 from monai_dpmm.io.label_loading import LoadLabeld
+from monai_dpmm.network.geometry import slice_axes
+from monai_dpmm.study.bodies import Body, body_of
 from monai_dpmm.transforms.dictionary import LoadVolumed
 from monai_dpmm.transforms.labels import IgnoreLabelledPatchesd
+
+MATCHED = "test_level_matched.csv"  # in the folder of a data set
 
 __all__ = ["EmbeddedDataset", "LabelledScan", "embedded_dataset"]
 
 
 class LabelledScan(NamedTuple):
-    """A test scan: its slices' embeddings (S, h, w, D) and lesions (S, H, W), bool."""
+    """A test scan as slices.
+
+    Attributes:
+        name: of its file.
+        embeddings: (S, h, w, D).
+        places: of the patches, (S, h, w, 3) in [0, 1].
+        masks: lesions, (S, H, W) bool.
+        foreground: pixels of the body, (S, H, W) bool.
+        spacing: of slices, rows and columns, mm.
+        group: the patient, or the scan itself where that is not known.
+        matched: whether it is one of the scans whose scores as a whole are compared.
+    """
 
     name: str
     embeddings: Tensor
+    places: Tensor
     masks: Tensor
+    foreground: Tensor
+    spacing: tuple[float, float, float]
+    group: str
+    matched: bool = True
 
 
 class EmbeddedDataset:
@@ -34,23 +59,65 @@ class EmbeddedDataset:
     Args:
         root: folder of the data set.
         sections: each one's scans; those of "test" with a label.
+        body: of a scan, by its item.
+        matched: names of the test scans that are compared as a whole, all if None.
     """
 
-    def __init__(self, root: str | Path, sections: Mapping[str, StoredEmbeddings]) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        sections: Mapping[str, StoredEmbeddings],
+        body: Callable[[Mapping[str, Any]], Body],
+        matched: frozenset[str] | None = None,
+    ) -> None:
         self.root = Path(root)
         self.sections = sections
+        self.matched = matched
+        self._body = body
+        # of test scans, the foreground eight voxels a byte, and the length of its rows
+        self._seen: dict[str, tuple[Body, int]] = {}
 
     def healthy(self, section: str, *, unit_norm: bool = True) -> list[Tensor]:
         """Slices (h, w, D) of all scans of "train" or "val" that are not background only."""
         return list(self.sections[section].slices(unit_norm=unit_norm))
 
+    def places(self, section: str) -> list[Tensor]:
+        """Places (h, w, 3) of the patches of the slices of `healthy`, in their order."""
+        scans, found = self.sections[section], []
+        for index, item in enumerate(scans.data):
+            grids = scans.read(index)["image"]
+            places = self._body(item).places((grids.shape[1], grids.shape[2]))
+            found += [at for at, grid in zip(places, grids, strict=True) if bool(grid.any())]
+        return found
+
     def tests(self, *, unit_norm: bool = True) -> Iterator[LabelledScan]:
-        """Test scans, one in memory at a time."""
+        """Test scans, one in memory at a time, but for where their bodies are: a bit a voxel."""
         scans = self.sections["test"]
         for index, item in enumerate(scans.data):
             read = scans.read(index)
             grids = F.normalize(read["image"], dim=-1) if unit_norm else read["image"]
-            yield LabelledScan(Path(item["image"]).name, grids, read["label"])
+            body, name = self._test_body(item), Path(item["image"]).name
+            yield LabelledScan(
+                name,
+                grids,
+                body.places((grids.shape[1], grids.shape[2])),
+                read["label"],
+                body.slices,
+                body.slice_spacing,
+                str(item.get("patient", item["image"])),
+                self.matched is None or name in self.matched,
+            )
+
+    def _test_body(self, item: Mapping[str, Any]) -> Body:
+        """The body of a test scan, found once."""
+        path = item["image"]
+        if path not in self._seen:
+            body = self._body(item)
+            packed = torch.from_numpy(np.packbits(body.foreground.numpy(), axis=-1))
+            self._seen[path] = body._replace(foreground=packed), body.foreground.shape[-1]
+        body, width = self._seen[path]
+        bits = np.unpackbits(body.foreground.numpy(), axis=-1, count=width)
+        return body._replace(foreground=torch.from_numpy(bits).bool())
 
     @property
     def key(self) -> str:
@@ -66,14 +133,18 @@ class EmbeddedDataset:
 def embedded_dataset(parser: ConfigParser) -> EmbeddedDataset:
     """Embeddings of the data set of a training config, those of training's own store.
 
+    Slices of volumes are taken along one axis, the first of several in the config.
+
     Args:
         parser: of the config and its overlays: "dataset_dir", "embedding_dir", "val_fraction",
-            "seed", "embedding", "lesion_label".
+            "seed", "preprocessing", "embedding", "slice_axis", "slice_step", "lesion_label".
 
     Raises:
         InputError: see `monai_dpmm.io.datalist.datalist`; every test scan must have a label, unless
             it is known to be healthy.
     """
+    axis = slice_axes(parser.get_parsed_content("slice_axis"))[0]
+    parser["slice_axis"] = axis
     root, seed = (parser.get_parsed_content(key) for key in ("dataset_dir", "seed"))
     fraction = parser.get_parsed_content("val_fraction")
     items = {
@@ -89,7 +160,26 @@ def embedded_dataset(parser: ConfigParser) -> EmbeddedDataset:
     }
     for scans in sections.values():
         scans.embed()
-    return EmbeddedDataset(root, sections)
+    preprocessing = parser.get_parsed_content("preprocessing")
+    step = parser.get_parsed_content("slice_step")
+    body = partial(body_of, preprocessing=preprocessing, axis=axis, step=step)
+    return EmbeddedDataset(root, sections, body, _matched(Path(data_root(root))))
+
+
+def _matched(root: Path) -> frozenset[str] | None:
+    """Names of test scans in the column "file" of a table in the data set's folder, if it is there.
+
+    Raises:
+        InputError: where the table has no such column.
+    """
+    path = root / MATCHED
+    if not path.is_file():
+        return None
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or "file" not in rows[0]:
+        raise InputError(f"{path}: must have a column named file, and a row at least")
+    return frozenset(row["file"] for row in rows)
 
 
 def _with_lesions(transforms: Sequence[Any], label: LoadLabeld) -> list[Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from monai_dpmm.errors import InputError
+from monai_dpmm.study.refinement_tables import refinement_tables
 from monai_dpmm.study.runs import RATES
 from monai_dpmm.study.significance import bootstrap_interval, holm, paired_p_value
 from monai_dpmm.study.tables import Table, spread, write_tables
@@ -17,7 +18,12 @@ from monai_dpmm.study.tables import Table, spread, write_tables
 __all__ = ["paper_tables", "run_records", "significance", "write_comparison"]
 
 Trial = Mapping[str, Any]
-_MIXTURES = {"dpmm": "DPMM", "dpmm-raw": "DPMM", "gaussian-mixture": "finite"}
+_MIXTURES = {
+    "dpmm": "DPMM",
+    "dpmm-paper": "the paper's",
+    "dpmm-raw": "DPMM",
+    "gaussian-mixture": "finite",
+}
 _METRICS = ("auroc", "aupr")
 
 
@@ -99,7 +105,7 @@ def write_comparison(
     trials: Sequence[Trial], folder: str | Path, reference: str = "dpmm"
 ) -> list[Table]:
     """The tables, written to a folder with all numbers, see `write_tables`."""
-    tables = paper_tables(trials, reference)
+    tables = [*refinement_tables(trials, reference), *paper_tables(trials, reference)]
     result = {"significance": significance(trials, reference), "trials": list(trials)}
     write_tables(folder, tables, run_records(trials), {"reference": reference, **result})
     return tables

@@ -8,6 +8,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from monai_dpmm.network.geometry import upsample_scores
 from monai_dpmm.network.thresholds import thresholds_at
 from monai_dpmm.study.embedded_dataset import LabelledScan
 from monai_dpmm.study.models.normality import NormalityModel
+from monai_dpmm.study.refinement import RefinementMetrics
 
 __all__ = ["RATES", "Cost", "cost", "quality"]
 
@@ -36,7 +38,11 @@ class Cost(NamedTuple):
 
 
 def quality(
-    model: NormalityModel, kind: str, held_out: Sequence[Tensor], tests: Iterable[LabelledScan]
+    model: NormalityModel,
+    kind: str,
+    held_out: Iterable[tuple[Tensor, Tensor]],
+    tests: Iterable[LabelledScan],
+    sigma_mm: float,
 ) -> dict[str, Any]:
     """Metrics of a model by one of its scores, as `AnomalyMetrics` has them of the test slices.
 
@@ -45,14 +51,27 @@ def quality(
     the rates `RATES`, by thresholds of the healthy patches held out (Table 2). "image_auroc" is
     that of slices with a lesion against those without, scored by the mean of their highest 1 % of
     pixels. "images" lists the slices with a lesion: "scan", "slice", and their own "auroc" and
-    "aupr".
+    "aupr". "steps" is of the body's pixels only, and of maps that are refined, see
+    `RefinementMetrics`.
+
+    Args:
+        model: fitted.
+        kind: of its scores.
+        held_out: healthy slices and the places of their patches, (h, w, D) and (h, w, 3) each.
+        tests: scans with lesions.
+        sigma_mm: of the smoothing.
     """
     rates = torch.tensor(RATES, dtype=torch.float64)
-    healthy = [model.score(grid[None], kind)[0][grid.any(-1)] for grid in held_out]
+    healthy = [
+        model.score(grid[None], kind, places[None])[0][grid.any(-1)] for grid, places in held_out
+    ]
     metrics = AnomalyMetrics(Thresholds(rates, thresholds_at(torch.cat(healthy), rates)))
+    steps = RefinementMetrics(sigma_mm)
     slices = []
     for scan in tests:
-        maps = upsample_scores(model.score(scan.embeddings, kind), scan.masks.shape[1:])
+        scores = model.score(scan.embeddings, kind, scan.places)
+        maps = upsample_scores(scores, scan.masks.shape[1:])
+        steps.add(maps[:, 0], scan)
         pairs = zip(maps, scan.masks[:, None], strict=True)
         metrics.update([{"pred": anomaly, "label": label} for anomaly, label in pairs])
         slices += [{"scan": scan.name, "slice": number} for number in range(len(maps))]
@@ -68,28 +87,35 @@ def quality(
             for place, image in zip(slices, metrics.subjects, strict=True)
             if image["anomalous"]
         ],
+        "steps": steps.compute(),
     }
 
 
-def cost(model: NormalityModel, kind: str, slices: Sequence[Tensor]) -> Cost:
+def cost(model: NormalityModel, kind: str, slices: Sequence[tuple[Tensor, Tensor]]) -> Cost:
     """Time and memory of scoring slices (h, w, D) one at a time; the backbone is not in it.
 
     Time is the median over the slices of each one's fastest of three calls. Memory is that of the
-    model's buffers and the highest above them while a slice is scored: on a CPU of all that the
+    model's tensors and the highest above them while a slice is scored: on a CPU of all that the
     process holds (Linux only, else NaN), on a GPU of its tensors.
+
+    Args:
+        model: fitted.
+        kind: of its scores.
+        slices: with the places of their patches, (h, w, 3).
     """
-    batches = [grid[None] for grid in slices]
-    model.score(batches[0], kind)
-    seconds = [min(_seconds(model, kind, batch) for _ in range(_CALLS)) for batch in batches]
-    buffers = sum(b.numel() * b.element_size() for b in model.module.buffers())
-    fullest = max(batches, key=lambda batch: int(batch.any(-1).sum()))
-    above = _peak(lambda: model.score(fullest, kind), model.module)
+    calls = [partial(model.score, grid[None], kind, places[None]) for grid, places in slices]
+    calls[0]()
+    seconds = [min(_seconds(call) for _ in range(_CALLS)) for call in calls]
+    tensors = (*model.module.buffers(), *model.module.parameters())
+    buffers = sum(b.numel() * b.element_size() for b in tensors)
+    patches = [int(grid.any(-1).sum()) for grid, _ in slices]
+    above = _peak(calls[patches.index(max(patches))], model.module)
     return Cost(1000 * statistics.median(seconds), (buffers + above) / 1e6)
 
 
-def _seconds(model: NormalityModel, kind: str, slices: Tensor) -> float:
+def _seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
-    model.score(slices, kind)
+    call()
     return time.perf_counter() - start
 
 

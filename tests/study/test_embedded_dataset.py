@@ -82,6 +82,51 @@ def test_test_scans_keep_their_lesions(cohort, dataset):
     assert any(scan.masks.any() for scan in scans)
 
 
+def test_places_are_those_of_the_slices_that_training_sees(dataset):
+    for section in ("train", "val"):
+        grids, places = dataset.healthy(section), dataset.places(section)
+        assert [p.shape for p in places] == [(*grid.shape[:2], 3) for grid in grids]
+        assert all(float(p.min()) >= 0 and float(p.max()) <= 1 for p in places)
+    # axis 2 of "PLI" is axial from above: the slices of a scan go through the head
+    first = [float(p[0, 0, 2]) for p in dataset.places("train")]
+    assert first[0] < 0.1
+    assert first[1] > first[0]
+
+
+def test_the_body_of_a_test_scan_is_what_its_preprocessing_leaves(cohort, kept, dataset):
+    preprocess = parser_of(cohort, kept).get_parsed_content("preprocessing")
+    items = datalist(cohort, "test", labels=True)
+    for scan, again, item in zip(dataset.tests(), dataset.tests(), items, strict=True):
+        image = preprocess({"image": item["image"]})["image"]
+        expected = (image[0] > 0).movedim(2, 0)[::4]
+        assert torch.equal(scan.foreground, expected.as_tensor())
+        assert torch.equal(again.foreground, scan.foreground)  # as it was kept
+        assert scan.spacing[0] == pytest.approx(4 * float(image.pixdim[2]))
+        assert scan.places.shape == (*scan.embeddings.shape[:3], 3)
+        assert scan.matched
+        assert scan.group in (item.get("patient"), item["image"])
+
+
+def test_of_several_directions_the_first_is_compared(cohort, tmp_path):
+    one = embedded_dataset(parser_of(cohort, tmp_path, slice_axis=1))
+    several = embedded_dataset(parser_of(cohort, tmp_path, slice_axis=[1, 2]))
+    assert several.key == one.key
+
+
+def test_scans_are_matched_by_the_table_of_the_data_set(tmp_path):
+    root = write_tree(
+        tmp_path / "data", "mvtec", counts={"train": 2, "test/good": 2, "test/bad": 1}
+    )
+    parser = parser_of(root, tmp_path / "kept", slice_step=1)
+    names = [scan.name for scan in embedded_dataset(parser).tests()]
+    (root / "test_level_matched.csv").write_text(f"file,class\n{names[0]},good\n")
+    matched = {scan.name: scan.matched for scan in embedded_dataset(parser).tests()}
+    assert matched == {name: name == names[0] for name in names}
+    (root / "test_level_matched.csv").write_text("name\na.png\n")
+    with pytest.raises(InputError, match=r"test_level_matched\.csv: must have a column named file"):
+        embedded_dataset(parser)
+
+
 @pytest.mark.parametrize(("rule", "found"), [("positive", 14 * 16), ("255", 0)])
 def test_slices_keep_their_lesions_by_the_rule_of_their_data_set(tmp_path, rule, found):
     counts = {"train": 2, "test/good": 1, "test/bad": 1}

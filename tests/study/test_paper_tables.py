@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from monai_dpmm.study.paper_tables import paper_tables, run_records, significance, write_comparison
+from monai_dpmm.study.refinement import STEPS
+from monai_dpmm.study.refinement_tables import refinement_tables
 
 GENERATOR = np.random.default_rng(0)
 DIFFICULTY = GENERATOR.normal(0, 0.05, 40)
@@ -20,14 +22,26 @@ def found(auroc, seed, noise=0.0):
     ]
     numbers = {"auroc": auroc + seed / 100, "aupr": auroc / 2, "best_dice": 0.5, "megabytes": 12.0}
     numbers |= {"binning_error": 0.0, "image_auroc": 0.75, "milliseconds": 3.0}
-    return numbers | {"dice": [0.1, 0.2, 0.3], "images": images}
+    steps = {step: refined_step(auroc / 2 + i / 100, seed) for i, step in enumerate(STEPS)}
+    return numbers | {"dice": [0.1, 0.2, 0.3], "images": images, "steps": steps}
+
+
+def refined_step(aupr, seed):
+    """Numbers of maps after a step, resamples two points below and above, one without a lesion."""
+    draws = [aupr + seed / 100 + offset for offset in np.linspace(-0.02, 0.02, 41)]
+    numbers = {"auroc": 0.9, "aupr": aupr + seed / 100, "best_dice": 0.5, "image_auroc": 0.75}
+    return numbers | {"matched_auroc": None, "resampled": [*draws, None]}
 
 
 def trial(method, label, seed, scores, prototypes=10, unit_norm=True):
     environment = {"processor": "abacus", "gpu": "none", "torch": "2", "platform": "desk"}
     return {
         **{"method": method, "label": label, "seed": seed, "prototypes": prototypes + seed},
-        **{"settings": {"unit_norm": unit_norm}, "data": "d", "fit_seconds": 7.0},
+        **{
+            "settings": {"unit_norm": unit_norm, "smoothing_mm": 4.0},
+            "data": "d",
+            "fit_seconds": 7.0,
+        },
         **{"scores": scores, "environment": environment},
     }
 
@@ -111,8 +125,50 @@ def test_every_run_has_its_row(trials):
     record = records[1]
     assert (record["method"], record["seed"], record["score"]) == ("dpmm", 0, "euclidean")
     assert (record["dice_at_0.1"], record["dice_at_0.01"]) == (0.1, 0.3)
-    assert json.loads(record["settings"]) == {"unit_norm": True}
+    assert json.loads(record["settings"])["unit_norm"] is True
     assert record["processor"] == "abacus"
+
+
+def test_every_method_and_score_has_its_maps_as_they_are_and_refined(trials):
+    table = refinement_tables(trials)[0]
+    assert list(table.columns[3:7]) == ["raw", "smoothed", "less baseline", "both"]
+    assert [row[:2] for row in table.rows] == [
+        *(["DPMM", "cosine"], ["DPMM", "euclidean"], ["DPMM, raw", "cosine"]),
+        *(["full bank", "cosine"], ["few", "cosine"]),
+    ]
+    raw, *_, both = table.rows[0][3:7]
+    assert (raw, both) == ("46.0 (45.0-47.0)", "49.0 (48.0-50.0)")
+    low, high = (float(end) for end in table.rows[0][7].split(" to "))
+    assert (low, high) == pytest.approx((49 - 1.9, 49 + 1.9), abs=0.051)
+    assert table.rows[0][8:] == ["3.0", "3"]
+    assert "by a Gaussian of 4 mm" in table.note
+
+
+def test_refined_maps_are_compared_in_the_same_draws(trials):
+    table = refinement_tables(trials)[1]
+    cells = {(row[0], row[1]): list(row[2:]) for row in table.rows}
+    assert cells["DPMM", "cosine"][1:3] == ["", ""]
+    # five points less, in every draw of the patients
+    assert cells["DPMM", "euclidean"][1:3] == ["-5.0", "-5.0 to -5.0"]
+    assert cells["DPMM", "cosine"][3:] == [
+        *("90.0 (90.0-90.0)", "50.0 (50.0-50.0)"),
+        *("75.0 (75.0-75.0)", "-"),
+    ]
+    assert "Reference: DPMM cosine" in table.note
+
+
+def test_a_score_that_knows_places_is_the_reference(trials):
+    for one in trials[:3]:
+        one["scores"]["placed-cosine"] = found(0.95, one["seed"])
+    tables = refinement_tables(trials)
+    assert "Reference: DPMM cosine, place" in tables[1].note
+    assert ["DPMM", "cosine, place"] in [list(row[:2]) for row in tables[0].rows]
+    with pytest.raises(ValueError, match=r"reference must be one of dpmm, .*, got 'gone'"):
+        refinement_tables(trials, "gone")
+
+
+def test_a_model_without_prototypes(trials):
+    assert refinement_tables([{**trials[4], "prototypes": 0}], "full")[0].rows[0][2] == "-"
 
 
 def test_memory_that_is_not_known(trials):
@@ -124,7 +180,15 @@ def test_memory_that_is_not_known(trials):
 
 def test_all_is_written(trials, tmp_path):
     tables = write_comparison(trials, tmp_path)
-    names = {"table1.csv", "table2.csv", "table3.csv", "images.csv", "significance.csv"}
+    names = {
+        "refinement.csv",
+        "refined.csv",
+        "table1.csv",
+        "table2.csv",
+        "table3.csv",
+        "images.csv",
+        "significance.csv",
+    }
     assert names <= {path.name for path in tmp_path.iterdir()}
     assert {f"{table.name}.csv" for table in tables} == names
     result = json.loads((tmp_path / "comparison.json").read_text())

@@ -22,11 +22,16 @@ class FirstFeature:
         self.module.register_buffer("state", torch.zeros(250_000))  # 1 MB
         self.seconds, self.megabytes = seconds, megabytes
 
-    def score(self, slices, kind):
+    def score(self, slices, kind, places=None):
         assert kind == "first"
         time.sleep(self.seconds)
         torch.ones(int(self.megabytes * 250_000))
         return slices[..., 0] * slices.any(-1)
+
+
+def placed(slices):
+    """Slices with places of their patches, which the model does not know of."""
+    return [(grid, torch.full((*grid.shape[:-1], 3), 0.5)) for grid in slices]
 
 
 def embeddings(scores):
@@ -40,14 +45,26 @@ MASKS = torch.zeros(3, 8, 8, dtype=torch.bool)
 MASKS[0, 2:5, 2:5] = True
 MASKS[2, 6:, 6:] = True
 SCORES = torch.rand(3, 4, 4, generator=GENERATOR) + 0.5 * (MASKS[:, ::2, ::2])
-SCANS = [
-    LabelledScan("a", embeddings(SCORES[:2]), MASKS[:2]),
-    LabelledScan("b", embeddings(SCORES[2:]), MASKS[2:]),
-]
+SIGMA = 2.0
+
+
+def labelled(name, some):
+    """A scan of some slices, all of it body."""
+    scores, masks = SCORES[some], MASKS[some]
+    grids, there = embeddings(scores), torch.ones_like(masks)
+    places = torch.full((*scores.shape, 3), 0.5)
+    return LabelledScan(name, grids, places, masks, there, (1.0, 1.0, 1.0), name)
+
+
+SCANS = [labelled("a", slice(2)), labelled("b", slice(2, None))]
+
+
+def measured(held_out=HELD_OUT):
+    return quality(FirstFeature(), "first", placed(held_out), SCANS, SIGMA)
 
 
 def test_quality_is_that_of_the_maps_at_the_size_of_the_masks():
-    found = quality(FirstFeature(), "first", HELD_OUT, SCANS)
+    found = measured()
     maps = upsample_scores(SCORES, (8, 8))[:, 0]
     exact = pixel_metrics(maps.flatten(), MASKS.flatten())
     for metric in ("auroc", "aupr"):
@@ -61,7 +78,7 @@ def test_quality_is_that_of_the_maps_at_the_size_of_the_masks():
 
 
 def test_images_are_the_slices_with_a_lesion():
-    found = quality(FirstFeature(), "first", HELD_OUT, SCANS)
+    found = measured()
     assert [(i["scan"], i["slice"]) for i in found["images"]] == [("a", 0), ("b", 0)]
     maps = upsample_scores(SCORES, (8, 8))[:, 0]
     for i, row in zip((0, 2), found["images"], strict=True):
@@ -73,20 +90,20 @@ def test_images_are_the_slices_with_a_lesion():
 
 def test_background_of_healthy_slices_sets_no_threshold():
     held_out = torch.cat([HELD_OUT[0], torch.zeros(50, 10, 2)])
-    with_background = quality(FirstFeature(), "first", [held_out], SCANS)
-    assert with_background == quality(FirstFeature(), "first", HELD_OUT, SCANS)
+    with_background = measured([held_out])
+    assert with_background == measured()
 
 
 @pytest.mark.slow
 def test_time_is_that_of_one_slice():
-    slices = [embeddings(torch.ones(4, 4)) for _ in range(3)]
+    slices = placed(embeddings(torch.ones(4, 4)) for _ in range(3))
     assert 20 <= cost(FirstFeature(seconds=0.02), "first", slices).milliseconds < 60
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not module._RESET.exists(), reason="memory is read from Linux")
 def test_memory_is_of_the_model_and_of_scoring():
-    slices = [embeddings(torch.ones(4, 4))]
+    slices = placed([embeddings(torch.ones(4, 4))])
     small = cost(FirstFeature(), "first", slices).megabytes
     large = cost(FirstFeature(megabytes=200), "first", slices).megabytes
     assert 1 <= small < 30
@@ -95,5 +112,5 @@ def test_memory_is_of_the_model_and_of_scoring():
 
 def test_memory_that_cannot_be_read_is_nan(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "_RESET", tmp_path / "missing" / "clear_refs")
-    slices = [embeddings(torch.ones(4, 4))]
+    slices = placed([embeddings(torch.ones(4, 4))])
     assert math.isnan(cost(FirstFeature(), "first", slices).megabytes)

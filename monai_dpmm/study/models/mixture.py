@@ -8,14 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from monai_dpmm.errors import InputError
 from monai_dpmm.mixture.checks import check_at_least_one
 from monai_dpmm.mixture.dpmm import DPMM
+from monai_dpmm.mixture.place_choice import calibrate_places
 from monai_dpmm.study.models.normality import NormalityModel, patches_of
 
-__all__ = ["FINITE", "MixtureModel"]
+__all__ = ["FINITE", "PLACED", "MixtureModel"]
 
 FINITE = {"concentration": 1.0, "learn_concentration": False, "initial_weights": "uniform"}
+PLACED = "placed-"  # what the kind of a score begins with that knows the patches' places
 _CHUNK = 64  # slices
+Placed = tuple[Sequence[Tensor], Sequence[Tensor]]
 
 
 class MixtureModel(NormalityModel):
@@ -24,6 +28,9 @@ class MixtureModel(NormalityModel):
     With the options `FINITE` it is a Gaussian mixture of K components instead: with α = 1 kept, the
     prior v_k ~ Beta(1, 1) is uniform, and the weights of the M-step are s_k, those of maximum
     likelihood; they start equal.
+
+    With a `place_grid` among the options, and after `place`, a score such as "placed-cosine" is
+    that with the weights of each patch's place.
 
     Args:
         features: D.
@@ -70,6 +77,42 @@ class MixtureModel(NormalityModel):
                 best = log_likelihood
                 state = {name: x.clone() for name, x in self.module.state_dict().items()}
         self.module.load_state_dict(state)
+
+    def place(self, slices: Placed, held_out: Placed) -> float:
+        """Count the components at the places of healthy patches; nats a patch that is gained.
+
+        How much places count for is decided by the slices held out, see `calibrate_places`.
+
+        Args:
+            slices: patch grids and the places of their patches, (h, w, D) and (h, w, d) each.
+            held_out: likewise, of others.
+
+        Raises:
+            ValueError: for a mixture without a `place_grid`.
+        """
+        places = self.module.places
+        if places is None:
+            raise InputError("options must have a place_grid, got none")
+        total = torch.zeros(places.counts.shape, dtype=torch.float64)
+        for x, u in self._placed(slices):
+            total += self.module.place_counts(x, u).cpu()
+        places.counts.copy_(total)
+        return calibrate_places(self.module, list(self._placed(held_out)))
+
+    def _placed(self, slices: Placed) -> Iterator[tuple[Tensor, Tensor]]:
+        """Patches (N, D) and their places (N, d), some slices at a time."""
+        grids, places = slices
+        for start in range(0, len(grids), _CHUNK):
+            part = range(start, min(start + _CHUNK, len(grids)))
+            u = torch.cat([places[i][grids[i].any(-1)] for i in part])
+            yield patches_of([grids[i] for i in part]).to(self.device), u.to(self.device)
+
+    def _scores(self, x: Tensor, kind: Any, places: Tensor | None) -> Tensor:
+        own = places if kind.startswith(PLACED) else None
+        return self.module.score(x, kind.removeprefix(PLACED), own)
+
+    def _lowest_score(self, kind: Any) -> Tensor:
+        return self.module.lowest_score(kind.removeprefix(PLACED))
 
     def _batches(self, slices: Sequence[Tensor], epoch: int) -> Iterator[Tensor]:
         """Patches (N, D) in the order that training has them in."""

@@ -36,14 +36,27 @@ class NormalityModel(ABC):
     def fit(self, slices: Sequence[Tensor], held_out: Sequence[Tensor]) -> None:
         """Fit to healthy slices (h, w, D), choosing by others that are held out, if at all."""
 
-    def score(self, slices: Tensor, kind: Any) -> Tensor:
-        """Score of each patch: (S, h, w, D) -> (S, h, w), on the CPU; background the lowest."""
+    def score(self, slices: Tensor, kind: Any, places: Tensor | None = None) -> Tensor:
+        """Score of each patch: (S, h, w, D) -> (S, h, w), on the CPU; background the lowest.
+
+        Args:
+            slices: patch grids.
+            kind: of score, one of the model's own.
+            places: of the patches, (S, h, w, d) in [0, 1], which some models know what to do with.
+        """
         there = slices.any(dim=-1)
-        result = torch.full(there.shape, float(self.module.lowest_score(kind)))
+        result = torch.full(there.shape, float(self._lowest_score(kind)))
         if bool(there.any()):
-            patches = slices[there].to(self.device)
-            result[there] = self.module.score(patches, kind).float().cpu()
+            own = None if places is None else places[there].to(self.device)
+            result[there] = self._scores(slices[there].to(self.device), kind, own).float().cpu()
         return result
+
+    def _scores(self, x: Tensor, kind: Any, places: Tensor | None) -> Tensor:
+        """Score of each patch: (N, D), (N, d) -> (N,)."""
+        return self.module.score(x, kind)
+
+    def _lowest_score(self, kind: Any) -> Tensor:
+        return self.module.lowest_score(kind)
 
     @property
     def device(self) -> torch.device:

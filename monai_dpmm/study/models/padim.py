@@ -125,7 +125,9 @@ class PaDiM(nn.Module, NormalityModel):
         torch.linalg.cholesky(covariance, out=self.factors)
 
     @exact
-    def score(self, slices: Tensor, kind: Any = "mahalanobis") -> Tensor:
+    def score(
+        self, slices: Tensor, kind: Any = "mahalanobis", places: Tensor | None = None
+    ) -> Tensor:
         """Mahalanobis distance of each patch to its place: (S, h, w, D) -> (S, h, w), 0 background.
 
         Raises:
