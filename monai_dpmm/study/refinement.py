@@ -53,10 +53,14 @@ class RefinementMetrics:
 
     Args:
         sigma_mm: see `smoothed`.
+        unit: scores are counted in multiples of it. A thousandth of the deviation of healthy
+            patches is far below what a method's score can tell apart, and five times as fast as
+            every score of its own.
     """
 
-    def __init__(self, sigma_mm: float) -> None:
+    def __init__(self, sigma_mm: float, unit: float) -> None:
         self.sigma_mm = sigma_mm
+        self.unit = unit
         self._steps = {step: _Pixels() for step in STEPS}
         self._groups: list[str] = []
         self._slices: list[tuple[bool, bool]] = []  # of each: with a lesion, matched
@@ -71,7 +75,7 @@ class RefinementMetrics:
         self._slices += [(bool(scan.masks[i].any()), scan.matched) for i in numbers]
         for step, anomaly in refined(maps, scan, self.sigma_mm).items():
             pixels = self._steps[step]
-            pixels.add(anomaly[there], scan.masks[there])
+            pixels.add((anomaly[there] / self.unit).round(), scan.masks[there])
             pixels.tops += [float(image_score(anomaly[i][there[i]])) for i in numbers]
 
     def compute(self) -> dict[str, dict[str, Any]]:

@@ -27,6 +27,7 @@ __all__ = ["RATES", "Cost", "cost", "quality"]
 
 RATES = (0.1, 0.05, 0.01)
 _CALLS = 3
+_UNIT = 1e-3  # of the deviation of healthy patches
 _PEAK, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -65,12 +66,13 @@ def quality(
     healthy = [
         model.score(grid[None], kind, places[None])[0][grid.any(-1)] for grid, places in held_out
     ]
-    metrics = AnomalyMetrics(Thresholds(rates, thresholds_at(torch.cat(healthy), rates)))
-    steps = RefinementMetrics(sigma_mm)
+    scores = torch.cat(healthy)
+    metrics = AnomalyMetrics(Thresholds(rates, thresholds_at(scores, rates)))
+    steps = RefinementMetrics(sigma_mm, _UNIT * float(scores.double().std()))
     slices = []
     for scan in tests:
-        scores = model.score(scan.embeddings, kind, scan.places)
-        maps = upsample_scores(scores, scan.masks.shape[1:])
+        patches = model.score(scan.embeddings, kind, scan.places)
+        maps = upsample_scores(patches, scan.masks.shape[1:])
         steps.add(maps[:, 0], scan)
         pairs = zip(maps, scan.masks[:, None], strict=True)
         metrics.update([{"pred": anomaly, "label": label} for anomaly, label in pairs])

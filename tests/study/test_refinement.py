@@ -40,7 +40,7 @@ def test_a_scan_without_a_body_stays_and_does_not_count():
     maps, one = scan("a", lesion=False)
     nothing = one._replace(foreground=torch.zeros_like(one.foreground))
     assert all(torch.equal(step, maps) for step in refined(maps, nothing, 2.0).values())
-    with_it, without = RefinementMetrics(2.0), RefinementMetrics(2.0)
+    with_it, without = RefinementMetrics(2.0, 1e-4), RefinementMetrics(2.0, 1e-4)
     for metrics in (with_it, without):
         metrics.add(*scan("b", 1))
         metrics.add(*scan("c", 2, lesion=False))
@@ -49,7 +49,7 @@ def test_a_scan_without_a_body_stays_and_does_not_count():
 
 
 def test_pixels_are_those_of_the_body():
-    metrics, scores, lesions = RefinementMetrics(2.0), [], []
+    metrics, scores, lesions = RefinementMetrics(2.0, 1e-4), [], []
     for seed in range(3):
         maps, one = scan(f"s{seed}", seed)
         metrics.add(maps, one)
@@ -66,13 +66,13 @@ def test_pixels_are_those_of_the_body():
 def test_a_lesion_outside_the_body_is_a_lesion_missed():
     maps, one = scan("a")
     missed = one._replace(foreground=one.foreground & ~one.masks)
-    metrics = RefinementMetrics(0.0)
+    metrics = RefinementMetrics(0.0, 1e-4)
     metrics.add(torch.where(missed.foreground, maps + 1, 0), missed)
     assert metrics.compute()["raw"]["auroc"] == 0
 
 
 def test_patients_are_drawn_and_slices_ranked():
-    metrics = RefinementMetrics(2.0)
+    metrics = RefinementMetrics(2.0, 1e-4)
     for seed in range(4):
         metrics.add(*scan(f"s{seed}", 0, lesion=seed < 2, group=f"p{seed // 2}", matched=seed > 0))
     found = metrics.compute()["both"]
@@ -80,7 +80,18 @@ def test_patients_are_drawn_and_slices_ranked():
     # two patients, of which one has all lesions: without it there is no curve
     assert 0.1 < found["resampled"].count(None) / RESAMPLES < 0.4
     assert found["image_auroc"] == found["matched_auroc"] == 1
-    everything = RefinementMetrics(2.0)
+    everything = RefinementMetrics(2.0, 1e-4)
     everything.add(*scan("a"))
     everything.add(*scan("b", 1, lesion=False))
     assert everything.compute()["both"]["matched_auroc"] is None
+
+
+def test_scores_in_multiples_of_a_unit_are_as_good():
+    fine, coarse = RefinementMetrics(2.0, 1e-7), RefinementMetrics(2.0, 1e-3)
+    for metrics in (fine, coarse):
+        for seed in range(3):
+            metrics.add(*scan(f"s{seed}", seed))
+    for step in STEPS:
+        for name in ("auroc", "aupr", "best_dice"):
+            exact, rounded = (m.compute()[step][name] for m in (fine, coarse))
+            assert rounded == pytest.approx(exact, abs=2e-3)
