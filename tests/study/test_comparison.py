@@ -67,7 +67,7 @@ def test_every_method_has_its_trials_and_rows(done):
         assert run["processor"]
     text = (done / "tables.md").read_text()
     assert all(method.label in text for method in METHODS.values() if method.unit_norm)
-    assert text.count("\n## ") == 4
+    assert text.count("\n## ") == 6
 
 
 def test_k_means_and_the_finite_mixture_have_the_dpmms_number(done):
