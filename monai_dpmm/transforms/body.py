@@ -16,7 +16,7 @@ from monai_dpmm.transforms.metatensors import plain
 __all__ = ["body_box", "body_mask"]
 
 _STRAY = 1e-3  # of the body's voxels, at either end of an axis: what the box leaves out
-_SIDE = 128  # voxels along an axis that statistics are made of
+_SAMPLES = 10**6  # voxels, about, that statistics are made of
 _BORDER_SHARE = 1 / 3  # of the border, that padding or air takes at least
 _SMALL_PART = 0.2  # of the largest part: what else counts as body, as a second leg
 _AIR_OF_CT = -900.0  # Hounsfield units: darker is air or the padding beyond the field of view
@@ -91,7 +91,8 @@ def _lit(image: NDArray[np.float32]) -> tuple[NDArray[np.bool_] | None, bool, in
     faces = [np.take(image, [0, -1], axis).ravel() for axis in _wide_axes(image.shape)]
     values, counts = np.unique(np.concatenate(faces), return_counts=True)
     border, share = values[counts.argmax()], counts.max() / counts.sum()
-    coarse = image[tuple(slice(None, None, max(1, side // _SIDE)) for side in image.shape)]
+    step = max(1, round((image.size / _SAMPLES) ** (1 / image.ndim)))
+    coarse = image[tuple(slice(None, None, step if side > 64 else 1) for side in image.shape)]
     rest = coarse[coarse != border]
     if not rest.size:
         return None, False, 0
@@ -201,5 +202,7 @@ def _filled(body: NDArray[np.bool_], open_sides: int) -> NDArray[np.bool_]:
         for side in (parts[0], parts[-1], parts[:, 0], parts[:, -1]):
             touched[np.unique(side)] += 1
         touched[0] = 4
-        plane |= (touched <= open_sides)[parts]
+        holes = touched <= open_sides
+        if holes.any():
+            plane |= holes[parts]
     return body
