@@ -7,8 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
+from monai_dpmm import datalist
+from monai_dpmm.io.datalist import data_root
+from monai_dpmm.io.result_files import result_files
 from monai_dpmm.study.cohort.cohort import make_demo_cohort
 
 pytestmark = pytest.mark.slow  # whole workflows, or processes of their own
@@ -58,3 +63,36 @@ def test_scan_check(trained, cohort, tmp_path):
     wrong = groups["one healthy scan gone wrong"]
     assert wrong["upside down"]["distance"] > wrong["left to right"]["distance"]
     assert "of 17 suspicious" in printed
+
+
+def test_findings(tmp_path):
+    """One scan with a lesion whose peak is below that of a false finding, and a healthy scan."""
+    anomaly = np.zeros((2, 12, 12, 12), np.float32)
+    anomaly[0, 2:6, 2:6, 2:6], anomaly[0, 9, 9, 9], anomaly[1, 4, 4, 4] = 2.0, 5.0, 3.0
+    label = np.zeros((2, 12, 12, 12), np.uint8)
+    label[0, 3:6, 3:6, 3:6] = 1
+    affine = np.diag([5.0, 5.0, 5.0, 1.0])  # 0.125 ml
+    for number, name in enumerate(("a", "b")):
+        for folder, voxels in (("test/images", anomaly), ("test/labels", label)):
+            (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
+            image = nib.Nifti1Image(voxels[number], affine)
+            nib.save(image, tmp_path / "data" / folder / f"{name}.nii.gz")
+    items = datalist(tmp_path / "data", "test", labels=True)
+    for number, item in enumerate(items):
+        root = data_root(tmp_path / "data")
+        file = result_files(item["image"], tmp_path / "output", root)["anomaly"]
+        file.parent.mkdir(parents=True)
+        nib.save(nib.Nifti1Image(anomaly[number], affine), file)
+    (tmp_path / "models").mkdir()
+    known = {"volume_thresholds": [{"ml_per_scan": 2, "threshold": 1.0}]}
+    (tmp_path / "models/model.json").write_text(json.dumps(known))
+    options = ["--folder", tmp_path, "--dataset", tmp_path / "data", "--smallest", 0, 1]
+    result, printed = _run("findings.py", tmp_path / "findings.json", *options)
+    all_, large = result["rows"]
+    assert (all_["lesions_found"], all_["lesions"], all_["scans_with_lesions"]) == (1, 1, 1)
+    assert (all_["false_healthy"], all_["false_ill"]) == (1, 1)
+    assert all_["first"] == {"volume": 1, "excess": 1, "peak": 0}
+    assert all_["auroc"] == {"volume": 1, "excess": 1, "peak": 1}
+    assert (large["false_healthy"], large["false_ill"]) == (0, 0)
+    assert large["first"]["peak"] == 1
+    assert "1 of 1" in printed

@@ -7,6 +7,7 @@ import torch
 from monai_dpmm import anomaly_findings
 from monai_dpmm.network.thresholds import thresholds_at
 from monai_dpmm.transforms.healthy_maps import HealthyFindings, PooledScores, rank_p_value
+from monai_dpmm.transforms.operating_point import FalsePositiveVolumes
 
 ML = 0.008
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
@@ -33,6 +34,32 @@ def test_p_values_of_exchangeable_scans_are_no_smaller_than_they_should_be():
     values = torch.tensor([rank_p_value(one, others) for one, *others in draws])
     for level in (0.1, 0.2, 0.5):
         assert float((values <= level + 1e-6).float().mean()) == pytest.approx(level, abs=0.025)
+
+
+def test_p_values_hold_although_the_threshold_is_chosen_on_the_same_scans():
+    """Of the largest findings of healthy scans, at the threshold that nine others are given."""
+    generator, scans = torch.Generator().manual_seed(0), []
+    there = torch.ones(12, 12, 12, dtype=torch.bool)
+    for _ in range(150):
+        noise = torch.randn(1, 1, 12, 12, 12, generator=generator)
+        level = 1 + 0.3 * torch.randn((), generator=generator).exp()  # scans differ
+        scan = level * torch.nn.functional.avg_pool3d(noise, 3, 1, 1)[0, 0]
+        scans.append(scan)
+    p_values = []
+    for start in range(0, 150, 10):
+        group = scans[start : start + 10]
+        for left in range(10):
+            others, volumes = [s for i, s in enumerate(group) if i != left], FalsePositiveVolumes()
+            found = HealthyFindings(1000)
+            for scan in others:
+                volumes.add(scan, ML)
+            for scan in (group[left], *others):
+                found.add(scan, there, ML)
+            largest = found.summary(volumes.threshold(0.2), 0.0)["largest_findings"]
+            p_values.append(rank_p_value(largest[0], largest[1:]))
+    p_values = torch.tensor(p_values)
+    for level in (0.1, 0.2, 0.5):
+        assert float((p_values <= level + 1e-6).float().mean()) < level + 0.06
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.9, 0.99, 2.0])
