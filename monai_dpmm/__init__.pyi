@@ -2,6 +2,7 @@
 
 from monai_dpmm.app.release import write_bundle as write_bundle
 from monai_dpmm.app.workflows import check_base as check_base
+from monai_dpmm.engines.completion import ModelCompletion as ModelCompletion
 from monai_dpmm.engines.distributed import (
     close_process_group as close_process_group,
 )
@@ -16,6 +17,9 @@ from monai_dpmm.engines.distributed import (
 )
 from monai_dpmm.engines.distributed import (
     own_items as own_items,
+)
+from monai_dpmm.engines.embedding_store import (
+    PrepareEmbedded as PrepareEmbedded,
 )
 from monai_dpmm.engines.embedding_store import (
     StoredEmbeddings as StoredEmbeddings,
@@ -107,6 +111,8 @@ from monai_dpmm.mixture.federation import (
 from monai_dpmm.mixture.federation import (
     save_moments as save_moments,
 )
+from monai_dpmm.mixture.planes import PlaneMixtures as PlaneMixtures
+from monai_dpmm.mixture.planes import create_mixture as create_mixture
 from monai_dpmm.network.backbones.registry import (
     create_backbone as create_backbone,
 )
@@ -120,19 +126,7 @@ from monai_dpmm.network.weights import model_setting as model_setting
 from monai_dpmm.report.handler import ReportWriter as ReportWriter
 from monai_dpmm.study.cohort.cohort import make_demo_cohort as make_demo_cohort
 from monai_dpmm.transforms.array import (
-    EmbedPatches as EmbedPatches,
-)
-from monai_dpmm.transforms.array import (
-    ExtractSlices as ExtractSlices,
-)
-from monai_dpmm.transforms.array import (
     ImageScore as ImageScore,
-)
-from monai_dpmm.transforms.array import (
-    NormalizeSlices as NormalizeSlices,
-)
-from monai_dpmm.transforms.array import (
-    RescaleIntensity as RescaleIntensity,
 )
 from monai_dpmm.transforms.array import (
     ThresholdAnomaly as ThresholdAnomaly,
@@ -165,6 +159,7 @@ from monai_dpmm.transforms.dictionary import (
 from monai_dpmm.transforms.dictionary import (
     ThresholdAnomalyd as ThresholdAnomalyd,
 )
+from monai_dpmm.transforms.dictionary import every_slice as every_slice
 from monai_dpmm.transforms.findings import (
     AnomalyFindingsd as AnomalyFindingsd,
 )
@@ -175,6 +170,9 @@ from monai_dpmm.transforms.findings import (
     anomaly_findings as anomaly_findings,
 )
 from monai_dpmm.transforms.foreground import MaskForeground as MaskForeground
+from monai_dpmm.transforms.intensity import (
+    RescaleIntensity as RescaleIntensity,
+)
 from monai_dpmm.transforms.labels import IgnoreLabelledPatchesd as IgnoreLabelledPatchesd
 from monai_dpmm.transforms.monai_label import (
     AnswerRequestd as AnswerRequestd,
@@ -189,5 +187,14 @@ from monai_dpmm.transforms.operating_point import OperatingPoint as OperatingPoi
 from monai_dpmm.transforms.refinement import RefineAnomalyd as RefineAnomalyd
 from monai_dpmm.transforms.scan_check import CheckBaselined as CheckBaselined
 from monai_dpmm.transforms.scan_check import CheckScand as CheckScand
+from monai_dpmm.transforms.slicing import (
+    EmbedPatches as EmbedPatches,
+)
+from monai_dpmm.transforms.slicing import (
+    ExtractSlices as ExtractSlices,
+)
+from monai_dpmm.transforms.slicing import (
+    NormalizeSlices as NormalizeSlices,
+)
 
 __version__: str

@@ -32,9 +32,10 @@ MODEL_SECTIONS: Mapping[str, tuple[Setting, ...]] = {
         ),
         _scan(
             "slice_axis",
-            2,
+            [2, 0, 1],
             _AXES,
-            "axis that slices are perpendicular to; `[0,1,2]` averages the maps of all three",
+            "axes that slices are perpendicular to, each with a mixture of its own; of several"
+            " those are taken that suit the scan, one alone if it has thick slices",
         ),
         Setting(
             "slice_step",
@@ -65,7 +66,7 @@ MODEL_SECTIONS: Mapping[str, tuple[Setting, ...]] = {
         ),
         _scan(
             "mask_foreground",
-            False,
+            True,
             rules.FLAG,
             "find the body and set the air and padding around it to the minimum",
         ),
@@ -79,7 +80,7 @@ MODEL_SECTIONS: Mapping[str, tuple[Setting, ...]] = {
         ),
         _scan(
             "ignore_background",
-            False,
+            True,
             rules.FLAG,
             "leave out patches without a voxel above 0; they score 0",
         ),
@@ -131,6 +132,19 @@ MODEL_SECTIONS: Mapping[str, tuple[Setting, ...]] = {
             remembered=True,
         ),
         Setting(
+            "place_grid",
+            [10, 8, 8],
+            either(list_of("three numbers of bins", rules.COUNT, 3), rules.NONE),
+            "bins of the body's box in which components have weights of their own; null for none",
+            remembered=True,
+        ),
+        Setting(
+            "use_place",
+            None,
+            either(rules.FLAG, rules.NONE),
+            "ask where a patch is; healthy validation patches decide if null",
+        ),
+        Setting(
             "variance_floor",
             None,
             either(rules.POSITIVE, rules.NONE),
@@ -165,17 +179,16 @@ MODEL_SECTIONS: Mapping[str, tuple[Setting, ...]] = {
         ),
         Setting(
             "smoothing_mm",
-            0,
+            3,
             rules.NONNEGATIVE,
-            "sigma of a Gaussian over the map, within the foreground; pixels for pictures; needs"
-            " `false_positive_volume`",
+            "sigma of a Gaussian over the map, within the foreground; pixels for pictures",
             remembered=True,
         ),
         Setting(
             "subtract_baseline",
-            False,
+            True,
             rules.FLAG,
-            "take the map's median over the foreground off; needs `false_positive_volume`",
+            "take the map's median over the foreground off",
             remembered=True,
         ),
     ),

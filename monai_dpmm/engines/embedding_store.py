@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from monai.data import Dataset
+from monai.engines import PrepareBatch
 from monai.transforms import Compose
 from monai.utils import convert_to_tensor, ensure_tuple
 from safetensors import SafetensorError, safe_open
@@ -24,15 +25,17 @@ from monai_dpmm.errors import FileError
 from monai_dpmm.files import atomic_write
 from monai_dpmm.transforms.dictionary import EmbedPatchesd
 from monai_dpmm.transforms.labels import IgnoreLabelledPatchesd
+from monai_dpmm.transforms.metatensors import DIRECTION, PLACE
 
-__all__ = ["StoredEmbeddings", "StoredSlices"]
+__all__ = ["PrepareEmbedded", "StoredEmbeddings", "StoredSlices"]
 
 _LOGGER = logging.getLogger(__name__)
 
 
 class _Direction(NamedTuple):
-    """Of a scan's slices along one axis: numbers of those that are not background only, and D."""
+    """Of a scan's slices along one axis: its number, the slices that are not background only, D."""
 
+    number: int
     slices: list[int]
     features: int
 
@@ -53,20 +56,31 @@ class StoredSlices(Sequence[Tensor]):
         self.unit_norm = unit_norm
         self.features = {one.features for scan in directions for one in scan}
         rows = [
-            torch.tensor([(number, axis, i) for i in one.slices], dtype=torch.int32).view(-1, 3)
-            for number, scan in enumerate(directions)
-            for axis, one in enumerate(scan)
+            torch.tensor([(scan, one.number, i) for i in one.slices], dtype=torch.int32).view(-1, 3)
+            for scan, each in enumerate(directions)
+            for one in each
         ]
         self._index = torch.cat(rows) if rows else torch.empty(0, 3, dtype=torch.int32)
+
+    @property
+    def directions(self) -> Tensor:
+        """Direction of each slice: (n,) int64."""
+        return self._index[:, 1].long()
 
     def __len__(self) -> int:
         return len(self._index)
 
     def __getitem__(self, index: Any) -> Any:
-        scan, axis, number = self._index[index].tolist()
+        return self.item(index)["image"]
+
+    def item(self, index: int) -> dict[str, Any]:
+        """A slice's "image" (h, w, D), the "place" of its patches (h, w, 3), its "direction"."""
+        scan, direction, number = self._index[index].tolist()
         with safe_open(self.paths[scan], "pt") as file:
-            grid = file.get_slice(f"image_{axis}")[number].float()
-        return F.normalize(grid, dim=-1) if self.unit_norm else grid
+            grid = file.get_slice(f"image_{direction}")[number].float()
+            place = file.get_slice(f"place_{direction}")[number].float()
+        image = F.normalize(grid, dim=-1) if self.unit_norm else grid
+        return {"image": image, PLACE: place, DIRECTION: direction}
 
 
 class StoredEmbeddings(Dataset):
@@ -119,19 +133,22 @@ class StoredEmbeddings(Dataset):
         return StoredSlices(list(self._paths.values()), directions, unit_norm=scaled)
 
     def read(self, index: int) -> Any:
-        """A scan's embeddings as they are kept; slices of its label (S, H, W), bool, if it has one.
+        """A scan's embeddings as they are kept, with the "place" of each patch (S, h, w, 3).
 
-        Of several directions a list.
+        And slices of its label (S, H, W), bool, if it has one. Of several directions a list, each
+        with its number as "direction".
         """
-        if _directions(self.path(index)) is None:
+        if (directions := _directions(self.path(index))) is None:
             self._write(index)
+            directions = _directions(self.path(index)) or []
         with safe_open(self.path(index), "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        items: list[dict[str, Tensor]] = []
-        for axis in range(sum(name.startswith("image_") for name in tensors)):
-            item = {"image": tensors[f"image_{axis}"].float()}
-            if f"label_{axis}" in tensors:
-                item["label"] = tensors[f"label_{axis}"]
+        items: list[dict[str, Any]] = []
+        for number, *_ in directions:
+            item = {"image": tensors[f"image_{number}"].float(), DIRECTION: number}
+            item[PLACE] = tensors[f"place_{number}"].float()
+            if f"label_{number}" in tensors:
+                item["label"] = tensors[f"label_{number}"]
             items.append(item)
         return items[0] if len(items) == 1 else items
 
@@ -146,13 +163,17 @@ class StoredEmbeddings(Dataset):
         """Embed a scan; its file is there when it is complete."""
         result: Any = self.transform(copy.copy(self.data[index]))
         tensors = {}
-        for axis, item in enumerate(result if isinstance(result, list) else [result]):
+        for item in result if isinstance(result, list) else [result]:
+            direction = item.get(DIRECTION, 0)
             grid = convert_to_tensor(item["image"], track_meta=False).contiguous()
-            tensors[f"image_{axis}"] = grid
-            tensors[f"foreground_{axis}"] = grid.flatten(1).any(1)
+            tensors[f"image_{direction}"] = grid
+            tensors[f"foreground_{direction}"] = grid.flatten(1).any(1)
+            # transforms of one's own may give none: all patches are in the middle then
+            place = item.get(PLACE, torch.full((*grid.shape[:-1], 3), 0.5))
+            tensors[f"place_{direction}"] = place.half().contiguous()
             if "label" in item:
                 label = convert_to_tensor(item["label"], track_meta=False)
-                tensors[f"label_{axis}"] = (label[:, 0] > 0).contiguous()
+                tensors[f"label_{direction}"] = (label[:, 0] > 0).contiguous()
         path = self.path(index)
         self.cache_dir.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as partial:
@@ -160,6 +181,30 @@ class StoredEmbeddings(Dataset):
                 save_file(tensors, partial, {"key": path.stem})
             except SafetensorError as error:
                 raise FileError(f"{path}: could not be written, {error}") from error
+
+
+class PrepareEmbedded(PrepareBatch):
+    """MONAI's batch for an evaluator whose inferer takes embeddings, see `AnomalyInferer`.
+
+    Args:
+        embeddings: of the scans; a batch is of one, and says its number at "scan".
+    """
+
+    def __init__(self, embeddings: StoredEmbeddings) -> None:
+        self.embeddings = embeddings
+
+    def __call__(
+        self,
+        batchdata: Any,
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Image, no label, no arguments, and the scan's embeddings by name."""
+        (number,) = batchdata["scan"].tolist()
+        item = self.embeddings[number]
+        image = batchdata["image"].to(device, non_blocking=non_blocking)
+        return image, None, (), {"embeddings": item if isinstance(item, list) else [item]}
 
 
 def _as_embedded(steps: Sequence[Any]) -> tuple[list[Any], bool]:
@@ -185,13 +230,14 @@ def _directions(path: Path) -> list[_Direction] | None:
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("key") != path.stem:
                 return None
-            count = sum(name.startswith("image_") for name in file.keys())  # noqa: SIM118
+            names = [name for name in file.keys() if name.startswith("image_")]  # noqa: SIM118
             return [
                 _Direction(
-                    file.get_tensor(f"foreground_{axis}").nonzero()[:, 0].tolist(),
-                    file.get_slice(f"image_{axis}").get_shape()[-1],
+                    number,
+                    file.get_tensor(f"foreground_{number}").nonzero()[:, 0].tolist(),
+                    file.get_slice(f"image_{number}").get_shape()[-1],
                 )
-                for axis in range(count)
+                for number in sorted(int(name.removeprefix("image_")) for name in names)
             ]
     except FileNotFoundError:
         return None

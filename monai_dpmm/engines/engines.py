@@ -15,6 +15,8 @@ from monai.utils import CommonKeys as Keys
 
 from monai_dpmm.engines.distributed import all_reduced, broadcast_buffers, gathered
 from monai_dpmm.errors import InputError
+from monai_dpmm.mixture.planes import PlaneMixtures, mixture_of, mixtures, num_surviving
+from monai_dpmm.transforms.metatensors import DIRECTION
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from monai_dpmm.mixture.dpmm import DPMM
     from monai_dpmm.network.detector import AnomalyDetector
 
-__all__ = ["EMTrainer", "LikelihoodEvaluator"]
+__all__ = ["EMTrainer", "LikelihoodEvaluator", "patches_of"]
 
 
 class EMTrainer(Trainer):
@@ -34,8 +36,8 @@ class EMTrainer(Trainer):
     ("image"), None ("label") and the batch's mean negative log-likelihood before the update, in
     nats ("loss"). At the end of an epoch, before any
     other handler, vanished components are pruned, and `state.metrics` gets "train_log_likelihood"
-    (mean over the epoch's patches, in nats), "concentration" (α) and "components" (how many
-    survive).
+    (mean over the epoch's patches, in nats), "concentration" (α, the mean of all directions) and
+    "components" (how many survive, of all directions).
 
     The mixture is started from the first batch unless a checkpoint or an earlier run has fitted it.
     Several processes, each with its part of every batch, start and fit the mixture of the whole
@@ -47,8 +49,9 @@ class EMTrainer(Trainer):
     Args:
         device: where the mixture is fitted.
         max_epochs: passes over the data.
-        train_data_loader: yields {"image": embeddings (..., D)}, see `SliceDataset`.
-        mixture: what is fitted, moved to the device.
+        train_data_loader: yields {"image": embeddings (..., D)}, and the "direction" that they are
+            of where there are several, see `SliceDataset`.
+        mixture: what is fitted, moved to the device; `PlaneMixtures` for several directions.
         train_handlers: MONAI or Ignite handlers.
         **kwargs: further arguments of `monai.engines.Trainer`.
     """
@@ -58,7 +61,7 @@ class EMTrainer(Trainer):
         device: torch.device | str,
         max_epochs: int,
         train_data_loader: DataLoader,
-        mixture: DPMM,
+        mixture: DPMM | PlaneMixtures,
         train_handlers: Sequence[Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -75,18 +78,19 @@ class EMTrainer(Trainer):
         if train_handlers is not None:
             self._register_handlers(train_handlers)
 
-    def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> Any:
-        patches = _patches(batchdata, engine)
-        if not self.mixture.fitted:
-            self.mixture.initialize(gathered(patches))
+    def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> Any:
+        patches = patches_of(batchdata, engine)
+        mixture = mixture_of(self.mixture, batchdata.get(DIRECTION, 0))
+        if not mixture.fitted:
+            mixture.initialize(gathered(patches))
         output = {Keys.IMAGE: patches, Keys.LABEL: None}
         engine.state.output = [output]
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
-        moments = all_reduced(self.mixture.e_step(patches))
-        self.mixture.m_step(moments)
+        moments = all_reduced(mixture.e_step(patches))
+        mixture.m_step(moments)
         engine.state.totals += torch.stack([moments.log_likelihood, moments.count])
         loss = -moments.log_likelihood / moments.count
-        output[Keys.LOSS] = loss.to(self.mixture.offsets.dtype)
+        output[Keys.LOSS] = loss.to(mixture.offsets.dtype)
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
@@ -96,7 +100,8 @@ class LikelihoodEvaluator(Evaluator):
     """Mean log-likelihood of healthy validation patches, in nats: metric "val_log_likelihood".
 
     `state.output` of an iteration holds the patches ("image"), None ("label"), their anomaly
-    scores (N,) ("pred") and the log-likelihood (N,) of the surviving mixture ("log_likelihood").
+    scores (N,) ("pred") and the log-likelihood (N,) of the surviving mixture ("log_likelihood"),
+    both without place.
 
     Args:
         device: where the mixture is evaluated.
@@ -126,15 +131,17 @@ class LikelihoodEvaluator(Evaluator):
         )
         self.detector = detector.to(self.state.device)
 
-    def _iteration(
-        self, engine: LikelihoodEvaluator, batchdata: dict[str, Tensor]
-    ) -> dict[str, Any]:
-        patches = _patches(batchdata, engine)
+    def _iteration(self, engine: LikelihoodEvaluator, batchdata: dict[str, Any]) -> dict[str, Any]:
+        patches, direction = patches_of(batchdata, engine), batchdata.get(DIRECTION, 0)
+        mixture = mixture_of(self.detector.mixture, direction)
+        if len(self.detector.mixtures) > 1 and not mixture.fitted:  # no training scan has it
+            patches = patches[:0]
+        none = patches.new_zeros(0)
         engine.state.output = {
             Keys.IMAGE: patches,
             Keys.LABEL: None,
-            Keys.PRED: self.detector.patch_scores(patches),
-            "log_likelihood": self.detector.mixture.log_prob(patches),
+            Keys.PRED: self.detector.patch_scores(patches, direction) if len(patches) else none,
+            "log_likelihood": mixture.log_prob(patches) if len(patches) else none,
         }
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
@@ -147,21 +154,22 @@ def _patch_mean(name: str, device: torch.device | str) -> Metric:
     return MetricsLambda(lambda mean: float(mean[0]), average)
 
 
-def _patches(batchdata: dict[str, Tensor], engine: Any) -> Tensor:
+def patches_of(batchdata: dict[str, Any], engine: Any) -> Tensor:
     """Patches (N, D) of a batch, on the engine's device."""
     patches = batchdata[Keys.IMAGE].to(engine.state.device, non_blocking=engine.non_blocking)
     return patches.flatten(0, -2)
 
 
 def _start_epoch(engine: Any) -> None:
-    device = engine.mixture.concentration.device
+    device = mixtures(engine.mixture)[0].concentration.device
     engine.state.totals = torch.zeros(2, dtype=torch.float64, device=device)
 
 
 def _finish_epoch(engine: Any) -> None:
-    mixture = engine.mixture
-    broadcast_buffers(mixture)
-    mixture.prune()
+    broadcast_buffers(engine.mixture)
+    fitted = [one for one in mixtures(engine.mixture) if one.fitted]
+    for mixture in fitted:
+        mixture.prune()
     log_likelihood, count = engine.state.totals.tolist()
     if not math.isfinite(log_likelihood):
         raise InputError(
@@ -169,5 +177,6 @@ def _finish_epoch(engine: Any) -> None:
             f" {log_likelihood}"
         )
     engine.state.metrics["train_log_likelihood"] = log_likelihood / count
-    engine.state.metrics["concentration"] = mixture.concentration.item()
-    engine.state.metrics["components"] = int(mixture.num_surviving)
+    concentrations = [mixture.concentration.item() for mixture in fitted]
+    engine.state.metrics["concentration"] = sum(concentrations) / len(fitted)
+    engine.state.metrics["components"] = num_surviving(engine.mixture)

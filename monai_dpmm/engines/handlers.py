@@ -21,16 +21,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from monai_dpmm.mixture.dpmm import DPMM
+    from monai_dpmm.mixture.planes import PlaneMixtures
     from monai_dpmm.network.detector import AnomalyDetector
 
-__all__ = ["BestModelSaver", "History", "ThresholdCalibration", "TrainingCheckpoint", "Validation"]
+__all__ = [
+    *("BestModelSaver", "History", "ThresholdCalibration", "TrainingCheckpoint", "Validation"),
+    "save_network",
+]
 
 
 class ThresholdCalibration:
     """Calibrate a detector on the healthy patches that a validation epoch scores.
 
     Attach it to a `LikelihoodEvaluator`, before the handler that saves the model, so that what is
-    saved always holds the thresholds of its own parameters.
+    saved always holds the thresholds of its own parameters. A detector whose finished maps are not
+    those of patches (see `AnomalyDetector.keeps_patch_scores`) gets none here.
 
     Args:
         detector: whose thresholds are set.
@@ -42,6 +47,8 @@ class ThresholdCalibration:
 
     def attach(self, engine: Engine) -> None:
         """Attach to a validation engine."""
+        if not self.detector.keeps_patch_scores:
+            return
         engine.add_event_handler(Events.EPOCH_STARTED, lambda _: self._scores.clear())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
@@ -91,7 +98,7 @@ class BestModelSaver:
             if self.settings is not None:
                 text = json.dumps(self.settings, indent=4)
                 _replace(self.path.with_suffix(".json"), lambda file: file.write_text(text))
-            _save(self.network.state_dict(), self.path)
+            save_network(self.network, self.path)
             engine.logger.info(f"Saved the model of epoch {engine.state.epoch}: {self.path}")
 
 
@@ -135,7 +142,7 @@ class TrainingCheckpoint:
     def __init__(
         self,
         path: str | Path,
-        mixture: DPMM,
+        mixture: DPMM | PlaneMixtures,
         validator: Evaluator,
         *,
         resume: bool = False,
@@ -223,6 +230,11 @@ class History:
         metrics = {**engine.state.metrics, **self.validator.state.metrics}
         self.records.append({"epoch": epoch, **metrics})
         _replace(self.path, lambda file: file.write_text(json.dumps(self.records, indent=1)))
+
+
+def save_network(network: torch.nn.Module, path: Path) -> None:
+    """Write a network's state dict to a file, which is replaced atomically."""
+    _save(network.state_dict(), path)
 
 
 def _save(state: dict[str, Any], path: Path) -> None:

@@ -3,43 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from monai.data import MetaTensor
-from monai.inferers import SliceInferer
+from monai.inferers import Inferer
 from torch import Tensor
 
 from monai_dpmm.errors import InputError
-from monai_dpmm.network.geometry import resize_maps, resize_slices, slice_axes
-from monai_dpmm.transforms.metatensors import errors_name_the_file, plain, square_shapes
+from monai_dpmm.network.detector import AnomalyDetector
+from monai_dpmm.network.geometry import (
+    extract_slices,
+    patch_places,
+    resize_maps,
+    resize_slices,
+    slice_axes,
+    stack_slices,
+)
+from monai_dpmm.transforms.foreground import body_box, warn_if_all_foreground
+from monai_dpmm.transforms.metatensors import (
+    DIRECTION,
+    NO_AIR,
+    directions,
+    errors_name_the_file,
+    plain,
+    square_shapes,
+)
 from monai_dpmm.transforms.operating_point import THRESHOLDS
 
 __all__ = ["AnomalyInferer"]
 
+Maps = Callable[[Tensor, slice], Tensor]  # slices (n, C, H, W), which they are -> (n, M, H, W)
 
-class AnomalyInferer(SliceInferer):
+
+class AnomalyInferer(Inferer):
     """Anomaly volume of a volume, slice by slice: (B, C, X, Y, Z) -> (B, 1, X, Y, Z), float32.
 
-    MONAI's `SliceInferer` over whole slices: at most `batch_size` of them are at the network at
-    once, so memory does not grow with the number of slices. A 2D batch (B, C, H, W) goes to the
-    network `batch_size` images at a time. Metadata of a MetaTensor is kept; a detector's thresholds
-    by rate are added to it as "thresholds", so that they travel with the volume: a labelling server
+    At most `batch_size` slices are at the network at once, so memory does not grow with their
+    number; slices of background only, where a detector ignores it, never are. A 2D batch
+    (B, C, H, W) is one slice a scan. Metadata of a MetaTensor is kept; a detector's thresholds by
+    rate are added to it as "thresholds", so that they travel with the volume: a labelling server
     loads the network itself, and hands it to the inferer only.
 
     Where the affine of a MetaTensor says that a slice's pixels are longer than wide, the network
     sees it on square pixels, and its maps are brought back to the slice's own.
 
-    Along several axes, the volume is scored once for each, and the scores of a voxel are averaged.
-    The detector should know slices of all these axes (see `ExtractSlicesd`). Its thresholds are
-    those of single patches, which averages exceed less often: `VolumeCalibration` finds thresholds
-    of the fused volume.
+    Along several axes, the volume is scored once for each that suits it (see `usable_axes`) and
+    that the detector was trained on, and the scores of a voxel are averaged, each standardised by
+    the detector. Patches are told where in the body they are, where the detector asks. Air, of a
+    detector with `mask_foreground`, gets the lowest score of the scan.
 
     Args:
         axis: spatial axis that the slices are taken along, 0, 1 or 2, or several of them.
         batch_size: slices at the network at once.
         component_map: also return the component map as channel 1, see `AnomalyDetector.maps`:
-            (B, 2, X, Y, Z). Of several axes it is that of the first.
+            (B, 2, X, Y, Z). Of several axes it is that of the first that suits.
 
     Raises:
         ValueError: for an axis out of range or an input of other dimensions.
@@ -52,15 +70,21 @@ class AnomalyInferer(SliceInferer):
         *,
         component_map: bool = False,
     ) -> None:
+        super().__init__()
         self.axes = slice_axes(axis)
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
-        super().__init__(roi_size=(-1, -1), sw_batch_size=batch_size, overlap=0.0)
+        self.batch_size = batch_size
         self.component_map = component_map
 
     @torch.no_grad()
     def __call__(
-        self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
+        self,
+        inputs: Tensor,
+        network: Callable[..., Any],
+        *args: Any,
+        embeddings: Sequence[Mapping[str, Any]] | None = None,
+        **kwargs: Any,
     ) -> Tensor:
         """Anomaly volume (with component map, if asked for) of a batch of volumes or images.
 
@@ -68,65 +92,168 @@ class AnomalyInferer(SliceInferer):
             inputs: (B, C, X, Y, Z) or (B, C, H, W), in [0, 1].
             network: slices (S, C, H, W) -> maps (S, 1, H, W); an `AnomalyDetector` where the
                 component map is asked for.
-            *args: handed to the network.
-            **kwargs: handed to the network.
+            *args: handed to the network, if it is no detector.
+            embeddings: of a detector's patches, of a batch of one scan: what `StoredEmbeddings`
+                reads of it, for every direction; the backbone is not run then.
+            **kwargs: handed to the network, if it is no detector.
 
         Raises:
             InputError: for pixels of a slice that are more than 8 times as long as wide.
         """
-        call = network.maps if self.component_map else network  # type: ignore[attr-defined]
         if inputs.ndim not in (4, 5):
             raise InputError(
                 f"inputs must be (B, C, X, Y, Z) or (B, C, H, W), got shape {tuple(inputs.shape)}"
             )
-        first, *others = self.axes if inputs.ndim == 5 else (None,)
+        known = [{one.get(DIRECTION, 0): one["image"] for one in embeddings or ()}] * len(inputs)
         with errors_name_the_file(inputs):
-            result = self._scored(inputs, first, call, *args, **kwargs)
-            if others:
-                anomaly = result[:, :1]
-                for axis in others:
-                    anomaly = anomaly + self._scored(inputs, axis, network, *args, **kwargs)
-                result = torch.cat([anomaly / len(self.axes), result[:, 1:]], dim=1)
-        return _like(result, inputs, network)
+            if isinstance(network, AnomalyDetector):
+                if inputs.ndim == 4 and not embeddings:  # pictures reach the backbone together
+                    parts = self._pictures(inputs, lambda part, _: network.embed(part), None)
+                    known = [{0: one[None]} for part in parts for one in part]
+                scans = [
+                    self._detected(_scan(inputs, index), network, own)
+                    for index, own in enumerate(known)
+                ]
+                return _like(torch.stack(scans), inputs, network)
+            call = network.maps if self.component_map else network  # type: ignore[attr-defined]
 
-    def _scored(
-        self, inputs: Tensor, axis: int | None, call: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Tensor:
-        """Maps of the slices along one axis, stacked, or of images (None)."""
-        shapes = square_shapes(inputs, axis)
-        scans = plain(inputs).split(len(inputs) if len(set(shapes)) == 1 else 1)
-        parts = [
-            self._stacked(scan, axis, _on_square_pixels(call, shape), args, kwargs)
-            for scan, shape in zip(scans, shapes, strict=False)  # one shape may be that of many
+            def maps(part: Tensor, _: slice) -> Tensor:
+                return torch.as_tensor(call(part, *args, **kwargs))
+
+            if inputs.ndim == 4:
+                own = (int(inputs.shape[2]), int(inputs.shape[3]))
+                found = torch.cat(self._pictures(inputs, maps, own))
+            else:
+                scans = [_scan(inputs, index) for index in range(len(inputs))]
+                found = torch.stack([self._averaged(scan, maps) for scan in scans])
+            return _like(found, inputs, network)
+
+    def _pictures(self, inputs: Tensor, maps: Maps, own: tuple[int, int] | None) -> list[Tensor]:
+        """What is found of pictures (B, C, H, W), those of one shape in mm together."""
+        shapes = square_shapes(inputs)
+        groups = plain(inputs).split(len(inputs) if len(set(shapes)) == 1 else 1)
+        return [
+            self._in_portions(group, shape, maps, own)
+            for group, shape in zip(groups, shapes, strict=False)  # one shape may be that of all
         ]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def _stacked(
-        self,
-        scans: Tensor,
-        axis: int | None,
-        call: Callable[..., Any],
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
+    def _averaged(self, scan: Tensor, maps: Maps) -> Tensor:
+        """Maps of a volume, the mean of all directions: (C, X, Y, Z) -> (M, X, Y, Z)."""
+        found = [self._stacked(scan, axis, maps) for _, axis in directions(scan, self.axes)]
+        anomaly = torch.stack([one[:1] for one in found]).mean(0)
+        return torch.cat([anomaly, found[0][1:]])
+
+    def _detected(
+        self, scan: Tensor, network: AnomalyDetector, known: Mapping[int, Tensor]
     ) -> Tensor:
-        if axis is None:
-            parts = [call(part, *args, **kwargs) for part in scans.split(self.sw_batch_size)]
-            return torch.cat([torch.as_tensor(part) for part in parts])
-        self.spatial_dim = axis
-        return cast(Tensor, super().__call__(scans, call, *args, **kwargs))
+        """Maps of a detector, which knows directions and places: (C, ...) -> (1 or 2, ...)."""
+        voxels = plain(scan)
+        box = body_box(voxels)
+        if network.ignore_background:
+            warn_if_all_foreground(voxels > 0, scan)
+        fitted = [one.fitted for one in network.mixtures]
+        trained = [
+            (number, axis)
+            for number, axis in directions(scan, self.axes)
+            if len(fitted) == 1 or fitted[number]
+        ]
+        if not trained:
+            raise InputError(
+                f"axis must hold a direction that suits the scan and the network was trained on,"
+                f" got {list(self.axes)} for a scan of {' x '.join(map(str, voxels.shape[1:]))}"
+                " voxels"
+            )
+        maps: Tensor | None = None
+        for number, axis in trained:
+            one = self._stacked(
+                scan, axis, _placed(network, voxels, number, axis, box, known.get(number))
+            )
+            if maps is None:
+                maps = one
+            else:
+                maps[0] += one[0]
+        assert maps is not None
+        maps[0] /= len(trained)
+        if network.mask_foreground:
+            air = (voxels == 0).all(0)
+            if bool(air.any()) and not bool(air.all()):
+                maps[0] = maps[0].masked_fill(air, float(maps[0][~air].min()))
+                maps[1] = maps[1].masked_fill(air, 0)
+        return maps if self.component_map else maps[:1]
 
-
-def _on_square_pixels(call: Callable[..., Any], shape: tuple[int, int]) -> Callable[..., Any]:
-    """The network on slices that are resized to this shape, with maps of the slices' own."""
-
-    def resized(slices: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def _stacked(self, scan: Tensor, axis: int, maps: Maps) -> Tensor:
+        """Maps of the slices along an axis, stacked: (C, ...) -> (M, ...)."""
+        volume = scan.ndim == 4
+        shape = square_shapes(scan[None], axis if volume else None)[0]
+        slices = extract_slices(plain(scan), axis)
         own = (int(slices.shape[2]), int(slices.shape[3]))
-        if own == shape:
-            return call(slices, *args, **kwargs)
-        maps = call(resize_slices(slices, shape), *args, **kwargs)
-        return resize_maps(torch.as_tensor(maps), own)
+        stacked = self._in_portions(slices, shape, maps, own)
+        return stack_slices(stacked, axis) if volume else stacked[0]
 
-    return resized
+    def _in_portions(
+        self, slices: Tensor, shape: tuple[int, int], maps: Maps, own: tuple[int, int] | None
+    ) -> Tensor:
+        """What is found of slices on square pixels, brought to their own shape, if it is given."""
+        parts = []
+        for start in range(0, len(slices), self.batch_size):
+            part = slices[start : start + self.batch_size]
+            found = maps(resize_slices(part, shape), slice(start, start + len(part)))
+            parts.append(found if own in (None, shape) else resize_maps(found, own))
+        return torch.cat(parts)
+
+
+def _placed(
+    network: AnomalyDetector,
+    voxels: Tensor,
+    direction: int,
+    axis: int,
+    box: Tensor,
+    known: Tensor | None,
+) -> Maps:
+    """Maps of slices in one direction, each patch at its place; of embeddings where they are known.
+
+    Args:
+        network: what scores the patches.
+        voxels: the whole scan.
+        direction: number of the axis.
+        axis: that the slices are taken along.
+        box: see `body_box`.
+        known: embeddings of all slices (S, h, w, D).
+    """
+    places: dict[tuple[int, int], Tensor] = {}  # of all slices, by patch grid
+
+    def maps(slices: Tensor, which: slice) -> Tensor:
+        if known is not None:
+            embeddings = known[which].to(slices.device)
+        elif network.ignore_background and not bool(slices.any()):
+            return _nothing(network, slices, direction)
+        else:
+            embeddings = network.embed(slices)
+        grid = (int(embeddings.shape[1]), int(embeddings.shape[2]))
+        if grid not in places:
+            places[grid] = patch_places(tuple(voxels.shape[1:]), grid, axis, box)
+        here = places[grid][which].to(embeddings.device)
+        return network.maps_of(embeddings, slices.shape[-2:], direction, here)
+
+    return maps
+
+
+def _nothing(network: AnomalyDetector, slices: Tensor, direction: int) -> Tensor:
+    """Maps of slices that are all background: (S, C, H, W) -> (S, 2, H, W)."""
+    features = network.mixtures[0].features
+    background = slices.new_zeros(len(slices), 1, 1, features)
+    return network.maps_of(background, slices.shape[-2:], direction)
+
+
+def _scan(inputs: Tensor, index: int) -> Tensor:
+    """One scan of a batch, with its own affine."""
+    scan = plain(inputs)[index]
+    if not isinstance(inputs, MetaTensor):
+        return scan
+    affine = inputs.affine
+    kept = (NO_AIR, "filename_or_obj")
+    meta = {key: value for key, value in inputs.meta.items() if key in kept}
+    return MetaTensor(scan, affine=affine[index] if affine.ndim == 3 else affine, meta=meta)
 
 
 def _like(result: Tensor, inputs: Tensor, network: Any) -> Tensor:

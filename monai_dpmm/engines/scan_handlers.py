@@ -15,6 +15,7 @@ from torch import Tensor
 
 from monai_dpmm.errors import printable
 from monai_dpmm.files import atomic_write
+from monai_dpmm.mixture.planes import mixture_of
 from monai_dpmm.network.geometry import slice_axes
 from monai_dpmm.transforms.array import ImageScore
 from monai_dpmm.transforms.healthy_maps import HealthyFindings, PooledScores
@@ -102,7 +103,7 @@ class ScanCalibration:
         self._baselines: list[float] = []
 
     def _see(self, engine: Any) -> None:
-        count = self.detector.mixture.components
+        count = mixture_of(self.detector.mixture, 0).components
         for pred in engine.state.output[Keys.PRED].as_subclass(Tensor):
             self._usages.append(prototype_usage(pred[0], pred[1], count, self.axis))
 

@@ -12,7 +12,9 @@ from monai_dpmm.engines.distributed import gathered
 from monai_dpmm.errors import MissingFileError
 from monai_dpmm.files import load_tensors
 from monai_dpmm.mixture.adaptation import revive
+from monai_dpmm.mixture.planes import mixture_of
 from monai_dpmm.network.detector import AnomalyDetector
+from monai_dpmm.transforms.metatensors import DIRECTION
 
 __all__ = ["WarmStart"]
 
@@ -38,6 +40,7 @@ class WarmStart:
         self.path = None if path is None else Path(path).expanduser()
         self.detector = detector
         self.revive = revive
+        self._revived: set[int] = set()  # directions
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer, before the handler that resumes."""
@@ -54,8 +57,12 @@ class WarmStart:
         engine.logger.info(f"Started from {path}")
 
     def _revive(self, engine: Any) -> None:
-        if engine.state.iteration == 1:
-            mixture = self.detector.mixture
+        direction = engine.state.batch.get(DIRECTION, 0)
+        if engine.state.epoch > 1 or direction in self._revived:
+            return
+        self._revived.add(direction)
+        mixture = mixture_of(self.detector.mixture, direction)
+        if mixture.fitted:
             patches = engine.state.batch[Keys.IMAGE].flatten(0, -2).to(mixture.offsets.device)
             revived = revive(mixture, gathered(patches))
             engine.logger.info(f"Revived {revived} vanished components at new patches")

@@ -39,11 +39,13 @@ class Places(nn.Module):
         counts: buffer (K, G).
         strength: buffer, β in patches, 0-d: how many patches the weights π_k count for in a bin.
         scale: buffer, λ, 0-d: what log π_k(u) counts for in a score that is no log-likelihood.
+        used: buffer, bool, 0-d: whether a detector asks where a patch is; False until decided.
     """
 
     counts: Tensor
     strength: Tensor
     scale: Tensor
+    used: Tensor
 
     def __init__(self, components: int, grid: Sequence[int]) -> None:
         super().__init__()
@@ -53,6 +55,7 @@ class Places(nn.Module):
         self.register_buffer("counts", torch.zeros(components, self.bins))
         self.register_buffer("strength", torch.tensor(30.0))
         self.register_buffer("scale", torch.tensor(0.02))
+        self.register_buffer("used", torch.tensor(False))
 
     @property
     def bins(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from torch.nn import functional as F
 
 from monai_dpmm.errors import InputError
 from monai_dpmm.mixture.dpmm import DPMM
+from monai_dpmm.mixture.planes import PlaneMixtures, mixture_of, mixtures
+from monai_dpmm.mixture.precision import is_traced
 from monai_dpmm.mixture.scores import ScoreKind
 from monai_dpmm.network.geometry import (
     foreground_patches,
@@ -73,41 +76,56 @@ class AnomalyDetector(nn.Module):
     The backbone, the mixture and the calibrated thresholds are one state dict, so a saved model
     needs no download.
 
+    Beyond the paper, slices of several directions have mixtures of their own, whose scores are
+    standardised by those of healthy validation patches, and a mixture with a `place_grid` may ask
+    where in the body a patch is; `monai_dpmm.AnomalyInferer` gives direction and places.
+
     Args:
         backbone: frozen module (S, 3, H', W') -> (S, D, h, w); its attribute `patch_size`, where
             it has one, is what H' and W' are multiples of.
-        mixture: the model of normality, over the backbone's D features.
+        mixture: the model of normality, over the backbone's D features; `PlaneMixtures` for
+            several directions.
         image_size: pixels of a slice's shorter side as the backbone sees it.
         score: anomaly score of a patch, see `DPMM.nearest`.
         ignore_background: patches without a voxel above 0 get the lowest score (0 for distances);
             train with the same choice.
+        mask_foreground: voxels of 0 are air, whose map is lowest, see `MaskForeground`; train with
+            the same choice.
         patch_grid: (h, w) of the patches, see `embed_patches`; train with the same choice.
-        false_positive_rates: rates at which thresholds are kept, fractions of healthy patches.
+        refined: maps are smoothed or lose their baseline afterwards, see `RefineAnomalyd`.
+        false_positive_rates: rates at which thresholds are kept, fractions of healthy patches, or
+            of healthy foreground voxels of finished maps.
 
     Attributes:
-        thresholds: buffer (R,), score above which a patch is anomalous, one for each rate; NaN
-            until `calibrate` has run.
+        thresholds: buffer (R,), score above which a patch or voxel is anomalous, one for each rate;
+            NaN until calibrated.
+        score_moments: buffer (P, 2), mean and standard deviation of healthy patches' scores in each
+            of P directions; a single direction is not standardised.
     """
 
     thresholds: Tensor
     false_positive_rates: Tensor
+    score_moments: Tensor
 
     def __init__(
         self,
         backbone: nn.Module,
-        mixture: DPMM,
+        mixture: DPMM | PlaneMixtures,
         *,
         image_size: int = 448,
         score: ScoreKind = "cosine",
         ignore_background: bool = False,
+        mask_foreground: bool = False,
         patch_grid: Sequence[int] | None = None,
+        refined: bool = False,
         false_positive_rates: Sequence[float] = DEFAULT_RATES,
     ) -> None:
         super().__init__()
-        dim = getattr(backbone, "embedding_dim", mixture.features)
-        if dim != mixture.features:
+        features = mixture_of(mixture, 0).features
+        dim = getattr(backbone, "embedding_dim", features)
+        if dim != features:
             raise InputError(
-                f"mixture must have the backbone's {dim} features, got features={mixture.features}"
+                f"mixture must have the backbone's {dim} features, got features={features}"
             )
         rates = torch.tensor(sorted(false_positive_rates), dtype=torch.float64)
         if rates.numel() == 0 or rates[0] <= 0 or rates[-1] >= 1:
@@ -119,27 +137,60 @@ class AnomalyDetector(nn.Module):
         self.image_size = image_size
         self.score: ScoreKind = score
         self.ignore_background = ignore_background
+        self.mask_foreground = mask_foreground
         self.patch_grid = _grid(patch_grid)
+        self.refined = refined
         self.register_buffer("false_positive_rates", rates)
         self.register_buffer("thresholds", torch.full(rates.shape, float("nan")))
+        moments = torch.tensor([[0.0, 1.0]]).repeat(len(self.mixtures), 1)
+        self.register_buffer("score_moments", moments)
+        self.register_load_state_dict_pre_hook(_earlier)
 
     @property
     def patch_size(self) -> int:
         """Pixels that the sides of the backbone's input must be multiples of."""
         return int(getattr(self.backbone, "patch_size", 1))
 
-    def forward(self, slices: Tensor) -> Tensor:
-        """Anomaly maps: (S, C, H, W) in [0, 1] -> (S, 1, H, W), float32."""
-        return upsample_scores(self.patch_scores(self.embed(slices)), slices.shape[-2:])
+    @property
+    def mixtures(self) -> tuple[DPMM, ...]:
+        """The mixtures of all directions."""
+        return mixtures(self.mixture)
 
-    def maps(self, slices: Tensor) -> Tensor:
+    @property
+    def keeps_patch_scores(self) -> bool:
+        """Whether finished maps are those of patches, as the paper's are.
+
+        Then thresholds hold that were taken on patches (Table 2). Otherwise they are taken on the
+        finished maps of healthy scans.
+        """
+        (first, *others) = self.mixtures
+        return not (self.refined or others or first.places is not None)
+
+    def forward(self, slices: Tensor, direction: int = 0, places: Tensor | None = None) -> Tensor:
+        """Anomaly maps: (S, C, H, W) in [0, 1] -> (S, 1, H, W), float32.
+
+        Args:
+            slices: of one direction.
+            direction: number of it.
+            places: of the patches (S, h, w, 3), see `patch_places`; without them the weights of
+                components are the same everywhere.
+        """
+        scores = self.patch_scores(self.embed(slices), direction, places)
+        return upsample_scores(scores, slices.shape[-2:])
+
+    def maps(self, slices: Tensor, direction: int = 0, places: Tensor | None = None) -> Tensor:
         """Anomaly map and component map: (S, C, H, W) in [0, 1] -> (S, 2, H, W), float32.
 
         Channel 1 is the index of the prototype nearest to each pixel's patch plus 1 (0 is left
         for "no patch here", which viewers take as background).
         """
-        scores, components = self.nearest(self.embed(slices))
-        shape = slices.shape[-2:]
+        return self.maps_of(self.embed(slices), slices.shape[-2:], direction, places)
+
+    def maps_of(
+        self, embeddings: Tensor, shape: Any, direction: int = 0, places: Tensor | None = None
+    ) -> Tensor:
+        """The `maps` of embedded slices of a shape (H, W): (S, h, w, D) -> (S, 2, H, W)."""
+        scores, components = self.nearest(embeddings, direction, places)
         return torch.cat(
             [upsample_scores(scores, shape), upsample_components(components + 1, shape)], dim=1
         )
@@ -154,21 +205,38 @@ class AnomalyDetector(nn.Module):
             patch_grid=self.patch_grid,
         )
 
-    def nearest(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    def nearest(
+        self, embeddings: Tensor, direction: int = 0, places: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Score of each patch and the component that gives it: (..., D) -> (...), (...) int64.
 
         The zero vector (background) gets the score that none is below, 0 unless scores are
-        log-likelihoods, and the component -1.
+        log-likelihoods or standardised, and the component -1.
         """
         patches, grid = embeddings.flatten(0, -2), embeddings.shape[:-1]
         there = patches.any(dim=-1)
-        lowest = self.mixture.lowest_score(self.score)
-        scores, components = self.mixture.nearest(patches, self.score)
-        return scores.where(there, lowest).view(grid), components.where(there, -1).view(grid)
+        mixture = mixture_of(self.mixture, direction)
+        known = places is not None and mixture.places is not None and bool(mixture.places.used)
+        u = places.to(patches).flatten(0, -2) if places is not None and known else None
+        lowest = mixture.lowest_score(self.score)
+        if is_traced():  # whose graph must not depend on which patches are background
+            scores, components = mixture.nearest(patches, self.score, u)
+            scores, components = scores.where(there, lowest), components.where(there, -1)
+        else:
+            scores = lowest.expand(len(patches)).clone()
+            components = scores.new_full(scores.shape, -1, dtype=torch.int64)
+            own = None if u is None else u[there]
+            scores[there], components[there] = mixture.nearest(patches[there], self.score, own)
+        if len(self.mixtures) > 1:
+            mean, deviation = self.score_moments[direction]
+            scores = (scores - mean) / deviation
+        return scores.view(grid), components.view(grid)
 
-    def patch_scores(self, embeddings: Tensor) -> Tensor:
+    def patch_scores(
+        self, embeddings: Tensor, direction: int = 0, places: Tensor | None = None
+    ) -> Tensor:
         """Anomaly score of each patch, see `nearest`: (..., D) -> (...)."""
-        return self.nearest(embeddings)[0]
+        return self.nearest(embeddings, direction, places)[0]
 
     @torch.no_grad()
     def calibrate(self, patch_scores: Tensor) -> None:
@@ -194,6 +262,21 @@ class AnomalyDetector(nn.Module):
         return self.thresholds.new_tensor(
             threshold_of(self.thresholds_by_rate, false_positive_rate)
         )
+
+
+def _earlier(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Complete a state dict of before there were directions and places.
+
+    Its thresholds are of patches, and hold for no other maps.
+    """
+    if f"{prefix}score_moments" in state:
+        return
+    detector = cast(AnomalyDetector, module)
+    for name, value in detector.state_dict().items():
+        if name == "score_moments" or ".places." in name:
+            state.setdefault(prefix + name, value)
+    if not detector.keeps_patch_scores and f"{prefix}thresholds" in state:
+        state[f"{prefix}thresholds"] = torch.full_like(state[f"{prefix}thresholds"], float("nan"))
 
 
 def _grid(patch_grid: Sequence[int] | None) -> tuple[int, int] | None:

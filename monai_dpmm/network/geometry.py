@@ -20,6 +20,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_ASPECT = 8.0
 _SQUARE = 1.01  # longest pixel, of its width, that counts as square
+_NEAR_SQUARE = 2.0  # longest pixel of a slice that is taken of its own accord
+_NEAR_CUBE = 4.0  # longest such slice, of its width, in mm
 _DARK = 1e-3  # of the range [0, 1]: what rounding may leave of a 0
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "stack_slices",
     "upsample_components",
     "upsample_scores",
+    "usable_axes",
 ]
 
 
@@ -48,6 +51,34 @@ def slice_axes(axis: int | Sequence[int]) -> tuple[int, ...]:
     if not axes or len(set(axes)) < len(axes) or not set(axes) <= {0, 1, 2}:
         raise InputError(f"axis must be 0, 1 or 2, or several different of them, got {axis}")
     return axes
+
+
+def usable_axes(
+    axes: Sequence[int], shape: Sequence[int], spacing: Sequence[float]
+) -> list[tuple[int, int]]:
+    """Directions that slices of a volume are taken in: (number among the axes, axis) of each.
+
+    Of several axes those whose slices have pixels at most twice as long as wide, and are
+    themselves at most 4 times as long as wide in mm: all three of a nearly isotropic volume, only
+    that across the slices of a thick-sliced one. Where none is so, the one that is nearest to it.
+    A single axis is always taken, and a picture is one slice whatever the axes.
+
+    Args:
+        axes: of `slice_axes`.
+        shape: voxels along each axis.
+        spacing: of the voxels in mm.
+    """
+    if len(axes) == 1 or len(shape) == 2:
+        return [(0, axes[0])]
+    stretch = {}
+    for axis in axes:
+        a, b = (side for side in range(3) if side != axis)
+        extent = (shape[a] * spacing[a], shape[b] * spacing[b])
+        pixel = max(spacing[a], spacing[b]) / max(min(spacing[a], spacing[b]), 1e-9)
+        stretch[axis] = max(pixel / _NEAR_SQUARE, max(extent) / max(min(extent), 1e-9) / _NEAR_CUBE)
+    usable = [axis for axis in axes if stretch[axis] <= 1.001]  # affines are rounded
+    chosen = usable or [min(axes, key=lambda axis: stretch[axis])]
+    return [(number, axis) for number, axis in enumerate(axes) if axis in chosen]
 
 
 def extract_slices(volume: Tensor, axis: int = 2) -> Tensor:
@@ -208,7 +239,7 @@ def patch_places(
 
     The place of a patch is that of its centre in the body's box, 0 and 1 at its faces, along the
     volume's own axes X, Y, Z whatever axis the slices are taken along. Patches beyond the box are
-    on its faces. A 2D image (H, W) has places (1, h, w, 2).
+    on its faces. A 2D image (H, W) lies in the middle of a third axis: (1, h, w, 3).
 
     Args:
         shape: voxels of the volume, or pixels of the image.
@@ -238,7 +269,7 @@ def patch_places(
         for n, size, a, b in zip(counts, sizes, low, high, strict=True)
     ]
     places = torch.stack(torch.meshgrid(*centres, indexing="ij"), dim=-1).clamp(0, 1).float()
-    return places.unsqueeze(0) if d == 2 else places.movedim(axis, 0)
+    return F.pad(places, (0, 1), value=0.5).unsqueeze(0) if d == 2 else places.movedim(axis, 0)
 
 
 def upsample_scores(scores: Tensor, shape: Any) -> Tensor:

@@ -6,22 +6,19 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from monai.config import KeysCollection
-from monai.transforms import InvertibleTransform, MapTransform, Transform
+from monai.data import MetaTensor
+from monai.transforms import Compose, InvertibleTransform, MapTransform, Transform
 from monai.utils import ensure_tuple
 
 from monai_dpmm.errors import InputError
 from monai_dpmm.io.loading import LoadVolume
-from monai_dpmm.network.geometry import slice_axes
-from monai_dpmm.transforms.array import (
-    EmbedPatches,
-    ExtractSlices,
-    ImageScore,
-    NormalizeSlices,
-    RescaleIntensity,
-    ThresholdAnomaly,
-)
+from monai_dpmm.network.geometry import patch_places, slice_axes
+from monai_dpmm.transforms.array import ImageScore, ThresholdAnomaly
 from monai_dpmm.transforms.bias_field import CorrectBiasField
 from monai_dpmm.transforms.foreground import MaskForeground
+from monai_dpmm.transforms.intensity import RescaleIntensity
+from monai_dpmm.transforms.metatensors import DIRECTION, PLACE, SLICED, directions
+from monai_dpmm.transforms.slicing import EmbedPatches, ExtractSlices, NormalizeSlices
 
 __all__ = [
     "CorrectBiasFieldd",
@@ -33,6 +30,7 @@ __all__ = [
     "NormalizeSlicesd",
     "RescaleIntensityd",
     "ThresholdAnomalyd",
+    "every_slice",
 ]
 
 
@@ -87,11 +85,12 @@ class RescaleIntensityd(_Dictionary):
 class ExtractSlicesd(_Dictionary, InvertibleTransform):
     """Dictionary version of `ExtractSlices`.
 
-    Along several axes, for training only, a list of dictionaries, one for each axis: a `Compose`
-    goes on with each of them, as it does with the crops of MONAI's cropping transforms.
+    Along several axes, for training only, a list of dictionaries, one for each direction that
+    suits the scan (see `usable_axes`), with its number at "direction": a `Compose` goes on with
+    each of them, as it does with the crops of MONAI's cropping transforms.
 
     Args:
-        keys: keys of the volumes.
+        keys: keys of the volumes; the first one tells what suits.
         axis: spatial axis that the slices are taken along, or several.
         step: see `ExtractSlices`.
         **kwargs: see `LoadVolumed`.
@@ -106,14 +105,23 @@ class ExtractSlicesd(_Dictionary, InvertibleTransform):
         step: int = 1,
         **kwargs: Any,
     ) -> None:
-        axes = slice_axes(axis)
-        super().__init__(keys, axes[0], step, **kwargs)
-        self.others = [ExtractSlicesd(keys, other, step, **kwargs) for other in axes[1:]]
+        self.axes = slice_axes(axis)
+        super().__init__(keys, self.axes[0], step, **kwargs)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Any:
         """Data with the slices, or a list of such data."""
-        one = super().__call__(data)
-        return [one, *(other(data) for other in self.others)] if self.others else one
+        if len(self.axes) == 1:
+            return super().__call__(data)
+        return [
+            {**self._along(axis, data), DIRECTION: number}
+            for number, axis in directions(data[self.keys[0]], self.axes)
+        ]
+
+    def _along(self, axis: int, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result, along = dict(data), ExtractSlices(axis, self.transform.step)
+        for key, output in self.key_iterator(result, self.output_keys):
+            result[output] = along(result[key])
+        return result
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Volumes of the slices, under the keys that they were taken from."""
@@ -123,6 +131,16 @@ class ExtractSlicesd(_Dictionary, InvertibleTransform):
         return result
 
 
+def every_slice(transforms: Compose) -> Compose:
+    """The same transforms, flat, with all slices where `ExtractSlicesd` keeps every n-th."""
+    steps = list(transforms.flatten().transforms)
+    for index, step in enumerate(steps):
+        if isinstance(step, ExtractSlicesd):
+            allow = step.allow_missing_keys
+            steps[index] = ExtractSlicesd(step.keys, step.axes, allow_missing_keys=allow)
+    return Compose(steps)
+
+
 class NormalizeSlicesd(_Dictionary):
     """Dictionary version of `NormalizeSlices`."""
 
@@ -130,9 +148,24 @@ class NormalizeSlicesd(_Dictionary):
 
 
 class EmbedPatchesd(_Dictionary):
-    """Dictionary version of `EmbedPatches`."""
+    """Dictionary version of `EmbedPatches`; the places of the patches go beside their embeddings.
+
+    At "place" is where in the body each patch of the first key is, (S, h, w, 3), see
+    `patch_places`, of slices that `ExtractSlices` took of a scan with metadata.
+    """
 
     array_transform = EmbedPatches
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Data with the embeddings."""
+        result = super().__call__(data)
+        source, embeddings = data.get(self.keys[0]), result.get(self.output_keys[0])
+        if isinstance(source, MetaTensor) and embeddings is not None and SLICED in source.meta:
+            of = source.meta[SLICED]
+            grid = (int(embeddings.shape[1]), int(embeddings.shape[2]))
+            places = patch_places(of["shape"], grid, of["axis"], of["box"])
+            result[PLACE] = places[:: of["step"]]
+        return result
 
 
 class MaskForegroundd(_Dictionary):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,11 +11,15 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from monai_dpmm.errors import InputError
-from monai_dpmm.network.geometry import square_shape
+from monai_dpmm.network.geometry import square_shape, usable_axes
 
 __all__ = [
+    "DIRECTION",
     "NO_AIR",
     "PIXEL_SPACING",
+    "PLACE",
+    "SLICED",
+    "directions",
     "errors_name_the_file",
     "file_names",
     "has_no_air",
@@ -27,6 +31,9 @@ __all__ = [
 ]
 
 NO_AIR = "no_air"  # in the metadata of scans in which `MaskForeground` has looked for air
+DIRECTION = "direction"  # key of the number of the axis that slices were taken along
+PLACE = "place"  # key of where in the body the patches are
+SLICED = "sliced"  # in the metadata of slices: of which volume, how
 PIXEL_SPACING = "slice_pixel_spacing"  # in the metadata of slices, whose affine is the volume's
 
 
@@ -86,6 +93,18 @@ def file_names(image: Tensor) -> str:
     """Names of the image's files, of those of a batch with commas between; empty without any."""
     names = image.meta.get("filename_or_obj") if isinstance(image, MetaTensor) else None
     return ", ".join(map(str, names)) if isinstance(names, list | tuple) else str(names or "")
+
+
+def directions(image: Tensor, axes: Sequence[int]) -> list[tuple[int, int]]:
+    """Directions that slices of a scan (C, X, Y, Z) or (C, H, W) are taken in, see `usable_axes`.
+
+    Without metadata its voxels are cubes.
+    """
+    shape = tuple(image.shape[1:])
+    spacing = [1.0] * len(shape)
+    if isinstance(image, MetaTensor):
+        spacing = image.affine[:-1, :-1].norm(dim=0).tolist()
+    return usable_axes(axes, shape, spacing)
 
 
 @contextmanager

@@ -145,10 +145,3 @@ def test_what_was_typed_is_checked_before_anything_heavy_is_imported(
     assert done.returncode == code
     assert message in done.stderr
     assert done.stdout == "[]\n"
-
-
-def test_the_old_name_of_a_config_serves_monais_command_line():
-    """`--config_file "['configs/train.json','configs/steady.json']"`, as the README had it."""
-    files = [str(configs_dir() / f"{name}.json") for name in ("train", "steady")]
-    assert merged(files) == merged(["train", "kmeans_start"])
-    assert "steady" not in config_names()

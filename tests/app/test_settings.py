@@ -43,6 +43,15 @@ def test_a_model_remembers_what_the_table_says(name):
     assert expected.keys() <= _config("inference").keys()
 
 
+def test_training_calibrates_as_inference_makes_its_maps():
+    train, infer, calibrate = (_config(name) for name in ("train", "inference", "calibrate"))
+    assert train["maps"] == infer["maps"]
+    own, alone = train["calibrate"]["handlers"][1], calibrate["handlers"][1]
+    assert own | {"path": None} == alone | {"path": None}
+    assert train["train"]["inferer"] == infer["inferer"]
+    assert train["preprocessing"] == infer["preprocessing"]
+
+
 def test_embeddings_follow_from_what_the_table_says():
     """All that the steps and the backbone refer to, but where and how many at once they run."""
     config, found = _config("train"), set()

@@ -15,6 +15,7 @@ class _Detector(nn.Module):
         self.false_positive_rates = torch.tensor([0.05])
         self.thresholds = torch.tensor([float("nan")])
         self.seen = None
+        self.keeps_patch_scores = True
 
     def calibrate(self, scores):
         self.seen = scores
@@ -34,6 +35,16 @@ def test_calibration_sees_each_epochs_scores_once():
     engine.run(batches, max_epochs=2)
     assert torch.equal(detector.seen, torch.cat(batches))
     assert engine.state.metrics["threshold_0.05"] == detector.thresholds.item()
+
+
+def test_a_detector_whose_maps_are_none_of_patches_is_not_calibrated_on_them():
+    detector = _Detector()
+    detector.keeps_patch_scores = False
+    engine, batches = _engine([torch.rand(5)])
+    ThresholdCalibration(detector).attach(engine)
+    engine.run(batches, max_epochs=1)
+    assert detector.seen is None
+    assert detector.thresholds.isnan().all()
 
 
 @pytest.mark.parametrize("best", [1, 2, 3])

@@ -12,7 +12,7 @@ from monai_dpmm.errors import InputError
 from monai_dpmm.mixture.dpmm import DPMM
 from monai_dpmm.network.detector import AnomalyDetector
 from monai_dpmm.network.geometry import prepare_slices
-from monai_dpmm.transforms.array import ExtractSlices, NormalizeSlices
+from monai_dpmm.transforms.slicing import ExtractSlices, NormalizeSlices
 
 AFFINE = torch.tensor([[-2.0, 0, 0, 5], [0, 0, 3, 7], [0, 1, 0, -9], [0, 0, 0, 1]]).double()
 

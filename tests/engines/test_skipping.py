@@ -9,7 +9,8 @@ from monai.handlers import StatsHandler
 
 from monai_dpmm.engines.skipping import ScanDataset, ScanEvaluator, collate_scans
 from monai_dpmm.errors import InputError
-from monai_dpmm.transforms.array import NormalizeSlices, RescaleIntensity
+from monai_dpmm.transforms.intensity import RescaleIntensity
+from monai_dpmm.transforms.slicing import NormalizeSlices
 
 
 def _loaded(data):

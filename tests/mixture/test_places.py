@@ -99,7 +99,7 @@ def test_without_places_nothing_changes():
     x = torch.cat(batches())
     plain, model = fitted(x), fitted(x, place_grid=(3, 4))
     own = {name for name in model.state_dict() if name.startswith("places.")}
-    assert own == {"places.counts", "places.strength", "places.scale"}
+    assert own == {f"places.{name}" for name in ("counts", "strength", "scale", "used")}
     for name, value in plain.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
     for kind in SCORES:

@@ -188,7 +188,8 @@ def test_places_are_relative_to_the_body(axis):
 
 def test_places_of_a_picture():
     places = patch_places((8, 6), (4, 3))
-    assert places.shape == (1, 4, 3, 2)
+    assert places.shape == (1, 4, 3, 3)
+    assert (places[..., 2] == 0.5).all()
     torch.testing.assert_close(places[0, :, 0, 0], torch.tensor([0.125, 0.375, 0.625, 0.875]))
     torch.testing.assert_close(places[0, 2, :, 1], torch.tensor([1 / 6, 0.5, 5 / 6]))
 

@@ -10,14 +10,7 @@ from torch import nn
 import monai_dpmm
 from monai_dpmm.errors import InputError
 from monai_dpmm.network.geometry import extract_slices, prepare_slices
-from monai_dpmm.transforms.array import (
-    EmbedPatches,
-    ExtractSlices,
-    ImageScore,
-    NormalizeSlices,
-    RescaleIntensity,
-    ThresholdAnomaly,
-)
+from monai_dpmm.transforms.array import ImageScore, ThresholdAnomaly
 from monai_dpmm.transforms.dictionary import (
     EmbedPatchesd,
     ExtractSlicesd,
@@ -27,8 +20,10 @@ from monai_dpmm.transforms.dictionary import (
     RescaleIntensityd,
     ThresholdAnomalyd,
 )
+from monai_dpmm.transforms.intensity import RescaleIntensity
 from monai_dpmm.transforms.labels import IgnoreLabelledPatchesd
 from monai_dpmm.transforms.operating_point import OperatingPoint
+from monai_dpmm.transforms.slicing import EmbedPatches, ExtractSlices, NormalizeSlices
 
 AFFINE = torch.tensor([[0.0, -2, 0, 5], [1, 0, 0.3, 7], [0, 0, 3, -9], [0, 0, 0, 1]]).double()
 VOLUME = {"ml_per_scan": 5.0, "threshold": 0.6, "patch_thresholds": {"0.1": 0.7}}
@@ -93,8 +88,9 @@ def test_slices_along_several_axes_go_through_a_pipeline_one_by_one():
     )
     for data in ({"image": scan, "label": label}, {"image": scan}):
         axial, sagittal = pipeline(data)
-        for axis, result in ((2, axial), (0, sagittal)):
+        for number, axis, result in ((0, 2, axial), (1, 0, sagittal)):
             alone = Compose([ExtractSlicesd(list(data), axis, 2), *pipeline.transforms[1:]])(data)
+            assert result.pop("direction") == number
             assert alone.keys() == result.keys()
             assert all(torch.equal(result[key], alone[key]) for key in alone)
 

@@ -10,13 +10,12 @@ from monai.data import MetaTensor
 from scipy import ndimage
 
 from monai_dpmm.transforms import foreground
-from monai_dpmm.transforms.array import RescaleIntensity
 from monai_dpmm.transforms.foreground import (
     MaskForeground,
     body_mask,
     warn_if_all_foreground,
 )
-from monai_dpmm.transforms.intensity import rescale_intensity
+from monai_dpmm.transforms.intensity import RescaleIntensity, rescale_intensity
 
 
 def _ball(side=40, radius=14.0):

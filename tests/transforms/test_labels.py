@@ -74,7 +74,8 @@ def test_the_training_config_ignores_a_labels_patches_where_they_lie(tmp_path, c
     parser = ConfigParser()
     parser.read_config(CONFIG)
     parser.update({"backbone_architecture": "efficientnet_lite0", "image_size": 64})
-    parser.update({"slice_step": 1, "device": "cpu"})
+    parser.update({"slice_axis": 2, "device": "cpu"})
+    parser.update({"mask_foreground": False, "ignore_background": False})
     embed = parser.get_parsed_content("train#preprocessing")
     paths = {"image": str(tmp_path / "a.nii.gz"), "label": str(tmp_path / "label.nii.gz")}
     labelled = embed(dict(paths))
