@@ -74,6 +74,7 @@ def trained(source, **options):
     return model.state_dict()
 
 
+@pytest.mark.filterwarnings("ignore:ignore_background leaves out nothing")  # along axis 0
 @pytest.mark.parametrize("axis", [2, [0, 2]])
 def test_a_model_is_the_same_with_the_store_and_without(axis, scans, tmp_path):
     transform = steps(axis)
