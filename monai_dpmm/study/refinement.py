@@ -53,9 +53,7 @@ class RefinementMetrics:
 
     Args:
         sigma_mm: see `smoothed`.
-        unit: scores are counted in multiples of it. A thousandth of the deviation of healthy
-            patches is far below what a method's score can tell apart, and five times as fast as
-            every score of its own.
+        unit: scores are counted in multiples of it.
     """
 
     def __init__(self, sigma_mm: float, unit: float) -> None:

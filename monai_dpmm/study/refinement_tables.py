@@ -31,18 +31,16 @@ def refinement_tables(trials: Sequence[Trial], reference: str = "dpmm") -> list[
 
     Args:
         trials: records of `monai_dpmm.study.comparison.compare`.
-        reference: the method that the others are compared with, by its score that knows places,
-            else its first.
+        reference: the method that the others are compared with, by its first score.
 
     Raises:
         ValueError: where no trial is of the reference.
     """
     rows = _rows(trials)
-    own = [key for key in rows if key[0] == reference]
-    if not own:
+    against = next((key for key in rows if key[0] == reference), None)
+    if against is None:
         names = dict.fromkeys(trial["method"] for trial in trials)
         raise InputError(f"reference must be one of {', '.join(names)}, got {reference!r}")
-    against = next((key for key in own if key[1].startswith(PLACED)), own[0])
     of_body = "In the body's pixels of all test slices, in %: mean (lowest-highest of the seeds)."
     sigma = trials[0]["settings"]["smoothing_mm"]
     return [

@@ -55,6 +55,9 @@ def quality(
     "aupr". "steps" is of the body's pixels only, and of maps that are refined, see
     `RefinementMetrics`.
 
+    Scores are counted in thousandths of their deviation over the healthy patches held out, which is
+    far below what a method can tell apart, and several times as fast.
+
     Args:
         model: fitted.
         kind: of its scores.
@@ -68,12 +71,14 @@ def quality(
     ]
     scores = torch.cat(healthy)
     metrics = AnomalyMetrics(Thresholds(rates, thresholds_at(scores, rates)))
-    steps = RefinementMetrics(sigma_mm, _UNIT * float(scores.double().std()))
+    unit = _UNIT * float(scores.double().std())
+    steps = RefinementMetrics(sigma_mm, unit)
     slices = []
     for scan in tests:
         patches = model.score(scan.embeddings, kind, scan.places)
         maps = upsample_scores(patches, scan.masks.shape[1:])
         steps.add(maps[:, 0], scan)
+        maps = (maps / unit).round() * unit
         pairs = zip(maps, scan.masks[:, None], strict=True)
         metrics.update([{"pred": anomaly, "label": label} for anomaly, label in pairs])
         slices += [{"scan": scan.name, "slice": number} for number in range(len(maps))]
