@@ -1,4 +1,4 @@
-"""Where the body is in a scan, as its preprocessing leaves it: foreground, box, spacing."""
+"""Where the body is in a scan, as its preprocessing leaves it: foreground and spacing."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from typing import Any, NamedTuple
 
 from monai.data import MetaTensor
 from torch import Tensor
-from torch.nn import functional as F
 
-from monai_dpmm.network.geometry import extract_slices, patch_places
-from monai_dpmm.transforms.foreground import body_box
+from monai_dpmm.network.geometry import extract_slices
 from monai_dpmm.transforms.metatensors import plain
 
 __all__ = ["Body", "body_of"]
@@ -43,16 +41,6 @@ class Body(NamedTuple):
             return (1.0, *self.spacing)
         within = [mm for axis, mm in enumerate(self.spacing) if axis != self.axis]
         return (self.step * self.spacing[self.axis], within[0], within[1])
-
-    def places(self, grid: tuple[int, int]) -> Tensor:
-        """Places of the patches in the body's box: (h, w) -> (S, h, w, 3) in [0, 1].
-
-        Of a scan without a body, those in the whole scan. A picture lies in the middle of its
-        third axis.
-        """
-        box = body_box(self.foreground[None])
-        places = patch_places(self.foreground.shape, grid, self.axis, box)[:: self.step]
-        return F.pad(places, (0, 3 - places.shape[-1]), value=0.5)
 
 
 def body_of(

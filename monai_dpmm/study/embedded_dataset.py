@@ -23,6 +23,7 @@ from monai_dpmm.network.geometry import slice_axes
 from monai_dpmm.study.bodies import Body, body_of
 from monai_dpmm.transforms.dictionary import LoadVolumed
 from monai_dpmm.transforms.labels import IgnoreLabelledPatchesd
+from monai_dpmm.transforms.metatensors import PLACE
 
 MATCHED = "test_level_matched.csv"  # in the folder of a data set
 
@@ -83,12 +84,8 @@ class EmbeddedDataset:
 
     def places(self, section: str) -> list[Tensor]:
         """Places (h, w, 3) of the patches of the slices of `healthy`, in their order."""
-        scans, found = self.sections[section], []
-        for index, item in enumerate(scans.data):
-            grids = scans.read(index)["image"]
-            places = self._body(item).places((grids.shape[1], grids.shape[2]))
-            found += [at for at, grid in zip(places, grids, strict=True) if bool(grid.any())]
-        return found
+        slices = self.sections[section].slices()
+        return [slices.item(index)[PLACE] for index in range(len(slices))]
 
     def tests(self, *, unit_norm: bool = True) -> Iterator[LabelledScan]:
         """Test scans, one in memory at a time, but for where their bodies are: a bit a voxel."""
@@ -100,7 +97,7 @@ class EmbeddedDataset:
             yield LabelledScan(
                 name,
                 grids,
-                body.places((grids.shape[1], grids.shape[2])),
+                read[PLACE],
                 read["label"],
                 body.slices,
                 body.slice_spacing,
@@ -133,11 +130,13 @@ class EmbeddedDataset:
 def embedded_dataset(parser: ConfigParser) -> EmbeddedDataset:
     """Embeddings of the data set of a training config, those of training's own store.
 
-    Slices of volumes are taken along one axis, the first of several in the config.
+    Test scans have every n-th slice where training has. Slices of volumes are taken along one axis,
+    the first of several in the config.
 
     Args:
         parser: of the config and its overlays: "dataset_dir", "embedding_dir", "val_fraction",
-            "seed", "preprocessing", "embedding", "slice_axis", "slice_step", "lesion_label".
+            "seed", "preprocessing", "slice_axis", "slice_step", "lesion_label", and "preprocessing"
+            of "train" and "validate".
 
     Raises:
         InputError: see `monai_dpmm.io.datalist.datalist`; every test scan must have a label, unless
@@ -151,13 +150,14 @@ def embedded_dataset(parser: ConfigParser) -> EmbeddedDataset:
         section: datalist(root, section, val_fraction=fraction, seed=seed, labels=section == "test")
         for section in ("train", "val", "test")
     }
-    healthy = parser.get_parsed_content("embedding").flatten().transforms
-    test = _with_lesions(healthy, LoadLabeld(rule=parser.get_parsed_content("lesion_label")))
+    train, val = (
+        parser.get_parsed_content(f"{workflow}#preprocessing").flatten().transforms
+        for workflow in ("train", "validate")
+    )
+    test = _with_lesions(train, LoadLabeld(rule=parser.get_parsed_content("lesion_label")))
+    steps = {"train": train, "val": val, "test": test}
     folder = parser.get_parsed_content("embedding_dir")
-    sections = {
-        section: StoredEmbeddings(part, test if section == "test" else healthy, folder)
-        for section, part in items.items()
-    }
+    sections = {name: StoredEmbeddings(part, steps[name], folder) for name, part in items.items()}
     for scans in sections.values():
         scans.embed()
     preprocessing = parser.get_parsed_content("preprocessing")

@@ -17,38 +17,22 @@ def body(shape, box, axis=2, step=1, spacing=None):
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_slices_and_places_along_every_axis(axis):
+def test_slices_along_every_axis(axis):
     box = [(2, 6), (0, 10), (4, 8)]
     one = body((8, 10, 12), box, axis, spacing=(1.0, 2.0, 3.0))
     sides = [0, 1, 2]
     sides.remove(axis)
     assert torch.equal(one.slices, one.foreground.movedim(axis, 0))
     assert one.slice_spacing == tuple(float((axis, *sides)[i] + 1) for i in range(3))
-    places = one.places((4, 6))
-    assert places.shape == ((8, 10, 12)[axis], 4, 6, 3)
-    for number in range(len(places)):
-        expected = (number + 0.5 - box[axis][0]) / (box[axis][1] - box[axis][0])
-        assert float(places[number, 0, 0, axis]) == pytest.approx(min(max(expected, 0), 1))
 
 
 def test_every_other_slice():
     one = body((4, 4, 9), [(0, 4), (0, 4), (0, 9)], step=2, spacing=(1.0, 1.0, 5.0))
     assert one.slices.shape == (5, 4, 4)
     assert one.slice_spacing == (10.0, 1.0, 1.0)
-    assert one.places((2, 2))[:, 0, 0, 2].tolist() == pytest.approx(
-        [i / 9 + 1 / 18 for i in (0, 2, 4, 6, 8)]
-    )
 
 
 def test_a_picture_is_one_slice():
     one = body((8, 12), [(0, 8), (4, 8)])
     assert one.slices.shape == (1, 8, 12)
     assert one.slice_spacing == (1.0, 1.0, 1.0)
-    places = one.places((2, 3))
-    assert places.shape == (1, 2, 3, 3)
-    assert places[0, 0].tolist() == [[0.25, 0, 0.5], [0.25, 0.5, 0.5], [0.25, 1, 0.5]]
-
-
-def test_without_a_body_places_are_those_of_the_scan():
-    one = body((8, 12), [(0, 0), (0, 0)])
-    assert one.places((2, 2))[0, :, 0, 0].tolist() == [0.25, 0.75]

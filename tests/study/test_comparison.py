@@ -17,7 +17,7 @@ from monai_dpmm.study.comparison import METHODS, compare
 
 pytestmark = pytest.mark.slow  # whole workflows, or processes of their own
 
-OPTIONS = SMALL | {"ignore_background": True, "slice_step": 4, "max_epochs": 2}
+OPTIONS = SMALL | {"slice_step": 4, "max_epochs": 2}
 FEW = ["k-means", "shots-1", "full"]
 
 

@@ -15,7 +15,7 @@ from monai_dpmm.errors import InputError
 from monai_dpmm.io.datalist import datalist
 from monai_dpmm.study.embedded_dataset import embedded_dataset
 
-OPTIONS = SMALL | {"ignore_background": True, "slice_step": 4}
+OPTIONS = SMALL | {"ignore_background": True, "slice_step": 4, "slice_axis": 2}
 
 
 def parser_of(folder, kept, **options):
@@ -36,8 +36,8 @@ def dataset(cohort, kept):
 
 
 def test_healthy_slices_are_those_that_training_sees(cohort, kept, dataset):
-    for section in ("train", "val"):
-        embed = parser_of(cohort, kept).get_parsed_content("embedding")
+    for section, workflow in (("train", "train"), ("val", "validate")):
+        embed = parser_of(cohort, kept).get_parsed_content(f"{workflow}#preprocessing")
         expected = SliceDataset([embed(item) for item in datalist(cohort, section)])
         slices = dataset.healthy(section)
         assert len(slices) == len(expected)
