@@ -46,10 +46,11 @@ MODEL_SECTIONS: Mapping[str, tuple[Setting, ...]] = {
         ),
         _scan(
             "percentiles",
-            [0.5, 99.5],
-            either(rules.PERCENTILES, rules.NONE),
-            "of the foreground's intensities, which become 0 and 1; `[25,75]` with `margin=1.5`"
-            " hardly knows bright lesions",
+            "automatic",
+            either(rules.PERCENTILES, choice("automatic"), rules.NONE),
+            "of the foreground's intensities, which become 0 and 1; automatic ones make the median"
+            " of a body with air around it 0.3, which hardly knows lesions, and are `[0.5,99.5]` of"
+            " a picture without",
         ),
         _scan(
             "window",

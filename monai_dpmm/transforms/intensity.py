@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from monai.transforms import Transform
@@ -28,6 +28,8 @@ WINDOWS: dict[str, tuple[float, float]] = {
 }
 Window = tuple[float, float] | Literal["brain", "liver", "lung"]
 Margin = float | tuple[float, float]
+Percentiles = tuple[float, float] | Literal["automatic"]
+_AIR = 0.01  # share of voxels at the minimum from which on a scan has air
 
 
 def air_is_zero(image: Tensor) -> bool:
@@ -52,7 +54,7 @@ def air_is_zero(image: Tensor) -> bool:
 
 def intensity_range(
     image: Tensor,
-    percentiles: tuple[float, float] | None = (0.5, 99.5),
+    percentiles: Percentiles | None = (0.5, 99.5),
     window: Window | None = None,
     margin: Margin = 0.0,
 ) -> tuple[float, float]:
@@ -65,11 +67,14 @@ def intensity_range(
 
     High percentiles are those of a large bright lesion, which darkens all that is healthy. The
     quartiles with a margin, Tukey's fences, hardly know it: percentiles=(25, 75), margin=1.5.
-    Nor does the median, which percentiles=(2, 50) with margin=(0, 7 / 3) map to 0.3.
+    Nor does the median, which percentiles=(2, 50) with margin=(0, 7 / 3) map to 0.3; so are
+    "automatic" ones of a scan with air, of which at least 1 % of the voxels are at the minimum.
+    Of one without, as of an ultrasound image, they are (0.5, 99.5).
 
     Args:
         image: any shape, one scan.
-        percentiles: low and high percentile of the foreground, for MR and other arbitrary units.
+        percentiles: low and high percentile of the foreground, for MR and other arbitrary units,
+            or "automatic".
         window: fixed (low, high) in the image's units instead, for CT (Hounsfield units), or the
             name of a usual one, see `WINDOWS`; percentiles then have no say.
         margin: how much further than the percentiles the range reaches at both ends, or (below,
@@ -87,6 +92,11 @@ def intensity_range(
         return _fixed(window)
     if percentiles is None:
         raise InputError("percentiles or window must be given, got None for both")
+    if percentiles == "automatic":
+        if below or above:
+            raise InputError(f'margin must be 0 for percentiles="automatic", got {margin}')
+        air = bool((image == image.min()).float().mean() >= _AIR)
+        percentiles, above = ((2, 50), 7 / 3) if air else ((0.5, 99.5), 0)
     if not 0 <= percentiles[0] < percentiles[1] <= 100:
         raise InputError(f"percentiles must satisfy 0 <= low < high <= 100, got {percentiles}")
     lit = image > image.min()
@@ -104,7 +114,7 @@ def intensity_range(
 
 def rescale_intensity(
     image: Tensor,
-    percentiles: tuple[float, float] | None = (0.5, 99.5),
+    percentiles: Percentiles | None = (0.5, 99.5),
     window: Window | None = None,
     margin: Margin = 0.0,
     floor: float = 0.0,
@@ -138,7 +148,8 @@ class RescaleIntensity(Transform):
     """Scan in [0, 1], float32, the same shape: by percentiles of the foreground, or by a window.
 
     Args:
-        percentiles: percentiles of the foreground (voxels above the minimum) that become 0 and 1.
+        percentiles: percentiles of the foreground (voxels above the minimum) that become 0 and 1,
+            or "automatic", see `intensity_range`.
         window: fixed (low, high) in the image's units instead (CT), or the name of a usual one
             (brain, liver, lung).
         margin: how much further than the percentiles the range reaches, at both ends or (below,
@@ -153,12 +164,15 @@ class RescaleIntensity(Transform):
 
     def __init__(
         self,
-        percentiles: tuple[float, float] | None = (0.5, 99.5),
+        percentiles: Percentiles | None = (0.5, 99.5),
         window: Window | None = None,
         margin: Margin = 0.0,
         floor: float = 0.0,
     ) -> None:
-        self.percentiles = None if percentiles is None else (percentiles[0], percentiles[1])
+        self.percentiles: Percentiles | None = None
+        if percentiles is not None:
+            pair = percentiles if isinstance(percentiles, str) else tuple(percentiles)
+            self.percentiles = cast(Percentiles, pair)
         self.window: Window | None = None
         if window is not None:
             self.window = window if isinstance(window, str) else (window[0], window[1])

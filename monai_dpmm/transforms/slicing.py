@@ -19,7 +19,7 @@ from monai_dpmm.network.geometry import (
     stack_slices,
 )
 from monai_dpmm.transforms.foreground import body_box, warn_if_all_foreground
-from monai_dpmm.transforms.intensity import Margin, RescaleIntensity, Window
+from monai_dpmm.transforms.intensity import Margin, Percentiles, RescaleIntensity, Window
 from monai_dpmm.transforms.metatensors import (
     PIXEL_SPACING,
     SLICED,
@@ -104,7 +104,7 @@ class NormalizeSlices(Transform):
         size: int = 448,
         patch_size: int = 14,
         *,
-        percentiles: tuple[float, float] | None = (0.5, 99.5),
+        percentiles: Percentiles | None = (0.5, 99.5),
         window: Window | None = None,
         margin: Margin = 0.0,
     ) -> None:

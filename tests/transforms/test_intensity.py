@@ -117,3 +117,14 @@ def test_errors_name_argument_rule_and_value():
         rescale_intensity(scan, (5, 101))
     with pytest.raises(ValueError, match=r"low < high, got \(3, 3\)"):
         rescale_intensity(scan, None, (3, 3))
+
+
+def test_automatic_percentiles_are_those_of_the_median_where_there_is_air():
+    generator = torch.Generator().manual_seed(0)
+    body = torch.rand(1, 20, 20, generator=generator) + 1
+    with_air = torch.cat([torch.zeros(1, 20, 20), body], dim=1)
+    expected = rescale_intensity(with_air, (2, 50), margin=(0, 7 / 3))
+    assert torch.equal(rescale_intensity(with_air, "automatic"), expected)
+    assert torch.equal(rescale_intensity(body, "automatic"), rescale_intensity(body))
+    with pytest.raises(ValueError, match=r'margin must be 0 for percentiles="automatic", got 1\.5'):
+        rescale_intensity(body, "automatic", margin=1.5)
