@@ -123,7 +123,7 @@ class ScanCalibration:
 
     def __call__(self, engine: Engine) -> None:
         """Write what was found into the model's files, and print it."""
-        if not getattr(self.detector, "keeps_patch_scores", True):
+        if not self.detector.keeps_patch_scores:
             thresholds = self._pool.thresholds(self.detector.false_positive_rates)
             self.detector.thresholds.copy_(thresholds)
             self._save_model()

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from workflows import SMALL, run_bundle
 
+from monai_dpmm.app.settings import CALIBRATED
+
 pytestmark = pytest.mark.slow  # whole workflows, or processes of their own
 
 
@@ -25,6 +27,17 @@ def calibrated(trained, cohort, tmp_path_factory):
     return root, result.stdout
 
 
+@pytest.fixture(scope="module")
+def uncalibrated(trained, tmp_path_factory):
+    """Bundle root of the model as it was before a training calibrated it."""
+    root = tmp_path_factory.mktemp("uncalibrated")
+    shutil.copytree(trained / "models", root / "models")
+    settings = json.loads((root / "models/model.json").read_text())
+    kept = {key: value for key, value in settings.items() if key not in CALIBRATED}
+    (root / "models/model.json").write_text(json.dumps(kept))
+    return root
+
+
 def _calibrate(root, data, expect=0):
     configs = ["inference", str(root / "models/model.json"), "calibrate"]
     return run_bundle("run", configs, expect=expect, bundle_root=root, dataset_dir=data)
@@ -40,9 +53,11 @@ def test_calibration_adds_to_the_models_settings_what_it_prints(calibrated, trai
     root, printed = calibrated
     settings = json.loads((root / "models/model.json").read_text())
     before = json.loads((trained / "models/model.json").read_text())
-    assert before.items() <= settings.items()
-    found = {"volume_thresholds", "healthy_scans", "scan_reference"}
-    assert settings.keys() - before.keys() == found
+    assert settings.keys() == before.keys() >= {*CALIBRATED}
+    same = [key for key in before if key not in CALIBRATED]
+    assert [settings[key] for key in same] == [before[key] for key in same]
+    assert len(before["healthy_scans"]["scores"]) == 2  # the training's two held-back scans
+    assert before["scan_reference"] is None
     assert len(settings["healthy_scans"]["scores"]) == 5
     volumes = settings["volume_thresholds"]
     assert [one["ml_per_scan"] for one in volumes] == [1, 2, 5, 10, 20, 50]
@@ -92,38 +107,43 @@ def test_maps_are_calibrated_and_written_smoothed_and_less_their_baseline(
     calibrated, cohort, tmp_path
 ):
     root, _ = calibrated
-    shutil.copytree(root / "models", tmp_path / "models")
-    settings = json.loads((root / "models/model.json").read_text())
-    settings |= {"smoothing_mm": 8.0, "subtract_baseline": True}
-    (tmp_path / "models/model.json").write_text(json.dumps(settings))
-    _calibrate(tmp_path, root / "data")
     scan = cohort / "test/images/test_000.nii.gz"
-    plain, refined = tmp_path / "plain", tmp_path / "refined"
-    _infer(root, scan, plain, false_positive_volume=5)
-    _infer(tmp_path, scan, refined, false_positive_volume=5)
-    before, after = (
-        nib.load(out / "test_000/test_000_anomaly.nii.gz").get_fdata() for out in (plain, refined)
-    )
-    assert np.median(after) == pytest.approx(0, abs=1e-4)
-    assert after.std() < 0.9 * before.std()
-    settings = json.loads((tmp_path / "models/model.json").read_text())
+    steps = {
+        "plain": {"smoothing_mm": 0, "subtract_baseline": False},
+        "refined": {"smoothing_mm": 8.0, "subtract_baseline": True},
+    }
+    maps, there = {}, None
+    for name, chosen in steps.items():
+        shutil.copytree(root / "models", tmp_path / name / "models")
+        file = tmp_path / name / "models/model.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | chosen))
+        _calibrate(tmp_path / name, root / "data")
+        _infer(tmp_path / name, scan, tmp_path / name / "out", false_positive_volume=5)
+        results = tmp_path / name / "out/test_000"
+        there = np.asarray(nib.load(results / "test_000_component.nii.gz").dataobj) > 0
+        anomaly = nib.load(results / "test_000_anomaly.nii.gz").get_fdata(dtype=np.float32)
+        maps[name] = anomaly[there]
+    assert np.median(maps["refined"]) == pytest.approx(0, abs=1e-2)
+    assert maps["refined"].std() < 0.9 * maps["plain"].std()
+    settings = json.loads((tmp_path / "refined/models/model.json").read_text())
     threshold = settings["volume_thresholds"][2]["threshold"]
-    mask = np.asarray(nib.load(refined / "test_000/test_000_mask.nii.gz").dataobj)
-    assert np.array_equal(mask > 0, after.astype(np.float32) > np.float32(threshold))
-    findings = json.loads((refined / "test_000/test_000_findings.json").read_text())
-    assert 0.1 * np.median(before) < findings["baseline"] < 2 * np.median(before)
+    mask = np.asarray(nib.load(results / "test_000_mask.nii.gz").dataobj)
+    assert np.array_equal(mask > 0, anomaly > np.float32(threshold))
+    findings = json.loads((results / "test_000_findings.json").read_text())
+    assert abs(findings["baseline"] - np.median(maps["plain"])) < maps["plain"].std()
     assert findings["scan_check"]["baseline"] == findings["baseline"]
-    assert findings["scan_check"]["healthy_baselines"][0] > 0
+    low, high = findings["scan_check"]["healthy_baselines"]
+    assert low < high
     assert findings["healthy_scans"] == 5
     for lesion in findings["lesions"]:
         assert lesion["p_value"] * 6 == pytest.approx(round(lesion["p_value"] * 6))
 
 
 def test_by_default_2_ml_are_marked_once_the_model_is_calibrated(
-    calibrated, trained, cohort, tmp_path
+    trained, uncalibrated, cohort, tmp_path
 ):
-    scan, root = cohort / "test/images/test_000.nii.gz", calibrated[0]
-    for folder, told in ((root, False), (trained, True)):
+    scan = cohort / "test/images/test_000.nii.gz"
+    for folder, told in ((trained, False), (uncalibrated, True)):
         result = _infer(folder, scan, tmp_path / folder.name)
         assert ("The model has no thresholds by volume" in result.stdout) == told
         file = tmp_path / folder.name / "test_000/test_000_findings.json"
@@ -135,11 +155,11 @@ def test_by_default_2_ml_are_marked_once_the_model_is_calibrated(
 
 
 def test_a_volume_that_was_not_calibrated_ends_inference_in_one_line(
-    calibrated, trained, cohort, tmp_path
+    calibrated, uncalibrated, cohort, tmp_path
 ):
     for root, message in (
         (calibrated[0], "false_positive_volume must be one of 1, 2, 5, 10, 20, 50 ml, got 3"),
-        (trained, "false_positive_volume=3 needs thresholds calibrated by volume"),
+        (uncalibrated, "false_positive_volume=3 needs thresholds calibrated by volume"),
     ):
         result = _infer(
             root, cohort / "test/images", tmp_path / "out", expect=1, false_positive_volume=3
