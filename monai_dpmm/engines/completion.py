@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ModelCompletion"]
 
+_ENOUGH = 20_000  # patches that decide about places: the gain is sure to a hundredth of a nat
+
 
 class ModelCompletion:
     """Complete the best model of a training, when its last epoch is over, and save it again.
@@ -79,7 +81,8 @@ class ModelCompletion:
         for number, mixture in enumerate(self.detector.mixtures):
             if not mixture.fitted:
                 continue
-            if not any(len(patches) for patches, _ in _Healthy(self, engine, number)):
+            count = sum(len(patches) for patches, _ in _Healthy(self, engine, number))
+            if count == 0:
                 engine.logger.warning(
                     f"No validation scan has slices of direction {number}: maps do without it"
                 )
@@ -87,7 +90,7 @@ class ModelCompletion:
                 mixture.initialized.fill_(False)
                 continue
             if mixture.places is not None:
-                self._decide(engine, number, mixture)
+                self._decide(engine, number, mixture, max(1, count // _ENOUGH))
             if len(self.detector.mixtures) > 1:
                 self._standardize(engine, number)
         broadcast_buffers(self.detector)
@@ -109,9 +112,9 @@ class ModelCompletion:
                 total = cast("Tensor", idist.all_reduce(mixture.places.counts))
                 mixture.places.counts.copy_(total)
 
-    def _decide(self, engine: Any, number: int, mixture: DPMM) -> None:
-        """Set β, λ and whether place is used."""
-        gain = calibrate_places(mixture, _Healthy(self, engine, number))
+    def _decide(self, engine: Any, number: int, mixture: DPMM, step: int) -> None:
+        """Set β, λ and whether place is used, of every n-th patch."""
+        gain = calibrate_places(mixture, _Healthy(self, engine, number, step))
         possible = SCORES[self.detector.score].place is not None
         used = gain > 0 if self.use_place is None else self.use_place
         mixture.places.used.fill_(bool(used and possible))  # type: ignore[union-attr]
@@ -138,8 +141,8 @@ class ModelCompletion:
 class _Healthy:
     """Validation patches of one direction with their places, of all processes, to be read often."""
 
-    def __init__(self, of: ModelCompletion, engine: Any, direction: int) -> None:
-        self.loader, self.engine = of.val_data_loader, engine
+    def __init__(self, of: ModelCompletion, engine: Any, direction: int, step: int = 1) -> None:
+        self.loader, self.engine, self.step = of.val_data_loader, engine, step
         self.own = len(of.detector.mixtures) > 1
         self.direction = direction
 
@@ -148,7 +151,8 @@ class _Healthy:
             if self.own and batch.get(DIRECTION, 0) != self.direction:
                 continue
             patches = gathered(patches_of(batch, self.engine))
-            yield patches, gathered(_places_of(batch, self.engine))
+            places = gathered(_places_of(batch, self.engine))
+            yield patches[:: self.step], places[:: self.step]
 
 
 def _places_of(batch: dict[str, Any], engine: Any) -> Tensor:
