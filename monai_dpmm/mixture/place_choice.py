@@ -13,7 +13,7 @@ from monai_dpmm.mixture.places import Places
 
 __all__ = ["calibrate_places", "place_gains", "place_scale"]
 
-STRENGTHS = (3.0, 10.0, 30.0, 100.0)
+STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0)
 _HIGHEST = 0.02  # λ, in units of the cosine
 _HIGHEST_FLAT = 0.005  # of pictures, whose level in the body is not known
 Batches = Iterable[tuple[Tensor, Tensor]]  # patches (N, D) and their places (N, d)
