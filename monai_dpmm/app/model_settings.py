@@ -189,7 +189,8 @@ MODEL_SECTIONS: Mapping[str, tuple[Setting, ...]] = {
             "subtract_baseline",
             True,
             rules.FLAG,
-            "take the map's median over the foreground off",
+            "take the map's median over the foreground off, and bring the slices of a volume to"
+            " one median",
             remembered=True,
         ),
     ),

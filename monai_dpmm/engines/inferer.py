@@ -20,6 +20,7 @@ from monai_dpmm.network.geometry import (
     slice_axes,
     stack_slices,
 )
+from monai_dpmm.network.postprocessing import levelled
 from monai_dpmm.transforms.foreground import body_box, warn_if_all_foreground
 from monai_dpmm.transforms.metatensors import (
     DIRECTION,
@@ -163,22 +164,23 @@ class AnomalyInferer(Inferer):
                 f" got {list(self.axes)} for a scan of {' x '.join(map(str, voxels.shape[1:]))}"
                 " voxels"
             )
+        air = (voxels == 0).all(0) & network.mask_foreground
         maps: Tensor | None = None
         for number, axis in trained:
             one = self._stacked(
                 scan, axis, _placed(network, voxels, number, axis, box, known.get(number))
             )
+            if network.level_slices and voxels.ndim == 4 and bool((one[1] > 0).any()):
+                one[0] = levelled(one[0], (one[1] > 0) & ~air, axis)
             if maps is None:
                 maps = one
             else:
                 maps[0] += one[0]
         assert maps is not None
         maps[0] /= len(trained)
-        if network.mask_foreground:
-            air = (voxels == 0).all(0)
-            if bool(air.any()) and not bool(air.all()):
-                maps[0] = maps[0].masked_fill(air, float(maps[0][~air].min()))
-                maps[1] = maps[1].masked_fill(air, 0)
+        if bool(air.any()) and not bool(air.all()):
+            maps[0] = maps[0].masked_fill(air, float(maps[0][~air].min()))
+            maps[1] = maps[1].masked_fill(air, 0)
         return maps if self.component_map else maps[:1]
 
     def _stacked(self, scan: Tensor, axis: int, maps: Maps) -> Tensor:

@@ -93,6 +93,7 @@ class AnomalyDetector(nn.Module):
             the same choice.
         patch_grid: (h, w) of the patches, see `embed_patches`; train with the same choice.
         refined: maps are smoothed or lose their baseline afterwards, see `RefineAnomalyd`.
+        level_slices: bring the slices of a volume to one median, see `levelled`.
         false_positive_rates: rates at which thresholds are kept, fractions of healthy patches, or
             of healthy foreground voxels of finished maps.
 
@@ -118,6 +119,7 @@ class AnomalyDetector(nn.Module):
         mask_foreground: bool = False,
         patch_grid: Sequence[int] | None = None,
         refined: bool = False,
+        level_slices: bool = False,
         false_positive_rates: Sequence[float] = DEFAULT_RATES,
     ) -> None:
         super().__init__()
@@ -140,6 +142,7 @@ class AnomalyDetector(nn.Module):
         self.mask_foreground = mask_foreground
         self.patch_grid = _grid(patch_grid)
         self.refined = refined
+        self.level_slices = level_slices
         self.register_buffer("false_positive_rates", rates)
         self.register_buffer("thresholds", torch.full(rates.shape, float("nan")))
         moments = torch.tensor([[0.0, 1.0]]).repeat(len(self.mixtures), 1)
@@ -164,7 +167,7 @@ class AnomalyDetector(nn.Module):
         finished maps of healthy scans.
         """
         (first, *others) = self.mixtures
-        return not (self.refined or others or first.places is not None)
+        return not (self.refined or self.level_slices or others or first.places is not None)
 
     def forward(self, slices: Tensor, direction: int = 0, places: Tensor | None = None) -> Tensor:
         """Anomaly maps: (S, C, H, W) in [0, 1] -> (S, 1, H, W), float32.

@@ -1,4 +1,4 @@
-"""Anomaly maps made more readable: smoothed in mm, less the scan's own baseline, averaged.
+"""Anomaly maps made more readable: slices levelled, smoothed in mm, less the scan's own baseline.
 
 Pure functions on the maps of one scan, (X, Y, Z) or (H, W), and its foreground, bool of the same
 shape. Outside the foreground a map keeps its rank: nothing there rises above what it was.
@@ -14,7 +14,7 @@ from torch import Tensor
 from monai_dpmm.errors import InputError
 from monai_dpmm.mixture.precision import full_float32
 
-__all__ = ["averaged", "foreground_moments", "less_baseline", "smoothed"]
+__all__ = ["less_baseline", "levelled", "smoothed"]
 
 
 @torch.no_grad()
@@ -77,41 +77,26 @@ def less_baseline(anomaly: Tensor, foreground: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def foreground_moments(anomaly: Tensor, foreground: Tensor) -> Tensor:
-    """Count, sum and sum of squares of the foreground's scores: (any shape) -> (3,) float64.
+def levelled(anomaly: Tensor, foreground: Tensor, axis: int) -> Tensor:
+    """Map whose slices along an axis have the median of the whole: (X, Y, Z) -> (X, Y, Z).
 
-    Those of several scans add up.
+    Slices near the ends of a body score higher than others, whatever they show. Each loses the
+    difference of its median over the foreground from that of all slices; one whose foreground is
+    n voxels loses the share n / (n + m) of it, m a tenth of the largest slice's, since the median
+    of a few voxels is uncertain. Outside the foreground nothing changes.
 
     Raises:
         ValueError: for shapes that differ, or an empty foreground.
     """
     _check(anomaly, foreground)
-    scores = _inside(anomaly, foreground).double()
-    return torch.stack([scores.new_tensor(len(scores)), scores.sum(), scores.square().sum()])
-
-
-@torch.no_grad()
-def averaged(maps: Tensor, moments: Tensor) -> Tensor:
-    """Mean of the maps of A slice directions, each standardised: (A, any shape), (A, 3) -> (shape).
-
-    Args:
-        maps: of one scan, on one grid.
-        moments: `foreground_moments` of healthy validation scans, summed, for each direction; a map
-            loses their mean and is divided by their standard deviation.
-
-    Raises:
-        ValueError: where the moments are not those of A directions, or have no spread.
-    """
-    if moments.shape != (len(maps), 3):
-        raise InputError(f"moments must be ({len(maps)}, 3), got {tuple(moments.shape)}")
-    count, total, squares = moments.double().unbind(1)
-    mean = total / count
-    deviation = (squares / count - mean.square()).clamp_min(0).sqrt()
-    if not bool((deviation > 0).all()):
-        raise InputError(f"moments must have some spread, got deviations {deviation.tolist()}")
-    each = (len(maps), *(1,) * (maps.ndim - 1))
-    mean, deviation = (x.to(maps).view(each) for x in (mean, deviation))
-    return ((maps - mean) / deviation).mean(0)
+    middle = _inside(anomaly, foreground).median()
+    slices, there = anomaly.movedim(axis, 0), foreground.movedim(axis, 0)
+    counts = there.flatten(1).sum(1)
+    shifts = torch.zeros_like(slices[:, 0, 0])
+    for index in counts.nonzero()[:, 0].tolist():
+        shifts[index] = slices[index][there[index]].median() - middle
+    shifts = shifts * counts / (counts + 0.1 * counts.max())
+    return torch.where(there, slices - shifts[:, None, None], slices).movedim(0, axis)
 
 
 def _inside(anomaly: Tensor, foreground: Tensor) -> Tensor:

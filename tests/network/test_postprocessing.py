@@ -1,16 +1,11 @@
-"""Laws of the steps that make maps readable: smoothing, baseline, average of directions."""
+"""Laws of the steps that make maps readable: smoothing, baseline, levelled slices."""
 
 import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from monai_dpmm.network.postprocessing import (
-    averaged,
-    foreground_moments,
-    less_baseline,
-    smoothed,
-)
+from monai_dpmm.network.postprocessing import less_baseline, levelled, smoothed
 
 SHAPES = pytest.mark.parametrize("shape", [(40, 32), (24, 20, 16)])
 
@@ -116,23 +111,33 @@ def test_a_lesion_of_less_than_half_stands_out_by_what_it_adds():
     assert less_baseline(anomaly, there)[0][:12].unique().tolist() == [0.0]
 
 
-def test_moments_of_scans_add_up_to_those_of_all():
-    scans, there = torch.rand(3, 20, 20), _ball((20, 20)).expand(3, -1, -1)
-    total = sum(foreground_moments(x, y) for x, y in zip(scans, there, strict=True))
-    assert torch.allclose(total, foreground_moments(scans, there))
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_what_differs_from_slice_to_slice_goes_and_the_scans_own_median_stays(axis):
+    there = torch.ones(12, 10, 8, dtype=torch.bool)
+    noise = torch.rand(12, 10, 8, generator=torch.Generator().manual_seed(0))
+    ramp = torch.linspace(0, 40, noise.shape[axis])
+    level = levelled(
+        noise + ramp.view([-1 if side == axis else 1 for side in range(3)]), there, axis
+    )
+    spread = level.movedim(axis, 0).flatten(1).median(1).values
+    before = ramp.max() - ramp.min()
+    assert float(spread.max() - spread.min()) == pytest.approx(float(before) / 11, rel=0.1)
+    flat = torch.full((12, 10, 8), 3.0)
+    assert torch.equal(levelled(flat, there, axis), flat)
 
 
-def test_directions_on_healthy_scans_have_mean_zero_and_deviation_one():
-    maps = torch.stack([torch.rand(50, 50), 40 + 7 * torch.rand(50, 50)])
-    there = torch.ones(50, 50, dtype=torch.bool)
-    moments = torch.stack([foreground_moments(x, there) for x in maps])
-    for one, moment in zip(maps, moments, strict=True):
-        alone = averaged(one[None], moment[None])
-        assert alone.mean().item() == pytest.approx(0, abs=1e-4)
-        assert alone.std(correction=0).item() == pytest.approx(1, abs=1e-4)
-    scaled = maps * torch.tensor([3.0, 0.1]).view(2, 1, 1)
-    rescaled = torch.stack([foreground_moments(x, there) for x in scaled])
-    assert torch.allclose(averaged(maps, moments), averaged(scaled, rescaled), atol=1e-3)
+def test_a_lesion_of_less_than_half_of_its_slices_stays():
+    anomaly, there = torch.zeros(20, 20, 20), torch.ones(20, 20, 20, dtype=torch.bool)
+    anomaly[5:14, 5:14, 5:14] = 1
+    for axis in range(3):
+        assert torch.equal(levelled(anomaly, there, axis), anomaly)
+
+
+def test_levelling_changes_nothing_outside_the_foreground():
+    anomaly, there = torch.rand(9, 9, 9), _ball((9, 9, 9))
+    result = levelled(anomaly, there, 1)
+    assert torch.equal(result[~there], anomaly[~there])
+    assert not torch.equal(result[there], anomaly[there])
 
 
 def test_errors_name_argument_rule_and_value():
@@ -149,7 +154,5 @@ def test_errors_name_argument_rule_and_value():
         smoothed(anomaly, there, 1, [1, 0])
     with pytest.raises(ValueError, match="foreground must have voxels, got none"):
         less_baseline(anomaly, ~there)
-    with pytest.raises(ValueError, match=r"moments must be \(2, 3\), got \(1, 3\)"):
-        averaged(torch.rand(2, 4, 4), torch.ones(1, 3))
-    with pytest.raises(ValueError, match=r"moments must have some spread, got .*\[0.0\]"):
-        averaged(anomaly[None], torch.tensor([[4.0, 4.0, 4.0]]))
+    with pytest.raises(ValueError, match="foreground must have voxels, got none"):
+        levelled(anomaly[None], ~there[None], 0)
