@@ -1,10 +1,15 @@
 """The bundle's workflows as their users run them: MONAI's command line in a subprocess."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+ADDED = (  # to the paper, by `train`
+    *("slice_axis", "mask_foreground", "ignore_background", "place_grid", "smoothing_mm"),
+    *("subtract_baseline", "percentiles"),
+)
 SMALL = {
     "backbone_architecture": "efficientnet_lite0",
     "image_size": 96,
@@ -12,6 +17,9 @@ SMALL = {
     "max_epochs": 3,
     "slice_step": 2,
 }
+DEFAULTS = dict(SMALL)  # of a small model in which all that `train` adds to the paper is on
+PAPER = json.loads((ROOT / "configs/paper.json").read_text())
+SMALL |= {key: value for key, value in PAPER.items() if key in ADDED}
 
 
 def run_bundle(run_id, configs, *, expect=0, **overrides):
