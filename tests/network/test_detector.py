@@ -227,3 +227,23 @@ def test_errors_name_argument_rule_and_value():
     with pytest.raises(RuntimeError, match="DPMM is not fitted"):
         detector(_healthy(1))
     assert math.isnan(detector.thresholds[0])
+
+
+def test_a_state_dict_of_before_there_were_directions_and_places_loads():
+    """Its thresholds are of patches: they hold for the paper's maps, and for no others."""
+    x = torch.rand(64, 5)
+    detector = AnomalyDetector(nn.Identity(), DPMM(5, 4))
+    detector.mixture.initialize(x)
+    detector.calibrate(torch.rand(1000))
+    state = {name: value for name, value in detector.state_dict().items() if "moments" not in name}
+    same = AnomalyDetector(nn.Identity(), DPMM(5, 4))
+    same.load_state_dict(dict(state))
+    assert torch.equal(same.thresholds, detector.thresholds)
+    assert torch.equal(same.patch_scores(x), detector.patch_scores(x))
+    placed = AnomalyDetector(nn.Identity(), DPMM(5, 4, place_grid=(2, 2, 2)))
+    placed.load_state_dict(dict(state))
+    assert placed.thresholds.isnan().all()
+    assert torch.equal(placed.patch_scores(x), detector.patch_scores(x))
+    refined = AnomalyDetector(nn.Identity(), DPMM(5, 4), refined=True)
+    refined.load_state_dict(dict(state))
+    assert refined.thresholds.isnan().all()

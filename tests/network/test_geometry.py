@@ -16,6 +16,7 @@ from monai_dpmm.network.geometry import (
     stack_slices,
     upsample_components,
     upsample_scores,
+    usable_axes,
 )
 
 
@@ -202,3 +203,26 @@ def test_places_outside_their_rules():
     for box in ([[0, 0, 2], [3, 3, 2]], [[0, 0, 0], [3, 3, 4]], [[-1, 0, 0], [3, 3, 3]]):
         with pytest.raises(ValueError, match=r"box must lie in the volume \(3, 3, 3\), got"):
             patch_places((3, 3, 3), (1, 1), 2, torch.tensor(box))
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "axes"),
+    [
+        ((240, 240, 155), (1, 1, 1), [2, 0, 1]),
+        ((240, 240, 155), (1, 1, 2), [2, 0, 1]),
+        ((512, 512, 30), (0.5, 0.5, 5), [2]),
+        ((30, 512, 512), (5, 0.5, 0.5), [0]),
+        ((256, 256, 20), (1, 1, 1), [2]),
+        ((64, 64, 64), (1, 3, 7), [0]),
+        ((20, 20, 20), (1, 30, 900), [2]),
+    ],
+)
+def test_directions_that_suit_a_volume(shape, spacing, axes):
+    chosen = usable_axes((2, 0, 1), shape, spacing)
+    assert [axis for _, axis in chosen] == axes
+    assert all((2, 0, 1)[number] == axis for number, axis in chosen)
+
+
+def test_one_axis_is_always_taken_and_a_picture_is_one_slice():
+    assert usable_axes((1,), (512, 512, 30), (0.5, 0.5, 5)) == [(0, 1)]
+    assert usable_axes((2, 0, 1), (40, 30), (1, 1)) == [(0, 2)]
