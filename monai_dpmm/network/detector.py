@@ -167,7 +167,8 @@ class AnomalyDetector(nn.Module):
         finished maps of healthy scans.
         """
         (first, *others) = self.mixtures
-        return not (self.refined or self.level_slices or others or first.places is not None)
+        placed = getattr(first, "places", None) is not None
+        return not (self.refined or self.level_slices or others or placed)
 
     def forward(self, slices: Tensor, direction: int = 0, places: Tensor | None = None) -> Tensor:
         """Anomaly maps: (S, C, H, W) in [0, 1] -> (S, 1, H, W), float32.
@@ -219,8 +220,9 @@ class AnomalyDetector(nn.Module):
         patches, grid = embeddings.flatten(0, -2), embeddings.shape[:-1]
         there = patches.any(dim=-1)
         mixture = mixture_of(self.mixture, direction)
-        known = places is not None and mixture.places is not None and bool(mixture.places.used)
-        u = places.to(patches).flatten(0, -2) if places is not None and known else None
+        u = None
+        if places is not None and _asks_where(mixture):
+            u = places.to(patches).flatten(0, -2)
         lowest = mixture.lowest_score(self.score)
         if is_traced():  # whose graph must not depend on which patches are background
             scores, components = mixture.nearest(patches, self.score, u)
@@ -265,6 +267,12 @@ class AnomalyDetector(nn.Module):
         return self.thresholds.new_tensor(
             threshold_of(self.thresholds_by_rate, false_positive_rate)
         )
+
+
+def _asks_where(mixture: nn.Module) -> bool:
+    """Whether scores depend on place; those of what stands in for a mixture never do."""
+    places = getattr(mixture, "places", None)
+    return places is not None and bool(places.used)
 
 
 def _earlier(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:

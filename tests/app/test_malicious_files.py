@@ -160,7 +160,7 @@ def test_a_planted_cache_is_not_unpickled(cohort, trace, tmp_path):
     """PersistentDataset, which the configs take in the place of CacheDataset where asked."""
     parser = ConfigParser()
     parser.read_config(configs_dir() / "train.json")
-    own = {"backbone_architecture": "efficientnet_lite0", "image_size": 64, "slice_step": 8}
+    own = {"backbone_architecture": "efficientnet_lite0", "image_size": 64, "slice_axis": 2}
     parser.update({**own, "dataset_dir": str(cohort), "device": "cpu"})
     parser["train#dataset#_target_"] = "PersistentDataset"
     parser["train#dataset#cache_dir"] = str(tmp_path / "cache")
