@@ -220,18 +220,18 @@ class AnomalyDetector(nn.Module):
         patches, grid = embeddings.flatten(0, -2), embeddings.shape[:-1]
         there = patches.any(dim=-1)
         mixture = mixture_of(self.mixture, direction)
-        u = None
+        u: tuple[Tensor, ...] = ()
         if places is not None and _asks_where(mixture):
-            u = places.to(patches).flatten(0, -2)
+            u = (places.to(patches).flatten(0, -2),)
         lowest = mixture.lowest_score(self.score)
         if is_traced():  # whose graph must not depend on which patches are background
-            scores, components = mixture.nearest(patches, self.score, u)
+            scores, components = mixture.nearest(patches, self.score, *u)
             scores, components = scores.where(there, lowest), components.where(there, -1)
         else:
             scores = lowest.expand(len(patches)).clone()
             components = scores.new_full(scores.shape, -1, dtype=torch.int64)
-            own = None if u is None else u[there]
-            scores[there], components[there] = mixture.nearest(patches[there], self.score, own)
+            own = (one[there] for one in u)
+            scores[there], components[there] = mixture.nearest(patches[there], self.score, *own)
         if len(self.mixtures) > 1:
             mean, deviation = self.score_moments[direction]
             scores = (scores - mean) / deviation

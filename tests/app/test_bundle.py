@@ -62,6 +62,7 @@ def test_inference_writes_three_volumes_on_the_inputs_grid(trained, cohort, tmp_
         ckpt_dir=trained / "models",
         dataset_dir=tmp_path / "scans",
         output_dir=tmp_path / "out",
+        false_positive_rate=0.01,
     )
     types = {"anomaly": np.float32, "mask": np.uint8, "component": np.uint16}
     world = {}
@@ -188,14 +189,18 @@ def test_a_checkpoint_that_does_not_fit_ends_in_one_line(
 
 @pytest.mark.parametrize(
     ("overlay", "base"),
-    [(overlay, "train") for overlay in ("bmad", "resc", "demo", "kmeans_start", "multi_gpu_train")]
+    [
+        (overlay, "train")
+        for overlay in ("bmad", "resc", "paper", "demo", "kmeans_start", "multi_gpu_train")
+    ]
     + [(overlay, "inference") for overlay in ("calibrate", "evaluate", "multi_gpu_evaluate")],
 )
 def test_overlays_only_set_what_their_base_has(overlay, base):
     parser = ConfigParser(ConfigParser.load_config_file(ROOT / f"configs/{base}.json"))
+    inference = ConfigParser.load_config_file(ROOT / "configs/inference.json")
     missing = object()
     for key in ConfigParser.load_config_file(ROOT / f"configs/{overlay}.json"):
-        assert parser.get(key, missing) is not missing or key == "false_positive_rate"
+        assert parser.get(key, missing) is not missing or key in inference
 
 
 def test_training_has_no_setting_that_it_does_not_read():
@@ -250,6 +255,7 @@ def test_the_workflows_have_all_properties_of_a_bundle(config, kind, trained, co
         dataset_dir=str(cohort),
         backbone_architecture="efficientnet_lite0",
         image_size=96,
+        slice_axis=2,
     )
     workflow.initialize()
     assert workflow.check_properties() == []

@@ -97,7 +97,7 @@ def test_without_an_earlier_report_what_is_known_is_told(results, cohort):
     rewrite_report(cohort, results)
     new = _report(results / "report")
     assert new["metrics"] == {}
-    assert new["settings"] == {"false_positive_rate": 0.01}
+    assert new["settings"] == {"false_positive_volume_ml": 2.0}
     assert new["history"] == old["history"]
     for one, other in zip(new["subjects"], old["subjects"], strict=True):
         assert one == {**other, "metrics": {}}
