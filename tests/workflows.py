@@ -19,7 +19,8 @@ SMALL = {
 }
 DEFAULTS = dict(SMALL)  # of a small model in which all that `train` adds to the paper is on
 PAPER = json.loads((ROOT / "configs/paper.json").read_text())
-SMALL |= {key: value for key, value in PAPER.items() if key in ADDED}
+# an expression for null, which MONAI's command line takes for no override at all
+SMALL |= {k: "$None" if v is None else v for k, v in PAPER.items() if k in ADDED}
 
 
 def run_bundle(run_id, configs, *, expect=0, **overrides):
