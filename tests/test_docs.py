@@ -87,7 +87,13 @@ def test_the_keys_of_a_scans_findings_are_told(trained, cohort, tmp_path):
     scan = cohort / "test/images/test_000.nii.gz"
     overlay = str(trained / "models/model.json")
     run_bundle(
-        "run", ["inference", overlay], bundle_root=trained, dataset_dir=scan, output_dir=tmp_path
+        "run",
+        ["inference", overlay],
+        bundle_root=trained,
+        dataset_dir=scan,
+        output_dir=tmp_path,
+        false_positive_rate=0.1,
+        min_lesion_ml=0,
     )
     findings = json.loads((tmp_path / "test_000/test_000_findings.json").read_text())
     assert findings["lesions"]

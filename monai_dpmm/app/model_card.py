@@ -22,7 +22,8 @@ from monai_dpmm.network.backbones.registry import BACKBONES
 
 __all__ = ["model_card", "read_metrics"]
 
-_NEEDED = ("mixture.offsets", "thresholds", "false_positive_rates")
+_NEEDED = ("thresholds", "false_positive_rates")
+_MEANS = re.compile(r"mixture\.(\d+\.)?offsets")  # of the only direction, or of each of several
 _METRIC = re.compile(r"\w[\w.-]*", re.ASCII)  # no markup of Markdown, nothing that MONAI runs
 
 
@@ -49,12 +50,14 @@ def model_card(
     """
     file = Path(model)
     state = load_tensors(file)
+    means = [value for key, value in state.items() if _MEANS.fullmatch(key)]
     missing = [key for key in _NEEDED if not isinstance(state.get(key), Tensor)]
+    missing += [] if means else ["mixture.offsets"]
     if missing:
         raise InputError(f"{file}: must be a trained model, it has no {missing[0]}")
     beside = json_object(file.with_suffix(".json"))
     settings = {RENAMED.get(key, key): value for key, value in beside.items()}
-    components, features = state["mixture.offsets"].shape
+    components, features = means[0].shape
     known = defaultdict(lambda: "unknown", {key: _shown(value) for key, value in settings.items()})
     backbone = known["backbone_architecture"]
     parts = {
@@ -63,8 +66,8 @@ def model_card(
         "data": _text(data or "Not given when this bundle was built."),
         "model": (
             f"Backbone: `{backbone}`, frozen, {features} features a patch. Mixture: {components}"
-            f" components, {known['component_kind']}. Both are in `models/model.pt`"
-            f" ({file.stat().st_size / 1e6:.1f} MB)."
+            f" components{_directions(len(means))}, {known['component_kind']}. Both are in"
+            f" `models/model.pt` ({file.stat().st_size / 1e6:.1f} MB)."
         ),
         "input": _input(
             known, scaled_by="percentiles" if settings.get("window") is None else "window"
@@ -113,6 +116,10 @@ def _filled(template: str, parts: Mapping[str, str]) -> str:
             f"got {', '.join(sorted(places)) or 'none'}"
         )
     return Template(template).substitute(parts)
+
+
+def _directions(count: int) -> str:
+    return "" if count == 1 else f" in each of {count} slice directions"
 
 
 def _input(known: Mapping[str, str], scaled_by: str) -> str:

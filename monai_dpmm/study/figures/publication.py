@@ -57,9 +57,8 @@ def write_figures(
     root = parser.get_parsed_content("dataset_dir")
     scans = _saved_scans(parser, root)
     network: AnomalyDetector = parser.get_parsed_content("network_def")
-    means, weights = (
-        x.detach().double().numpy() for x in (network.mixture.means, network.mixture.weights)
-    )
+    mixture = next(one for one in network.mixtures if one.fitted)
+    means, weights = (x.detach().double().numpy() for x in (mixture.means, mixture.weights))
     colors = prototype_colors(means, weights)
     atlas = Atlas(np.argsort(-weights, kind="stable")[:_PROTOTYPES], network, len(scans))
     metrics, dices = _measured(scans, atlas)
