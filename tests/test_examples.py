@@ -123,7 +123,7 @@ def output(executed, cell_id):
 
 def test_the_notebook_marks_a_lesion_and_shows_it(notebook):
     executed, root = notebook
-    assert re.search(r"\n +5 +0\.\d+ ", output(executed, "thresholds")[0])
+    assert re.search(r"\n +5 +\d+\.\d+ ", output(executed, "thresholds")[0])
     printed, table = output(executed, "findings")
     assert float(printed.split()[0]) > 0
     assert "peak_mm" in table
