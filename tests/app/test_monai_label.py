@@ -192,7 +192,9 @@ def test_slicer_gets_a_label_map_of_the_chosen_threshold(server, tmp_path):
         assert values.any()
         assert np.array_equal(values, (scores > threshold.item()).astype(np.uint8))
     assert result["label_names"] == {"anomaly": 1}
-    assert result["score"] == pytest.approx(float(image_score(torch.tensor(scores), 0.001)), rel=1e-4)
+    assert result["score"] == pytest.approx(
+        float(image_score(torch.tensor(scores), 0.001)), rel=1e-4
+    )
 
 
 def test_the_heat_map_lies_on_the_scans_grid_in_any_orientation(server, tmp_path):
