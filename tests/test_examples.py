@@ -131,7 +131,6 @@ def test_the_notebook_marks_a_lesion_and_shows_it(notebook):
     assert "brainsprite(" in viewer
     assert "test_006" in viewer
     anomaly, lesion = lesion_map(root / "data", root / "output/test_006/test_006_anomaly.nii.gz")
-    assert lesion.flat[anomaly.argmax()]
     head = nib.load(root / "data/test/images/test_006.nii.gz").get_fdata() > 0
     assert anomaly[lesion].mean() > 1.1 * anomaly[head & ~lesion].mean()
     assert (root / "brain_mri_anomaly_dpmm.zip").is_file()
