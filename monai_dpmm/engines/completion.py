@@ -37,7 +37,8 @@ class ModelCompletion:
 
     Of a mixture with a `place_grid`, the soft counts of all training patches are taken under the
     final parameters; β and λ follow from the validation patches (see `calibrate_places`), and so
-    does whether place is used at all: where these patches are likelier with it. Then the scores of
+    does whether place is used at all: where these patches are likelier with it, and not all in one
+    place, as those of a data set without places. Then the scores of
     each of several directions get the mean and standard deviation that standardise them, likewise
     of the validation patches.
 
@@ -116,12 +117,14 @@ class ModelCompletion:
         """Set β, λ and whether place is used, of every n-th patch."""
         gain = calibrate_places(mixture, _Healthy(self, engine, number, step))
         possible = SCORES[self.detector.score].place is not None
-        used = gain > 0 if self.use_place is None else self.use_place
-        mixture.places.used.fill_(bool(used and possible))  # type: ignore[union-attr]
+        ends = [torch.stack(u.aminmax(dim=0)) for _, u in _Healthy(self, engine, number) if len(u)]
+        possible &= bool((torch.cat(ends).amax(0) > torch.cat(ends).amin(0)).any())
+        used = possible and (gain > 0 if self.use_place is None else self.use_place)
+        mixture.places.used.fill_(used)  # type: ignore[union-attr]
         if is_main_process():
             engine.logger.info(
                 f"Place makes healthy validation patches of direction {number} {gain:+.2f} nats"
-                f" likelier: it is {'used' if used and possible else 'not used'}"
+                f" likelier: it is {'used' if used else 'not used'}"
             )
 
     def _standardize(self, engine: Any, number: int) -> None:

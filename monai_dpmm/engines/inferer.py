@@ -41,10 +41,11 @@ class AnomalyInferer(Inferer):
     """Anomaly volume of a volume, slice by slice: (B, C, X, Y, Z) -> (B, 1, X, Y, Z), float32.
 
     At most `batch_size` slices are at the network at once, so memory does not grow with their
-    number; slices of background only, where a detector ignores it, never are. A 2D batch
-    (B, C, H, W) is one slice a scan. Metadata of a MetaTensor is kept; a detector's thresholds by
-    rate are added to it as "thresholds", so that they travel with the volume: a labelling server
-    loads the network itself, and hands it to the inferer only.
+    number. (MONAI's `SliceInferer` does not tell a network which slices it gets, and so not where
+    in the body they are.) Slices of background only, where a detector ignores it, never are. A 2D
+    batch (B, C, H, W) is one slice a scan. Metadata of a MetaTensor is kept; a detector's
+    thresholds by rate are added to it as "thresholds", so that they travel with the volume: a
+    labelling server loads the network itself, and hands it to the inferer only.
 
     Where the affine of a MetaTensor says that a slice's pixels are longer than wide, the network
     sees it on square pixels, and its maps are brought back to the slice's own.
@@ -170,8 +171,9 @@ class AnomalyInferer(Inferer):
             one = self._stacked(
                 scan, axis, _placed(network, voxels, number, axis, box, known.get(number))
             )
-            if network.level_slices and voxels.ndim == 4 and bool((one[1] > 0).any()):
-                one[0] = levelled(one[0], (one[1] > 0) & ~air, axis)
+            there = (one[1] > 0) & ~air
+            if network.level_slices and voxels.ndim == 4 and bool(there.any()):
+                one[0] = levelled(one[0], there, axis)
             if maps is None:
                 maps = one
             else:

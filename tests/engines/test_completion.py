@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 from monai.data import Dataset, MetaTensor
-from monai.transforms import Compose
+from monai.transforms import Compose, DeleteItemsd
 from torch import nn
 
 from monai_dpmm.engines.completion import ModelCompletion
@@ -42,22 +42,24 @@ def scan(seed, *, mirrored=False, spacing=(1, 1, 1)):
     return MetaTensor(volume[None], affine=torch.diag(torch.tensor([*spacing, 1.0])))
 
 
-def embedded(scans, axes):
+def embedded(scans, axes, *, places=True):
     steps = [
         ExtractSlicesd("image", axes),
         NormalizeSlicesd("image", SIZE, 2, percentiles=None),
         EmbedPatchesd("image", Backbone()),
     ]
+    steps += [] if places else [DeleteItemsd("place")]
     return Dataset([{"image": one} for one in scans], Compose(steps))
 
 
-def trained(folder, axes=(2, 0, 1), *, val=None, use_place=None, **options):
+def trained(folder, axes=(2, 0, 1), *, val=None, use_place=None, places=True, **options):
     """A detector, trained and completed in a folder."""
     options = {"place_grid": (6, 6, 6), "variance_floor": 1e-3, **options}
     mixture = create_mixture(len(axes), features=3, components=8, **options)
     detector = AnomalyDetector(Backbone(), mixture, image_size=SIZE)
-    train = SliceDataLoader(embedded([scan(i) for i in range(4)], axes), 8, shuffle=True)
-    val = SliceDataLoader(embedded(val or [scan(i) for i in (5, 6)], axes), 8)
+    healthy = embedded([scan(i) for i in range(4)], axes, places=places)
+    train = SliceDataLoader(healthy, 8, shuffle=True)
+    val = SliceDataLoader(embedded(val or [scan(i) for i in (5, 6)], axes, places=places), 8)
     saver = BestModelSaver(folder / "model.pt", detector)
     handlers = [ThresholdCalibration(detector), saver]
     evaluator = LikelihoodEvaluator("cpu", val, detector, handlers)
@@ -138,3 +140,9 @@ def test_maps_of_stored_embeddings_are_those_of_the_backbone(tmp_path):
     expected = inferer(volume[None], detector)
     detector.backbone = nn.Identity()  # which nothing may call now
     assert torch.equal(inferer(volume[None], detector, embeddings=items), expected)
+
+
+def test_a_data_set_without_places_has_none(tmp_path):
+    """Its patches would all lie in the middle of the body, where those of a scan do not."""
+    detector = trained(tmp_path, use_place=True, places=False)
+    assert not any(bool(one.places.used) for one in detector.mixtures)
