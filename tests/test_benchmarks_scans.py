@@ -96,3 +96,29 @@ def test_findings(tmp_path):
     assert (large["false_healthy"], large["false_ill"]) == (0, 0)
     assert large["first"]["peak"] == 1
     assert "1 of 1" in printed
+
+
+def test_baseline_leaves_small_lesions_and_takes_from_large_ones(tmp_path):
+    noise = np.random.default_rng(0).random((2, 24, 24, 24)).astype(np.float32)
+    for number, name in enumerate("ab"):
+        for kind in ("images", "labels"):
+            file = tmp_path / "data/test" / kind / f"{name}.nii.gz"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            ill = np.full(noise[0].shape, kind == "labels" and name == "a", np.uint8)
+            image = noise[number] if kind == "images" else ill
+            nib.save(nib.Nifti1Image(image, np.eye(4)), file)
+    for number, item in enumerate(datalist(tmp_path / "data", "test", labels=True)):
+        files = result_files(item["image"], tmp_path / "output", data_root(tmp_path / "data"))
+        files["anomaly"].parent.mkdir(parents=True)
+        nib.save(nib.Nifti1Image(noise[number], np.eye(4)), files["anomaly"])
+        component = np.ones(noise[0].shape, np.uint16)
+        nib.save(nib.Nifti1Image(component, np.eye(4)), files["component"])
+    options = ["--folder", tmp_path, "--dataset", tmp_path / "data"]
+    result, printed = _run("baseline.py", tmp_path / "baseline.json", *options)
+    assert result["scans"] == 1  # the healthy one
+    left = {(row["steps"], row["share"]): row["left"] for row in result["rows"]}
+    for steps in ("baseline", "levelled and baseline"):
+        assert left[steps, 0.01] > 0.98
+        assert left[steps, 0.4] < left[steps, 0.2] < left[steps, 0.01]
+    assert left["levelled and baseline", 0.4] < left["baseline", 0.4]
+    assert "1 healthy scans" in printed
