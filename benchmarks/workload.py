@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -141,8 +141,16 @@ def _step_memory(size: StepSize, device: str, threads: int) -> float:
     return peak(lambda: [model.step(x) for _ in range(3)])
 
 
-def stand_in_detector(architecture: str, components: int, image_size: int) -> AnomalyDetector:
-    """Detector of the real sizes with random weights, which take the time that trained ones do."""
+def stand_in_detector(
+    architecture: str,
+    components: int,
+    image_size: int,
+    place_grid: Sequence[int] | None = None,
+) -> AnomalyDetector:
+    """Detector of the real sizes with random weights, which take the time that trained ones do.
+
+    With a `place_grid` it asks where patches are.
+    """
     backbone = create_backbone(architecture)
     generator = torch.Generator().manual_seed(0)
     state = backbone.state_dict()
@@ -153,9 +161,14 @@ def stand_in_detector(architecture: str, components: int, image_size: int) -> An
             weight.fill_(0.0 if name.endswith(("bias", "mean")) else 1.0)
     backbone.load_state_dict(state)
     detector = AnomalyDetector(
-        backbone, DPMM(backbone.embedding_dim, components), image_size=image_size
+        backbone,
+        DPMM(backbone.embedding_dim, components, place_grid=place_grid),
+        image_size=image_size,
     )
     make_stand_in(detector)
+    if (places := detector.mixture.places) is not None:
+        places.counts.copy_(torch.rand(places.counts.shape, generator=generator))
+        places.used.fill_(True)
     return detector
 
 
@@ -182,9 +195,11 @@ def scoring_cost(
     detector, slices = detector.to(device), slices.to(device)
     images = prepare_slices(slices, detector.image_size, detector.patch_size)
     embeddings = detector.embed(slices)
+    places = torch.rand(*embeddings.shape[:-1], 3, device=device)  # no cost where nobody asks
 
     def scored() -> Tensor:
-        return upsample_scores(detector.patch_scores(embeddings), slices.shape[-2:])
+        scores = detector.patch_scores(embeddings, 0, places)
+        return upsample_scores(scores, slices.shape[-2:])
 
     runs = {"forward": lambda: detector.backbone(images), "scoring": scored}
     times = in_turn(runs, device, repeats)

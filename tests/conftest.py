@@ -10,6 +10,7 @@ import torch
 from workflows import SMALL, run_bundle
 
 from monai_dpmm.study.cohort.cohort import make_demo_cohort
+from monai_dpmm.transforms import foreground
 
 _LOCALE = locale.setlocale(locale.LC_ALL)
 _BESIDE = Path(__file__).parents[2] / "shared" / "data"
@@ -70,6 +71,12 @@ def _same_locale():
     """Compiled libraries may leave the process in the C locale, whose default encoding is ASCII."""
     yield
     locale.setlocale(locale.LC_ALL, _LOCALE)
+
+
+@pytest.fixture(autouse=True)
+def _untold(monkeypatch):
+    """What a process says once, each test hears again, whatever ran before it."""
+    monkeypatch.setattr(foreground, "_told", set())
 
 
 @pytest.fixture(autouse=True)

@@ -71,6 +71,7 @@ class ModelCompletion:
 
     def __call__(self, engine: Any) -> None:
         """Complete the model; a single direction without places is complete already."""
+        idist.barrier()  # the main process may still be writing the best model
         if not self.path.is_file():
             raise InputError(f"{self.path}: must hold the best model of the training, it is gone")
         self.detector.load_state_dict(load_tensors(self.path, engine.state.device))
@@ -97,6 +98,7 @@ class ModelCompletion:
         broadcast_buffers(self.detector)
         if is_main_process():
             save_network(self.detector, self.path)
+        idist.barrier()  # whoever reads it next reads the completed one
 
     def _count(self, engine: Any) -> None:
         """Soft counts of the training patches, of all processes."""

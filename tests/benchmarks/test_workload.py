@@ -86,8 +86,10 @@ def test_a_stand_in_works_like_a_trained_model(architecture):
     assert float(detector.threshold(0.05)) > 0
 
 
-def test_the_share_of_scoring():
-    detector = stand_in_detector("efficientnet_lite0", components=20, image_size=48)
+@pytest.mark.parametrize("place_grid", [None, (2, 3, 2)])
+def test_the_share_of_scoring(place_grid):
+    detector = stand_in_detector("efficientnet_lite0", 20, 48, place_grid)
+    assert (detector.mixture.places is not None) == (place_grid is not None)
     found = scoring_cost(detector, torch.rand(2, 1, 32, 32), CPU, repeats=2)
     assert list(found) == ["share"]
     assert found["share"] > 0

@@ -296,7 +296,9 @@ def test_the_bundle_on_two_processes_is_the_bundle_on_one(cohort, tmp_path):
     for name, expected in models[0].items():
         # of one small scan's finished map, whose quantiles rounding moves by a voxel
         rtol = 0.05 if name == "thresholds" else 1e-3
-        torch.testing.assert_close(models[1][name], expected, rtol=rtol, atol=1e-4)
+        torch.testing.assert_close(
+            models[1][name], expected, rtol=rtol, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}"
+        )
     one, two = reports
     assert [s["name"] for s in two["subjects"]] == [s["name"] for s in one["subjects"]]
     assert len(one["subjects"]) == 3

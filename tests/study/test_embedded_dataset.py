@@ -117,7 +117,7 @@ def test_scans_are_matched_by_the_table_of_the_data_set(tmp_path):
     root = write_tree(
         tmp_path / "data", "mvtec", counts={"train": 2, "test/good": 2, "test/bad": 1}
     )
-    parser = parser_of(root, tmp_path / "kept", slice_step=1)
+    parser = parser_of(root, tmp_path / "kept", slice_step=1, ignore_background=False)
     names = [scan.name for scan in embedded_dataset(parser).tests()]
     (root / "test_level_matched.csv").write_text(f"file,class\n{names[0]},good\n")
     matched = {scan.name: scan.matched for scan in embedded_dataset(parser).tests()}
@@ -131,7 +131,8 @@ def test_scans_are_matched_by_the_table_of_the_data_set(tmp_path):
 def test_slices_keep_their_lesions_by_the_rule_of_their_data_set(tmp_path, rule, found):
     counts = {"train": 2, "test/good": 1, "test/bad": 1}
     root = write_tree(tmp_path / "data", "mvtec", counts=counts, mask_value=58)
-    parser = parser_of(root, tmp_path / "kept", slice_step=1, lesion_label=rule)
+    options = {"slice_step": 1, "lesion_label": rule, "ignore_background": False}
+    parser = parser_of(root, tmp_path / "kept", **options)
     healthy, anomalous = embedded_dataset(parser).tests()
     assert healthy.masks.shape == anomalous.masks.shape == (1, 48, 64)
     assert not healthy.masks.any()

@@ -9,7 +9,6 @@ import torch
 from monai.data import MetaTensor
 from scipy import ndimage
 
-from monai_dpmm.transforms import foreground
 from monai_dpmm.transforms.foreground import (
     MaskForeground,
     body_mask,
@@ -89,12 +88,6 @@ def test_errors_name_argument_and_value():
         MaskForeground()(torch.rand(2, 20, 20, 20))
 
 
-@pytest.fixture
-def untold(monkeypatch):
-    """No warning was given yet."""
-    monkeypatch.setattr(foreground, "_told", set())
-
-
 def _named(scan, name="a.nii.gz"):
     return MetaTensor(torch.as_tensor(scan)[None], meta={"filename_or_obj": name})
 
@@ -137,7 +130,7 @@ def test_whole_numbers_are_masked_too():
     assert ((rescaled[0].numpy() > 0) == body_mask(scan[0].float().numpy())).all()
 
 
-def test_a_picture_without_air_is_body_and_says_so_once(untold):
+def test_a_picture_without_air_is_body_and_says_so_once():
     picture = np.random.default_rng(0).random((60, 50), np.float32)
     with pytest.warns(UserWarning, match=r"x\.png: no air was found: the whole image"):
         masked = MaskForeground()(_named(picture, "x.png"))
@@ -149,7 +142,7 @@ def test_a_picture_without_air_is_body_and_says_so_once(untold):
         MaskForeground()(_named(picture, "y.png"))
 
 
-def test_a_foreground_that_leaves_out_nothing_is_a_warning_once(untold):
+def test_a_foreground_that_leaves_out_nothing_is_a_warning_once():
     scan = _named(np.ones((4, 5), np.float32), "scan.nii")
     everything, half = torch.ones(3, 8, 8, dtype=torch.bool), torch.arange(8) < 4
     with warnings.catch_warnings():
@@ -162,7 +155,7 @@ def test_a_foreground_that_leaves_out_nothing_is_a_warning_once(untold):
         warn_if_all_foreground(everything, scan)
 
 
-def test_no_advice_where_air_has_been_looked_for(untold):
+def test_no_advice_where_air_has_been_looked_for():
     picture = np.random.default_rng(0).random((60, 50), np.float32)
     with pytest.warns(UserWarning, match="no air"):
         masked = MaskForeground()(_named(picture))
