@@ -34,18 +34,18 @@ from monai_dpmm.engines.handlers import (
     BestModelSaver as BestModelSaver,
 )
 from monai_dpmm.engines.handlers import (
-    History as History,
-)
-from monai_dpmm.engines.handlers import (
     ThresholdCalibration as ThresholdCalibration,
-)
-from monai_dpmm.engines.handlers import (
-    TrainingCheckpoint as TrainingCheckpoint,
 )
 from monai_dpmm.engines.handlers import (
     Validation as Validation,
 )
 from monai_dpmm.engines.inferer import AnomalyInferer as AnomalyInferer
+from monai_dpmm.engines.resuming import (
+    History as History,
+)
+from monai_dpmm.engines.resuming import (
+    TrainingCheckpoint as TrainingCheckpoint,
+)
 from monai_dpmm.engines.scan_handlers import (
     ScanCalibration as ScanCalibration,
 )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
+import errno
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import wraps
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 INTERRUPTED, USAGE = 130, 2  # exit codes; that of bad input is 1, as for any error
 
@@ -17,9 +21,10 @@ _ENGINES = ("EMTrainer", "LikelihoodEvaluator", "ScanEvaluator", "SupervisedEval
 
 __all__ = [
     *("INTERRUPTED", "USAGE", "expected_error", "one_line_errors", "printable", "cause"),
-    "report_line",
+    *("end_process", "memory_error", "one_line", "report_line"),
     *("ExistingFileError", "FileError", "InputError", "InputTypeError", "MissingFileError"),
-    *("MissingPackageError", "UsageError", "renamed_arguments"),
+    *("MissingPackageError", "OutOfMemoryError", "SkippedScansError", "UsageError"),
+    "renamed_arguments",
 ]
 
 
@@ -54,7 +59,21 @@ class MissingPackageError(ImportError):
     """An optional package that is needed; the message says how to install it."""
 
 
+class SkippedScansError(InputError):
+    """Scans that were skipped, a line each, below one that counts them."""
+
+
+class OutOfMemoryError(InputError):
+    """What was asked for needs more memory than there is; the message says what to lower."""
+
+
 _EXPECTED = (InputError, FileError, MissingPackageError)
+_MEMORY = re.compile(r"(can.t|cannot|unable to|not enough memory to) allocate|out of memory", re.I)
+# of a disk, a quota or a limit: what is wrong is not the program, whichever file it was
+_DISK = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ENOMEM),
+    *(errno.EMFILE, errno.ENFILE),
+}
 
 
 def expected_error(error: BaseException) -> BaseException | None:
@@ -63,11 +82,33 @@ def expected_error(error: BaseException) -> BaseException | None:
     Workflows wrap errors ("applying transform ...", "failed to instantiate ..."); what helps a
     user is what this package raised on purpose, recognised by its class. Of several the last one
     raised says most: which file it was, or what to install. Where there is none, an OSError that
-    names a file counts. A ValueError of any other class is a bug and keeps its traceback.
+    names a file counts, as does one of a full disk, and a lack of memory. A ValueError of any other
+    class is a bug and keeps its traceback.
     """
-    ours = (e for e in _chain(error) if isinstance(e, _EXPECTED))
-    files = (e for e in _chain(error) if isinstance(e, OSError) and e.filename is not None)
-    return next(iter([*ours, *files]), None)
+    chain = list(_chain(error))
+    ours = [e for e in chain if isinstance(e, _EXPECTED)]
+    memory = [needed for e in chain if (needed := memory_error(e)) is not None]
+    disk = [e for e in chain if isinstance(e, OSError) and (e.filename or e.errno in _DISK)]
+    return next(iter([*ours, *memory, *disk]), None)
+
+
+def memory_error(error: BaseException, place: str = "") -> OutOfMemoryError | None:
+    """What to say of an error that is a lack of memory, None for any other.
+
+    Args:
+        error: of Python, PyTorch or NumPy.
+        place: file or scan that it was about.
+    """
+    if isinstance(error, OutOfMemoryError):
+        return error
+    lacks = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if not (lacks or (isinstance(error, RuntimeError) and _MEMORY.search(str(error)))):
+        return None
+    where = f"{place}: " if place else ""
+    return OutOfMemoryError(
+        f"{where}there is not enough memory: lower embedding_batch_size, batch_size, image_size or"
+        " components (-s NAME=VALUE), or close other programs"
+    )
 
 
 def one_line_errors() -> None:
@@ -88,13 +129,23 @@ def one_line_errors() -> None:
 
 
 def report_line(error: BaseException) -> None:
-    """Print an error for a user."""
-    print(f"error: {printable(str(error))}", file=sys.stderr)
+    """Print an error for a user, in one line below any progress bar; a list of scans has more."""
+    if (tqdm := sys.modules.get("tqdm")) is not None:
+        for bar in list(getattr(tqdm.tqdm, "_instances", ())):
+            bar.close()
+    text = str(error) if isinstance(error, SkippedScansError) else one_line(error)
+    print(f"error: {printable(text)}", file=sys.stderr, flush=True)
+
+
+def one_line(error: BaseException) -> str:
+    """An error's text in one line, also where a library's has more."""
+    return " ".join(str(error).split())
 
 
 def cause(error: BaseException) -> str:
     """What an error tells, for a line that wraps it: with its class where that says more."""
-    return str(error) if isinstance(error, _EXPECTED) else f"{type(error).__name__}: {error}"
+    text = one_line(error)
+    return text if isinstance(error, _EXPECTED) else f"{type(error).__name__}: {text}"
 
 
 def printable(text: str) -> str:
@@ -141,8 +192,27 @@ def _is_unexpected(record: logging.LogRecord) -> bool:
 def _excepthook(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
+    """Report an error and end the process with its code.
+
+    At once, where nobody types commands: loaders and decoders may have threads that still run, and
+    would abort an orderly exit with another code.
+    """
+    code = INTERRUPTED if issubclass(kind, KeyboardInterrupt) else 1
     expected = expected_error(error)
-    if expected is None:
-        sys.__excepthook__(kind, error, trace)
-    else:
+    if expected is not None:
         report_line(expected)
+    elif code == INTERRUPTED:
+        print("\ninterrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+    if not sys.flags.interactive and not hasattr(sys, "ps1"):
+        end_process(code)
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process, what was printed flushed, without waiting for threads."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # whoever read it may be gone
+            stream.flush()
+    os._exit(code)

@@ -1,32 +1,73 @@
-"""Files: untrusted tensors and JSON read safely, files and folders written atomically."""
+"""Files: untrusted tensors and JSON read safely; see `writing` for what is written."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import pickletools
 import re
-import secrets
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from monai_dpmm.errors import FileError, InputError, InputTypeError
+from monai_dpmm.errors import InputError, InputTypeError, memory_error
+from monai_dpmm.writing import (
+    LAST,
+    atomic_write,
+    make_folder,
+    replacement,
+    save_tensors,
+    scratch_folder,
+    sweep,
+    sync_below,
+)
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    *("json_number", "json_object", "json_value", "load_tensors", "plain", "replacement"),
+    "LAST",
     "atomic_write",
+    "file_digest",
+    "json_number",
+    "json_object",
+    "json_value",
+    "load_tensors",
+    "make_folder",
+    "plain",
+    "replacement",
+    "save_tensors",
+    "scratch_folder",
+    "sweep",
+    "sync_below",
 ]
 
+_BLOCK = 1 << 20
+_LONGEST_JSON = 1 << 25  # bytes
+_LONGEST_PICKLE = 1 << 22  # bytes, of what a file says of its tensors
+# what a state dict is made of; anything else could be told to take memory, such as a bytearray
+_NAMES = re.compile(
+    r"collections OrderedDict|torch \w+Storage|torch\.storage (Untyped|Typed)Storage"
+    r"|torch\._utils _rebuild_(tensor_v2|parameter)|torch (Size|device)|torch [a-z]+\d*\w*"
+)
 
-def load_tensors(path: str | Path, device: torch.device | str = "cpu") -> Any:
+
+def load_tensors(
+    path: str | Path, device: torch.device | str = "cpu", *, packaged: bool = False
+) -> Any:
     """What `torch.save` wrote: tensors, numbers and text in dictionaries and lists.
+
+    Every byte is checked against the checksums in the file, and all tensors together take no more
+    memory than the file has bytes.
+
+    Args:
+        path: of the file.
+        device: of the tensors.
+        packaged: the file is part of an installed package, and may have the form of before
+            PyTorch 1.6, which has no checksums.
 
     Raises:
         OSError: where the file cannot be opened.
@@ -36,10 +77,68 @@ def load_tensors(path: str | Path, device: torch.device | str = "cpu") -> Any:
 
     with Path(path).open("rb") as file:
         try:
+            if not packaged:
+                _check_archive(file)
+                described = torch.load(file, map_location="meta", weights_only=True)
+                _check_sizes(described, Path(path).stat().st_size)
+                file.seek(0)
             return torch.load(file, map_location=device, weights_only=True)
         except Exception as error:  # a broken file can make the unpickler raise anything
-            kind = type(error).__name__
-            raise InputError(f"{path} is broken or holds more than tensors ({kind})") from error
+            if (needed := memory_error(error, str(path))) is not None:
+                raise needed from error
+            reason = str(error) if isinstance(error, InputError) else type(error).__name__
+            raise InputError(f"{path} is broken or holds more than tensors ({reason})") from error
+
+
+def _check_archive(file: IO[bytes]) -> None:
+    """Refuse what is not a file of `torch.save` whose bytes are those that were written.
+
+    Raises:
+        ValueError: naming the rule.
+        BadZipFile: where it is no archive.
+    """
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        size = file.seek(0, os.SEEK_END)
+        if any(e.compress_type for e in entries) or sum(e.file_size for e in entries) > size:
+            raise InputError("it is compressed")
+        if (damaged := archive.testzip()) is not None:
+            raise InputError(f"its checksum of {damaged} is another")
+        for entry in entries:
+            if entry.filename.endswith(".pkl"):
+                if entry.file_size > _LONGEST_PICKLE:
+                    raise InputError("it says more of its tensors than they can need")
+                _check_names(archive.read(entry))
+    file.seek(0)
+
+
+def _check_names(pickled: bytes) -> None:
+    """Refuse a pickle of anything but tensors, before anything is made of it."""
+    for operation, argument, _ in pickletools.genops(pickled):
+        if operation.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX"):
+            raise InputError("it is no pickle of tensors")
+        if operation.name == "GLOBAL" and not _NAMES.fullmatch(str(argument)):
+            raise InputError(f"it names {argument}")
+
+
+def _check_sizes(value: Any, limit: int) -> None:
+    """Refuse tensors that are larger than the file that they lie in."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for part in value:
+            _check_sizes(part, limit)
+    elif hasattr(value, "element_size") and value.numel() * value.element_size() > limit:
+        raise InputError(f"a tensor of shape {tuple(value.shape)} is larger than the file")
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file's bytes: 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def json_value(path: str | Path) -> Any:
@@ -47,13 +146,18 @@ def json_value(path: str | Path) -> Any:
 
     Raises:
         OSError: where it cannot be opened.
-        ValueError: where it is no JSON in UTF-8, or lists in lists without end.
+        ValueError: where it is no JSON in UTF-8, larger than 32 MB, or lists in lists without end.
     """
-    text = Path(path).read_text(encoding="utf-8")
+    with Path(path).open("rb") as file:
+        content = file.read(_LONGEST_JSON + 1)
+    if len(content) > _LONGEST_JSON:
+        raise InputError("it is larger than 32 MB")
     try:
-        return json.loads(text)
+        return json.loads(content.decode("utf-8-sig"))
     except RecursionError:
         raise InputError("it is nested too deeply") from None
+    except ValueError as error:
+        raise InputError(f"it is no JSON in UTF-8, {' '.join(str(error).split())}") from None
 
 
 def json_object(path: str | Path) -> dict[str, Any]:
@@ -93,74 +197,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, bool | int | str) else str(value)
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Path beside another to write to; the file gets its own name when it is complete.
-
-    Whatever fails leaves nothing there, and a file that was there before as it was. Nobody can
-    guess the name beside it, so no link that lies in wait there is written through.
-
-    Raises:
-        OSError: in one line, where the file cannot be written, as on a full disk.
-    """
-    partial = path.with_name(f".{secrets.token_hex(8)}.{path.name}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise FileError(f"{path}: could not be written, {reason}") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def replacement(
-    folder: Path, parts: Mapping[str, re.Pattern[str]], files: Sequence[str]
-) -> Iterator[Path]:
-    """Hidden folder inside `folder` to write into, put in place only if all went well.
-
-    Whatever fails or interrupts the writing leaves the folder as it was, or absent.
-
-    Args:
-        folder: made where it does not exist.
-        parts: subfolders, and what the names of our own files in them match: only those are
-            replaced. One that would be empty is not left behind.
-        files: in the folder itself, in the order they are put in place; the last one goes first,
-            so that it is only there when all the others are.
-
-    Raises:
-        OSError: where a subfolder is a link, behind which files of others may lie.
-    """
-    made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as name:
-            for part in parts:
-                (Path(name) / part).mkdir()
-            yield Path(name)
-            (folder / files[-1]).unlink(missing_ok=True)
-            for part, ours in parts.items():
-                _replace(Path(name) / part, folder / part, ours)
-            for file in files:
-                os.replace(Path(name) / file, folder / file)
-    except BaseException:
-        if made:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def _replace(source: Path, target: Path, ours: re.Pattern[str]) -> None:
-    """Our own files of a subfolder replaced by those of another."""
-    if target.is_symlink():
-        raise FileError(f"{target}: must be a folder, whose files are replaced, got a link")
-    target.mkdir(exist_ok=True)
-    for old in target.iterdir():
-        if ours.fullmatch(old.name):
-            old.unlink()
-    for new in source.iterdir():
-        os.replace(new, target / new.name)
-    if not any(target.iterdir()):
-        target.rmdir()

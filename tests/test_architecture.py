@@ -18,7 +18,8 @@ LONGEST = 300  # lines
 
 # A room may import itself and the rooms named here; `files` and `errors` are the ground.
 ROOMS = {
-    "files": {"errors"},
+    "files": {"errors", "writing"},
+    "writing": {"errors"},
     "errors": set(),
     "mixture": {"files", "errors"},
     "network": {"files", "errors", "mixture"},

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from monai_dpmm.app.settings import CALIBRATED, RENAMED, SETTINGS
+from monai_dpmm.app.settings import BESIDE, RENAMED, SETTINGS
 from monai_dpmm.errors import ExistingFileError, InputError, MissingFileError
-from monai_dpmm.files import json_object
+from monai_dpmm.files import file_digest, json_object, make_folder, scratch_folder, sync_below
 
 __all__ = ["checked_settings", "configs_dir", "write_bundle"]
 
@@ -58,7 +56,7 @@ def checked_settings(file: Path) -> dict[str, Any]:
         settings = json_object(file)
     except ValueError as error:
         raise InputError(f"{file}: must be JSON with settings by name, {error}") from error
-    remembered = {name for name, row in SETTINGS.items() if row.remembered} | {*CALIBRATED}
+    remembered = {name for name, row in SETTINGS.items() if row.remembered} | {*BESIDE}
     settings = {RENAMED.get(name, name): value for name, value in settings.items()}
     if unknown := sorted(settings.keys() - remembered):
         raise InputError(
@@ -112,13 +110,14 @@ def write_bundle(
             f"{missing[0]}: must exist, there is no such file (train a model first)"
         )
     settings = checked_settings(files[1])
+    settings.pop("model_digest", None)  # it stays beside the model
     measured = {} if metrics is None else read_metrics(metrics)
     template = (_documents_dir() / "docs" / "README.md").read_text()
     card = model_card(files[0], template, name=out.name, data=data, metrics=measured)
     entries = {"name": out.name, "eval_metrics": measured, "data_source": data or "not given"}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as partial:
-        bundle = Path(partial) / out.name
+    make_folder(out.parent)
+    with scratch_folder(out.parent) as partial:
+        bundle = partial / out.name
         _copy_documents(bundle)
         (bundle / "docs" / "README.md").write_text(card)
         _write_configs(bundle / "configs", settings, entries)
@@ -126,7 +125,8 @@ def write_bundle(
         for file in files:
             shutil.copy(file, bundle / "models")
         (bundle / CHECKSUMS).write_text(_checksums(bundle))
-        zipped = shutil.make_archive(str(Path(partial) / "zip"), "zip", partial, out.name)
+        zipped = shutil.make_archive(str(partial / "zip"), "zip", partial, out.name)
+        sync_below(partial)
         bundle.rename(out)
         os.replace(zipped, archive)
     return out
@@ -146,8 +146,7 @@ def _checksums(bundle: Path) -> str:
     """A line for each file, as sha256sum writes and reads it."""
     files = sorted(path for path in bundle.rglob("*") if path.is_file())
     return "".join(
-        f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(bundle).as_posix()}\n"
-        for file in files
+        f"{file_digest(file)}  {file.relative_to(bundle).as_posix()}\n" for file in files
     )
 
 

@@ -12,7 +12,7 @@ from monai_dpmm.app.model_settings import MODEL_SECTIONS
 from monai_dpmm.app.rules import Rule, Setting, choice, either, list_of
 from monai_dpmm.io.suffixes import WRITTEN_SUFFIXES
 
-__all__ = ["CALIBRATED", "RENAMED", "SECTIONS", "SETTINGS", "TEXTS", "Setting"]
+__all__ = ["BESIDE", "CALIBRATED", "RENAMED", "SECTIONS", "SETTINGS", "TEXTS", "Setting"]
 
 
 _RATE = Rule("0.01, 0.05 or 0.1", lambda v: v in (0.01, 0.05, 0.1))
@@ -121,6 +121,9 @@ SECTIONS: Mapping[str, tuple[Setting, ...]] = {
             "share of the foreground's scores, the highest, whose mean is the score of a scan",
         ),
         Setting("volume_thresholds", [], None, "what `calibrate` found; kept in `model.json`"),
+        Setting(
+            "model_digest", None, None, "SHA-256 of `model.pt`, which `model.json` was written with"
+        ),
         Setting("healthy_scans", None, None, "likewise, scores of healthy scans"),
         Setting("scan_reference", None, None, "likewise, of healthy scans as a whole"),
         Setting(
@@ -174,6 +177,7 @@ SETTINGS = {row.name: row for rows in SECTIONS.values() for row in rows}
 TEXTS = {row.name for row in SETTINGS.values() if row.rule is rules.TEXT}  # as they are typed
 # what `calibrate` adds to model.json
 CALIBRATED = ("volume_thresholds", "healthy_scans", "scan_reference")
+BESIDE = (*CALIBRATED, "model_digest")  # what model.json holds besides remembered settings
 RENAMED = {  # names of one earlier version
     "covariance": "component_kind",
     "label_rule": "lesion_label",

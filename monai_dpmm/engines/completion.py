@@ -13,12 +13,12 @@ from ignite.engine import Engine, Events
 
 from monai_dpmm.engines.distributed import broadcast_buffers, gathered, is_main_process
 from monai_dpmm.engines.engines import patches_of
-from monai_dpmm.engines.handlers import save_network
+from monai_dpmm.engines.model_files import save_model
 from monai_dpmm.errors import InputError
-from monai_dpmm.files import load_tensors
 from monai_dpmm.mixture.place_choice import calibrate_places
 from monai_dpmm.mixture.planes import mixture_of
 from monai_dpmm.mixture.scores import SCORES
+from monai_dpmm.network.weights import load_weights
 from monai_dpmm.transforms.metatensors import DIRECTION, PLACE
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class ModelCompletion:
         idist.barrier()  # the main process may still be writing the best model
         if not self.path.is_file():
             raise InputError(f"{self.path}: must hold the best model of the training, it is gone")
-        self.detector.load_state_dict(load_tensors(self.path, engine.state.device))
+        load_weights(self.detector, self.path)
         placed = [one for one in self.detector.mixtures if one.fitted and one.places is not None]
         if not placed and len(self.detector.mixtures) == 1:
             return
@@ -97,7 +97,7 @@ class ModelCompletion:
                 self._standardize(engine, number)
         broadcast_buffers(self.detector)
         if is_main_process():
-            save_network(self.detector, self.path)
+            save_model(self.detector, self.path)
         idist.barrier()  # whoever reads it next reads the completed one
 
     def _count(self, engine: Any) -> None:

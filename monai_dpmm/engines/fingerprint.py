@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from monai_dpmm import __version__
+from monai_dpmm.files import file_digest
 
 __all__ = ["fingerprint", "scan_content"]
 
 _ANYWHERE = {"device", "batch_size"}  # where, and how many at once, not what
 _DETACHED = {".hdr", ".img", ".mhd", ".nhdr"}  # whose voxels lie in a file of the same stem
-_BLOCK = 1 << 20
 
 
 def fingerprint(*parts: Any) -> str:
@@ -38,7 +38,7 @@ def scan_content(item: Any) -> Any:
     if isinstance(item, Mapping):
         return {str(key): scan_content(value) for key, value in item.items()}
     if isinstance(item, str | Path) and (path := Path(item).expanduser()).exists():
-        return [[name, _file_digest(file)] for name, file in _files(path)]
+        return [[name, file_digest(file)] for name, file in _files(path)]
     return item
 
 
@@ -50,14 +50,6 @@ def _files(path: Path) -> list[tuple[str, Path]]:
         beside = sorted(p for p in path.parent.iterdir() if p.stem == path.stem and p.is_file())
         return [(p.suffix, p) for p in beside]
     return [(path.suffix, path)]
-
-
-def _file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _described(value: Any, above: tuple[int, ...]) -> Any:

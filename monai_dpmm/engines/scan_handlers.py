@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys as Keys
 from torch import Tensor
 
+from monai_dpmm.engines.model_files import save_model
 from monai_dpmm.errors import printable
-from monai_dpmm.files import atomic_write
+from monai_dpmm.files import atomic_write, json_object
 from monai_dpmm.mixture.planes import mixture_of
 from monai_dpmm.network.geometry import slice_axes
 from monai_dpmm.transforms.array import ImageScore
@@ -126,7 +126,6 @@ class ScanCalibration:
         if not self.detector.keeps_patch_scores:
             thresholds = self._pool.thresholds(self.detector.false_positive_rates)
             self.detector.thresholds.copy_(thresholds)
-            self._save_model()
         enough = len(self._usages) >= MIN_SCANS
         baselines = self._baselines or None
         found: dict[str, Any] = {
@@ -134,9 +133,7 @@ class ScanCalibration:
             "healthy_scans": {"scores": [float(f"{score:.6g}") for score in self._scores]},
             "scan_reference": scan_reference(self._usages, baselines) if enough else None,
         }
-        settings = json.loads(self.path.read_text()) | found
-        with atomic_write(self.path) as partial:
-            partial.write_text(json.dumps(settings, indent=4))
+        self._write(json_object(self.path) | found)
         if found["volume_thresholds"]:
             print(_volume_table(found["volume_thresholds"]))
         print(_check_line(found["scan_reference"], len(self._usages)))
@@ -157,11 +154,14 @@ class ScanCalibration:
             one | self._findings.summary(one["threshold"], self.min_lesion_ml) for one in calibrated
         ]
 
-    def _save_model(self) -> None:
-        path = self.path.with_suffix(".pt")
-        if path.is_file():
-            with atomic_write(path) as partial:
-                torch.save(self.detector.state_dict(), partial)
+    def _write(self, settings: Mapping[str, Any]) -> None:
+        """Write the settings, and the model with them where its thresholds have changed."""
+        model = self.path.with_suffix(".pt")
+        if model.is_file() and not self.detector.keeps_patch_scores:
+            save_model(self.detector, model, settings)
+            return
+        with atomic_write(self.path) as partial:
+            partial.write_text(json.dumps(settings, indent=4))
 
 
 class SuspiciousScans:

@@ -9,7 +9,7 @@ from monai.data import Dataset, list_data_collate
 from monai.engines import SupervisedEvaluator
 
 from monai_dpmm.engines.distributed import interleaved, is_main_process
-from monai_dpmm.errors import InputError, expected_error
+from monai_dpmm.errors import InputError, SkippedScansError, expected_error, one_line
 
 __all__ = ["ScanDataset", "ScanEvaluator", "SkippedScan", "collate_scans"]
 
@@ -57,14 +57,14 @@ class ScanEvaluator(SupervisedEvaluator):
         """Run over all scans.
 
         Raises:
-            InputError: after the last scan, with a line for each that was skipped, if any was.
+            SkippedScansError: after the last scan, a line for each that was skipped, if any was.
         """
         self.skipped, self.scans = [], 0
         super().run(global_epoch)
         skipped, scans = interleaved(self.skipped), sum(interleaved([self.scans]))
         if skipped and is_main_process():
             lines = "".join(f"\n  {reason}" for reason in skipped)
-            raise InputError(f"{len(skipped)} of {scans} scans were skipped:{lines}")
+            raise SkippedScansError(f"{len(skipped)} of {scans} scans were skipped:{lines}")
 
     def _iteration(self, engine: Any, batchdata: Any) -> Any:
         self.scans += 1
@@ -87,4 +87,4 @@ def _skipped(error: Exception) -> SkippedScan:
     expected = expected_error(error)
     if expected is None:
         raise error
-    return SkippedScan(" ".join(str(expected).split()))
+    return SkippedScan(one_line(expected))

@@ -10,10 +10,10 @@ from monai.utils import CommonKeys as Keys
 
 from monai_dpmm.engines.distributed import gathered
 from monai_dpmm.errors import MissingFileError
-from monai_dpmm.files import load_tensors
 from monai_dpmm.mixture.adaptation import revive
 from monai_dpmm.mixture.planes import mixture_of
 from monai_dpmm.network.detector import AnomalyDetector
+from monai_dpmm.network.weights import load_weights
 from monai_dpmm.transforms.metatensors import DIRECTION
 
 __all__ = ["WarmStart"]
@@ -46,14 +46,19 @@ class WarmStart:
         """Attach to the trainer, before the handler that resumes."""
         if self.path is None:
             return
+        self._require(self.path)
         engine.add_event_handler(Events.STARTED, self._load, self.path)
         if self.revive:
             engine.add_event_handler(Events.ITERATION_STARTED, self._revive)
 
-    def _load(self, engine: Engine, path: Path) -> None:
+    @staticmethod
+    def _require(path: Path) -> None:
         if not path.is_file():
             raise MissingFileError(f"{path}: must exist to start from, there is no such file")
-        self.detector.load_state_dict(load_tensors(path))
+
+    def _load(self, engine: Engine, path: Path) -> None:
+        self._require(path)
+        load_weights(self.detector, path)
         engine.logger.info(f"Started from {path}")
 
     def _revive(self, engine: Any) -> None:

@@ -42,6 +42,10 @@ def check_state(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: ob
     """Refuse a state dict of another truncation or dimension, before PyTorch lists every tensor."""
     saved, own = state.get(f"{prefix}offsets"), cast(Tensor, module.offsets)
     if saved is not None and saved.shape != own.shape:
+        if saved.ndim != own.ndim:
+            raise InputError(
+                f"offsets must have shape {tuple(own.shape)}, got {tuple(saved.shape)}"
+            )
         raise InputError(
             f"checkpoint has components={saved.shape[0]} and features={saved.shape[1]}, this DPMM"
             f" has components={own.shape[0]} and features={own.shape[1]}"

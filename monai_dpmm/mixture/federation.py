@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from monai_dpmm.errors import InputError
-from monai_dpmm.files import atomic_write, load_tensors
+from monai_dpmm.files import load_tensors, save_tensors
 from monai_dpmm.mixture.dpmm import DPMM
 from monai_dpmm.mixture.em import Moments, accumulated
 
@@ -58,11 +58,8 @@ def save_moments(moments: Moments, path: str | Path, mixture: DPMM) -> None:
 
     The file holds tensors and a string only, and is replaced atomically.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: part.cpu() for name, part in moments._asdict().items()}
-    with atomic_write(path) as partial:
-        torch.save(tensors | {"parameters": _identity(mixture)}, partial)
+    save_tensors(tensors | {"parameters": _identity(mixture)}, Path(path))
 
 
 def load_moments(path: str | Path, mixture: DPMM) -> Moments:

@@ -8,13 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from monai_dpmm.errors import InputError, MissingFileError
-from monai_dpmm.files import json_object, load_tensors
+from monai_dpmm.files import file_digest, json_object, load_tensors, sweep
 from monai_dpmm.network.backbones.registry import Backbone, create_backbone, load_backbone
 
-__all__ = ["bundled_backbone", "load_weights", "model_setting"]
+__all__ = ["DIGEST", "bundled_backbone", "check_finite", "load_weights", "model_setting"]
+
+DIGEST = "model_digest"  # among a model's settings, SHA-256 of its file of tensors
 
 _LOGGER = logging.getLogger(__name__)
 Network = TypeVar("Network", bound=nn.Module)
@@ -33,20 +36,66 @@ def load_weights(
 
     Raises:
         FileNotFoundError: where there is no such file.
-        ValueError: where it is broken, holds more than tensors, or does not fit the network.
+        ValueError: where it is broken, holds more than tensors or what is not finite, does not fit
+            the network, or is not the one that the settings beside it were written with.
     """
     file = Path(path).expanduser()
     if not file.is_file():
         raise MissingFileError(f"{file}: must exist, there is no such file (train a model first)")
+    sweep(file.parent, {})  # a run that was killed may have left a model half replaced
+    trained = file.with_suffix(".json")
+    known = _settings(trained) if trained.is_file() else {}
+    if known.get(DIGEST) not in (None, file_digest(file)):
+        raise InputError(
+            f"{file}: must be the model that {trained.name} was written with, its {DIGEST} is"
+            " another: one of the two is damaged or of another training"
+        )
     state = load_tensors(file)
+    check_finite(state, file)
     try:
         network.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
+    except (RuntimeError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{file}: must fit the network, {_reason(error)}") from error
-    trained = file.with_suffix(".json")
-    if settings is not None and trained.is_file():
-        _compare(json_object(trained), settings, trained)
+    if settings is not None:
+        _compare(known, settings, trained)
     return network
+
+
+def check_finite(state: Any, file: Path) -> None:
+    """Refuse a state dict with NaN, or infinity in anything but weights, of whatever network.
+
+    Log-weights are -inf of components that have vanished, thresholds NaN before calibration.
+
+    Raises:
+        InputError: naming file and tensor.
+    """
+    if not isinstance(state, Mapping):
+        raise InputError(
+            f"{file}: must fit the network, which has tensors by name, got {type(state).__name__}"
+        )
+    for name, value in state.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            continue
+        last = str(name).rpartition(".")[2]
+        if last == "thresholds" and bool(value.isnan().all()):
+            continue
+        low, high = value.aminmax() if value.numel() else (value.new_zeros(()),) * 2
+        if last == "log_weights":
+            low = low.clamp_min(-1.0)  # which keeps NaN
+        if not bool(torch.isfinite(low)) or not bool(torch.isfinite(high)):
+            raise InputError(f"{file}: {name} must be finite, got {low:g} to {high:g}")
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    """Settings beside a model.
+
+    Raises:
+        InputError: where they are no JSON.
+    """
+    try:
+        return json_object(file)
+    except ValueError as error:
+        raise InputError(f"{file}: must be JSON with settings by name, {error}") from error
 
 
 def _compare(trained: Mapping[str, Any], used: Mapping[str, Any], file: Path) -> None:
@@ -88,7 +137,7 @@ def model_setting(model: str | Path, name: str) -> Any:
         FileNotFoundError: where there are no settings.
         ValueError: where they are broken.
     """
-    return json_object(Path(model).expanduser().with_suffix(".json")).get(name)
+    return _settings(Path(model).expanduser().with_suffix(".json")).get(name)
 
 
 def _reason(error: Exception) -> str:

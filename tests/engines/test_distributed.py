@@ -20,12 +20,8 @@ from oracle import clustered
 
 from monai_dpmm.engines import distributed
 from monai_dpmm.engines.engines import EMTrainer, LikelihoodEvaluator
-from monai_dpmm.engines.handlers import (
-    BestModelSaver,
-    History,
-    ThresholdCalibration,
-    TrainingCheckpoint,
-)
+from monai_dpmm.engines.handlers import BestModelSaver, ThresholdCalibration
+from monai_dpmm.engines.resuming import History, TrainingCheckpoint
 from monai_dpmm.engines.slices import SliceDataLoader
 from monai_dpmm.engines.warm_start import WarmStart
 from monai_dpmm.metrics.anomaly_metrics import AnomalyMetrics

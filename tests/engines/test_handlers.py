@@ -6,7 +6,9 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from monai_dpmm.engines.handlers import BestModelSaver, History, ThresholdCalibration
+from monai_dpmm.engines.handlers import BestModelSaver, ThresholdCalibration
+from monai_dpmm.engines.resuming import History
+from monai_dpmm.files import file_digest
 
 
 class _Detector(nn.Module):
@@ -62,7 +64,8 @@ def test_only_the_best_epoch_is_saved(tmp_path, best):
     engine.run(batches, max_epochs=3)
     saved = torch.load(path, weights_only=True)
     assert saved["bias"].item() == best
-    assert json.loads((tmp_path / "models" / "model.json").read_text()) == {"size": 3}
+    settings = json.loads((tmp_path / "models" / "model.json").read_text())
+    assert settings == {"size": 3, "model_digest": file_digest(path)}
     assert sorted(p.name for p in path.parent.iterdir()) == ["model.json", "model.pt"]
     assert path.stat().st_mode & stat.S_IRUSR
 

@@ -64,7 +64,7 @@ def test_without_a_path_the_first_batch_starts_the_mixture():
 
 def test_a_model_of_another_backbone_is_an_error(saved):
     other = AnomalyDetector(torch.nn.Conv2d(3, D, 3), DPMM(D, 12))
-    with pytest.raises(RuntimeError, match=r"size mismatch for backbone.weight"):
+    with pytest.raises(ValueError, match=r"model.pt: must fit .*size mismatch for backbone.weight"):
         trained(other, loader(1), [WarmStart(saved[1], other)])
 
 

