@@ -68,7 +68,11 @@ class OutOfMemoryError(InputError):
 
 
 _EXPECTED = (InputError, FileError, MissingPackageError)
-_MEMORY = re.compile(r"(can.t|cannot|unable to|not enough memory to) allocate|out of memory", re.I)
+_MEMORY = re.compile(
+    r"(can.t|cannot|unable to|not enough memory to) allocate|out of memory"
+    r"|can.t start new thread|failed to map segment",
+    re.IGNORECASE,
+)
 # of a disk, a quota or a limit: what is wrong is not the program, whichever file it was
 _DISK = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ENOMEM),
@@ -101,8 +105,9 @@ def memory_error(error: BaseException, place: str = "") -> OutOfMemoryError | No
     """
     if isinstance(error, OutOfMemoryError):
         return error
-    lacks = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if not (lacks or (isinstance(error, RuntimeError) and _MEMORY.search(str(error)))):
+    told = isinstance(error, RuntimeError | ImportError | OSError) and _MEMORY.search(str(error))
+    kind = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if not (told or kind):
         return None
     where = f"{place}: " if place else ""
     return OutOfMemoryError(
@@ -211,7 +216,8 @@ def _excepthook(
 
 def end_process(code: int) -> NoReturn:
     """End this process, what was printed flushed, without waiting for threads."""
-    atexit._run_exitfuncs()
+    with suppress(BaseException):  # what is left to do must not change the code
+        atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # whoever read it may be gone
             stream.flush()

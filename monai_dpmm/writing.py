@@ -1,8 +1,8 @@
 """Files and folders written whole or not at all, also where a process is killed or power is cut.
 
-What is written lies beside its place, is synchronised, and takes its place by a rename, after which
-the folder is synchronised. A killed run leaves hidden leftovers, which their writer had locked: the
-next run that writes into the folder completes or removes them.
+What is written lies beside its place, is synchronised and renamed, then the folder is synchronised.
+A killed run leaves hidden leftovers, which their writer had locked: the next run that writes into
+the folder completes or removes them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LAST = ".last-"  # begins the name of a folder's last file until all others are 
 _FILE = re.compile(r"\.[0-9a-f]{16}\..+")
 _FOLDER = re.compile(r"\.(partial|commit|moving)-[0-9a-f]{16}")
 _FRESH = 5.0  # seconds in which a writer has surely locked what it has made
-_FORGOTTEN = 86400.0  # seconds after which what cannot be locked, as on some network disks, is old
+_FORGOTTEN = 86400.0  # seconds after which what no disk of a network locks is old
 _swept: set[Path] = set()
 
 
@@ -60,6 +60,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
             os.replace(partial, path)
         _sync(path.parent)
     except OSError as error:
+        if str(error).startswith(f"{path}: "):
+            raise
         reason = error.strerror or str(error)
         raise FileError(f"{path}: could not be written, {reason}") from error
     finally:
@@ -96,12 +98,11 @@ class _Kept:
             raise
 
     def flush(self) -> None:
-        """Write what is in the buffer."""
         self.file.flush()
 
 
 def make_folder(folder: Path) -> bool:
-    """Make a folder and those above it, whether it was not there; an OSError is one line."""
+    """Make a folder and those above it; whether it was not there. An OSError is one line."""
     if folder.is_dir():
         return False
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
@@ -119,7 +120,10 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
     """Hidden folder to write into, which nobody else can read, removed at the end."""
     _sweep_once(parent)
     path = parent / f".partial-{secrets.token_hex(8)}"
-    path.mkdir(0o700)
+    try:
+        path.mkdir(0o700)
+    except OSError as error:
+        raise FileError(f"{parent}: could not be written, {error.strerror or error}") from error
     try:
         with _locked(os.open(path, os.O_RDONLY)):
             yield path
@@ -137,8 +141,8 @@ def replacement(
 ) -> Iterator[Path]:
     """Hidden folder inside `folder` to write into, put in place only if all went well.
 
-    Whatever fails or interrupts the writing leaves the folder as it was, or absent. Who is
-    interrupted while files are put in place leaves them for the next run to go on with.
+    Whatever fails or interrupts the writing leaves the folder as it was, or absent; what interrupts
+    the files' being put in place leaves that to the next run.
 
     Args:
         folder: made where it does not exist.
@@ -218,20 +222,18 @@ def sweep(folder: Path, parts: Mapping[str, re.Pattern[str]] | None = None) -> N
     """Complete or remove what killed runs have left in a folder; what is being written stays.
 
     Args:
-        folder: is not searched below.
+        folder: not searched below.
         parts: of the `replacement` whose folders are completed; None leaves those alone.
     """
     for path in list(folder.iterdir()) if folder.is_dir() and fcntl is not None else ():
         if path.is_symlink() or not (_FILE if path.is_file() else _FOLDER).fullmatch(path.name):
             continue
         with suppress(OSError), _abandoned(path) as abandoned:
-            if not abandoned:
-                continue
-            if path.is_file():
+            if abandoned and path.is_file():
                 path.unlink()
-            elif path.name.startswith(".partial-"):
+            elif abandoned and path.name.startswith(".partial-"):
                 shutil.rmtree(path)
-            elif parts is not None:
+            elif abandoned and parts is not None:
                 _finish(path, parts)
 
 

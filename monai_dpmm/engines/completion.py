@@ -105,6 +105,9 @@ class ModelCompletion:
         for mixture in self.detector.mixtures:
             if mixture.places is not None:
                 mixture.places.counts.zero_()
+        sampler = getattr(self.train_data_loader, "sampler", None)
+        if hasattr(sampler, "set_epoch"):  # the sum's order: the last epoch's, resumed or not
+            sampler.set_epoch(engine.state.epoch)
         for batch in self.train_data_loader:
             mixture = mixture_of(self.detector.mixture, batch.get(DIRECTION, 0))
             patches, places = patches_of(batch, engine), _places_of(batch, engine)

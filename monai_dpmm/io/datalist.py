@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from monai.data import load_decathlon_datalist
 
 from monai_dpmm.errors import InputError, cause
-from monai_dpmm.files import json_object
+from monai_dpmm.files import LAST, json_object
 from monai_dpmm.io.layouts import (
     Group,
     Section,
@@ -39,8 +39,7 @@ def find_images(folder: str | Path) -> list[Path]:
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise InputError(f"{root}: must be a folder of images, there is no such folder")
-    files = [p for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")]
-    files = _without_results(files)
+    files = _without_results(root, [p for p in root.rglob("*") if p.is_file()])
     images = {p for p in files if format_of(p)}
     images |= {p.parent for p in files if p.suffix.lower() == ".dcm"}
     if not images:
@@ -51,20 +50,29 @@ def find_images(folder: str | Path) -> list[Path]:
     return sorted(images)
 
 
-def _without_results(files: list[Path]) -> list[Path]:
-    """The files but those that inference and evaluation have written, and their reports."""
-    end, pages = "_findings.json", {"report.html", "metrics.json"}
+def _without_results(root: Path, files: list[Path]) -> list[Path]:
+    """The files but hidden ones, those that inference and evaluation have written, and reports.
+
+    What a run that was killed had begun to put in place counts as written.
+    """
+    end, page, parts = "_findings.json", "report.html", ("figures", "viewers")
     results: defaultdict[Path, list[str]] = defaultdict(list)  # how they begin, by folder
+    reports: set[Path] = set()
     for path in files:
-        if path.name.endswith(end):
-            results[path.parent].append(f"{path.name.removesuffix(end)}_")
-    folders = Counter(path.parent for path in files if path.name in pages)
-    reports = {folder for folder, count in folders.items() if count == len(pages)}
+        begun = path.name.startswith(LAST)
+        folder, name = path.parent, path.name.removeprefix(LAST)
+        folder = folder.parent if begun else folder
+        if name.endswith(end):
+            results[folder].append(f"{name.removesuffix(end)}_")
+        old = name == "metrics.json" and any((folder / part).is_dir() for part in parts)
+        if old or (name == page and (begun or (folder / "metrics.json").is_file())):
+            reports.add(folder)
     return [
         path
         for path in files
         if not path.name.startswith(tuple(results.get(path.parent, ())))
         and not reports.intersection(path.parents)
+        and not any(part.startswith(".") for part in path.relative_to(root).parts)
     ]
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAGE, METRICS, FIGURES, VIEWERS = "report.html", "metrics.json", "figures", "viewers"
-_OURS = {
+PARTS = {
     FIGURES: re.compile(r"(training|\d{3,}-[\w.-]*)\.png", re.ASCII),
     VIEWERS: re.compile(r"\d{3,}-[\w.-]*\.html", re.ASCII),
 }
@@ -127,7 +127,7 @@ def write_report(
     shown, heat = _common_heat(ranked, left_out)
     view = {"axis": axis, "slices": slices, "heat": heat}
     with_viewers = has_nilearn() if viewers is None else viewers
-    with replacement(folder, _OURS, (METRICS, PAGE)) as partial:
+    with replacement(folder, PARTS, (METRICS, PAGE)) as partial:
         records: list[dict[str, Any]] = []
         for subject in shown:
             with _leaving_out(left_out):

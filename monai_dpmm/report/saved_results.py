@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from monai_dpmm.errors import FileError, InputError, cause, printable
-from monai_dpmm.files import atomic_write, json_number, json_object, json_value, plain
+from monai_dpmm.files import atomic_write, json_number, json_object, json_value, plain, sweep
 from monai_dpmm.io.datalist import data_root, datalist
 from monai_dpmm.io.result_files import result_files, scan_name
 from monai_dpmm.report.html import formatted
-from monai_dpmm.report.report import METRICS, PAGE, metrics_table, write_report
+from monai_dpmm.report.report import METRICS, PAGE, PARTS, metrics_table, write_report
 
 OPERATING_POINT = ("false_positive_rate", "false_positive_volume_ml")
 _SHOWN = 3  # files that are named
@@ -122,6 +122,7 @@ def report_measured(
     """
     with _aside(folder, bool(measured["metrics"])), _one_line(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder, PARTS)  # what a killed run had begun to put there is older
         (folder / PAGE).unlink(missing_ok=True)
         with atomic_write(folder / METRICS) as partial:
             text = json.dumps(plain(measured), indent=1, allow_nan=False, ensure_ascii=False)
