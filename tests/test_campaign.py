@@ -1,4 +1,4 @@
-"""The quick part of the campaign: what is killed, cut off, filled up and attacked, see its module."""
+"""The quick part of the campaign: what is killed, cut off, filled up and attacked."""
 
 import os
 import re

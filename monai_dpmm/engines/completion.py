@@ -106,7 +106,9 @@ class ModelCompletion:
             if mixture.places is not None:
                 mixture.places.counts.zero_()
         sampler = getattr(self.train_data_loader, "sampler", None)
-        if hasattr(sampler, "set_epoch"):  # the sum's order: the last epoch's, resumed or not
+        if sampler is not None and hasattr(
+            sampler, "set_epoch"
+        ):  # the sum's order: the last epoch's, resumed or not
             sampler.set_epoch(engine.state.epoch)
         for batch in self.train_data_loader:
             mixture = mixture_of(self.detector.mixture, batch.get(DIRECTION, 0))
