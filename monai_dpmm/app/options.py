@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ _PYTHON = {"True": True, "False": False, "None": None}
 __all__ = [
     *("LABELLED", "SETTINGS_HELP", "Command", "add_folder", "add_out", "add_settings"),
     *("config", "models_folder", "override", "overrides", "positive", "require_paths"),
+    "starting",
 ]
 
 
@@ -120,8 +122,14 @@ def config(args: Namespace) -> Any:
     (checked,) = applicable([planned(plan, overlays, None)], values)
     models = models_folder(values)
     names = planned(plan, overlays, models)
-    require_inputs(merged(names, checked), models if MODEL in plan else None)
+    require_inputs(merged(names, checked), args.command, models if MODEL in plan else None)
+    starting(args)
     return merged_config(names, checked)
+
+
+def starting(args: Namespace) -> None:
+    """Say at once that a command is at work: MONAI takes seconds to be imported."""
+    print(f"{args.command}: importing torch and MONAI", file=sys.stderr, flush=True)
 
 
 def require_paths(*paths: Path) -> None:

@@ -95,8 +95,6 @@ def write_bundle(
         ValueError: for a name with a word that MONAI Label takes for another kind of model,
             settings that are not those of a training, or a metrics.json without metrics.
     """
-    from monai_dpmm.app.model_card import model_card, read_metrics  # torch, when it is used
-
     out, models = Path(out).expanduser().absolute(), Path(folder) / "models"
     _check_name(out.name)
     archive = out.with_name(f"{out.name}.zip")
@@ -111,6 +109,8 @@ def write_bundle(
         )
     settings = checked_settings(files[1])
     settings.pop("model_digest", None)  # it stays beside the model
+    from monai_dpmm.app.model_card import model_card, read_metrics  # torch, when it is used
+
     measured = {} if metrics is None else read_metrics(metrics)
     template = (_documents_dir() / "docs" / "README.md").read_text()
     card = model_card(files[0], template, name=out.name, data=data, metrics=measured)

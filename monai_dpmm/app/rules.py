@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
+from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 __all__ = [
@@ -24,15 +27,23 @@ class Rule(NamedTuple):
 
 @dataclass(frozen=True)
 class NameIn:
-    """A name in a table of the package, whose module knows torch: imported when it is needed."""
+    """A name in a table of the package, whose module knows torch: its text is read instead."""
 
     module: str
     table: str
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
-        """What there is in the table."""
-        return tuple(getattr(import_module(f"monai_dpmm.{self.module}"), self.table))
+        """What there is in the table, the keys of a dictionary as it is written there."""
+        file = Path(__file__).parents[1].joinpath(*self.module.split(".")).with_suffix(".py")
+        written = {
+            target.id: node.value
+            for node in ast.parse(file.read_text(encoding="utf-8")).body
+            if isinstance(node, ast.Assign | ast.AnnAssign)
+            for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+            if isinstance(target, ast.Name)
+        }
+        return tuple(ast.literal_eval(key) for key in written[self.table].keys)
 
     @property
     def text(self) -> str:
@@ -117,14 +128,13 @@ def _is_percentiles(value: Any) -> bool:
 
 
 def _is_device(value: Any) -> bool:
-    import torch
+    form = r"(cpu|cuda|hpu|mps|mtia|xpu)(?::(0|[1-9]\d*))?"
+    found = re.fullmatch(form, value) if isinstance(value, str) else None
+    if found is None or found[1] != "cuda":
+        return found is not None
+    import torch  # takes seconds, and only it knows the GPUs
 
-    try:
-        device = torch.device(value)
-    except (RuntimeError, TypeError):
-        return False
-    found = torch.cuda.device_count()
-    return device.type != "cuda" or (device.index or 0) < found
+    return int(found[2] or 0) < torch.cuda.device_count()
 
 
 FLAG = Rule("true or false", lambda v: isinstance(v, bool))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai_dpmm.app.config import WORKFLOW_ARGUMENTS, check_values, has, merged, nearest, renamed
 from monai_dpmm.app.release import checked_settings, configs_dir
-from monai_dpmm.errors import InputError, MissingFileError, UsageError
+from monai_dpmm.errors import FileError, InputError, MissingFileError, UsageError
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
@@ -23,6 +25,17 @@ PLANS: dict[str, list[tuple[str, ...]]] = {
     "infer": [("inference", MODEL, OVERLAYS)],
     "compare": [("train", OVERLAYS)],
     "figures": [("inference", MODEL, OVERLAYS)],
+}
+# settings of the folders that a command writes to
+_TRAINED = ("ckpt_dir", "output_dir", "embedding_dir")
+_WRITES: dict[str, tuple[str, ...]] = {
+    "demo": _TRAINED,
+    "train": _TRAINED,
+    "calibrate": ("ckpt_dir",),
+    "evaluate": ("output_dir",),
+    "infer": ("output_dir",),
+    "compare": ("bundle_root", "embedding_dir"),
+    "figures": (),
 }
 
 __all__ = [
@@ -85,24 +98,61 @@ def applicable(
     ]
 
 
-def require_inputs(config: Mapping[str, Any], models: Path | None) -> None:
-    """Refuse a run whose data or trained model are not there, before anything heavy is imported.
+def require_inputs(config: Mapping[str, Any], command: str, models: Path | None) -> None:
+    """Refuse a run that cannot begin or end well, before anything heavy is imported.
 
     Args:
-        config: merged, of the run; data that an expression makes pass, as does a network of one's
-            own, which is made of no model.pt.
+        config: merged, of the run; paths that an expression of one's own makes pass, as does a
+            network of one's own, which is made of no model.pt.
+        command: one of `PLANS`, which folders must be writable for.
         models: folder of the trained model, None for a run that needs none.
 
     Raises:
-        FileNotFoundError: where one is missing.
+        FileNotFoundError: where data, model or another file that was given is missing.
+        OSError: where a folder cannot be written.
     """
-    data = config["dataset_dir"]
-    if not data.startswith("$") and not Path(data).expanduser().exists():
+    data = _path(config, "dataset_dir")
+    if data is not None and not data.exists():
         raise MissingFileError(f"{data}: must exist, there is no such file or folder")
-    if models is None or "/model.pt'" not in f"{config['network']} {config['network_def']}":
-        return
-    if not (model := models.expanduser() / "model.pt").is_file():
-        raise MissingFileError(f"{model}: must exist, there is no such file (train a model first)")
+    of_model = "/model.pt'" in f"{config['network']} {config['network_def']}"
+    if models is not None and of_model:
+        _require_file(models.expanduser() / "model.pt", "(train a model first)")
+    if command in ("demo", "train"):
+        if (start := _path(config, "warm_start")) is not None:
+            _require_file(start, "to start from")
+        if config["resume"] is True and (start := _path(config, "checkpoint")) is not None:
+            _require_file(start, "to resume from")
+        weights = _path(config, "backbone_weights")
+        if weights is not None and weights.suffix in (".pth", ".pt", ".bin", ".safetensors"):
+            _require_file(weights, "of the backbone's weights")
+    for name in _WRITES[command]:
+        if (folder := _path(config, name)) is not None:
+            _require_writable(folder)
+
+
+def _path(config: Mapping[str, Any], name: str) -> Path | None:
+    """A path of a config, None where there is none, or an expression of one's own makes it."""
+    value = config.get(name)
+    if not isinstance(value, str):
+        return None
+    if below := re.fullmatch(r"\$@(\w+) \+ '(/[^']*)'", value):
+        base = _path(config, below[1])
+        return None if base is None else Path(f"{base}{below[2]}")
+    return None if value.startswith(("$", "@", "%")) else Path(value).expanduser()
+
+
+def _require_file(path: Path, purpose: str) -> None:
+    if not path.is_file():
+        raise MissingFileError(f"{path}: must exist, there is no such file {purpose}")
+
+
+def _require_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written, or made where it is not there yet."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise FileError(f"{folder}: must be a folder to write to, {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise FileError(f"{folder}: must be a folder to write to, {there} is read-only")
 
 
 def check_base(base: str) -> None:

@@ -1,17 +1,22 @@
 """Configs are merged as MONAI merges them, and old names go on working."""
 
 import json
+import os
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 from monai.bundle import ConfigParser
 
+from monai_dpmm.app.cli import main
+from monai_dpmm.app.commands import compare
 from monai_dpmm.app.config import MOVED, config_names, has, merged, nearest, read_config, renamed
 from monai_dpmm.app.release import checked_settings, configs_dir
-from monai_dpmm.app.settings import RENAMED
+from monai_dpmm.app.settings import RENAMED, SETTINGS
 from monai_dpmm.app.workflows import PLANS, applicable, planned
-from monai_dpmm.errors import UsageError
+from monai_dpmm.errors import FileError, UsageError
+from monai_dpmm.study.methods import METHODS
 
 OWN = {
     "step_size": 0.4,
@@ -129,6 +134,17 @@ def test_a_new_name_wins_and_a_name_of_ones_own_stays():
         (["score", ".", "none"], 1, "none: must exist"),
         (["report", "."], 1, "output: must exist"),
         (["settings", "x"], 2, "NAME must be a setting"),
+        (["train", ".", "-s", "score=x"], 2, "score must be one of cosine"),
+        (["train", ".", "-s", "device=tpu"], 2, "device must be cpu, or cuda"),
+        (["train", ".", "-s", "warm_start=m.pt"], 1, "m.pt: must exist, there is no such file to"),
+        (["train", ".", "-s", "resume=true"], 1, "checkpoint.pt: must exist, there is no such"),
+        (["train", ".", "-s", "backbone_weights=/no/w.pth"], 1, "/no/w.pth: must exist"),
+        (["train", ".", "-f", "own.json"], 1, "must be a folder to write to, "),
+        (["train", ".", "-s", "embedding_dir=own.json/x"], 1, "own.json/x: must be a folder to"),
+        (["compare", ".", "--methods", "x"], 2, "methods must be among dpmm"),
+        (["compare", ".", "--reference", "x"], 2, "methods must be among dpmm"),
+        (["score", ".", ".", "--evaluation-size", "9"], 2, "evaluation_size must be native"),
+        (["bundle", "new"], 1, "(train a model first)"),
     ],
 )
 def test_what_was_typed_is_checked_before_anything_heavy_is_imported(
@@ -140,8 +156,25 @@ def test_what_was_typed_is_checked_before_anything_heavy_is_imported(
         "atexit.register(lambda: print(sorted({'torch', 'monai', 'numpy'} & sys.modules.keys())))\n"
         "main()"
     )
+    (tmp_path / "own.json").write_text("{}")
     command = [sys.executable, "-c", program, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == code
     assert message in done.stderr
     assert done.stdout == "[]\n"
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_is_read_only_is_refused_before_anything_is_imported(tmp_path):
+    (tmp_path / "kept").mkdir(mode=0o500)
+    with pytest.raises(FileError, match="kept/models: must be a folder to write to"):
+        main(["train", str(tmp_path), "-f", str(tmp_path / "kept")])
+
+
+def test_tables_are_read_as_they_are_imported():
+    for name in ("component_kind", "initialization", "initial_weights", "schedule", "score"):
+        rule = SETTINGS[name].rule
+        table = getattr(import_module(f"monai_dpmm.{rule.module}"), rule.table)
+        assert rule.names == tuple(table)
+    assert compare._METHODS.names == tuple(METHODS)

@@ -15,6 +15,7 @@ from monai_dpmm.app.options import (
     add_settings,
     models_folder,
     overrides,
+    starting,
 )
 from monai_dpmm.app.workflows import (
     MODEL,
@@ -59,7 +60,8 @@ def _run(args: Namespace) -> None:
         if args.dry_run:
             print(json.dumps(merged(names, own), indent=4))
             continue
-        require_inputs(merged(names, own), models if MODEL in plan else None)
+        require_inputs(merged(names, own), args.command, models if MODEL in plan else None)
+        starting(args)
         run_workflow(names, **own)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from monai_dpmm.app.options import Command, require_paths
+from monai_dpmm.app.options import Command, require_paths, starting
 from monai_dpmm.errors import printable
 
 __all__ = ["COMMANDS"]
@@ -17,6 +17,7 @@ def _options(command: ArgumentParser) -> None:
 
 def _run(args: Namespace) -> None:
     require_paths(args.dataset)
+    starting(args)
     from monai_dpmm.io.dataset_check import check_dataset
 
     found = check_dataset(args.dataset)

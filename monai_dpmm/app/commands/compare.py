@@ -14,6 +14,10 @@ from monai_dpmm.app.options import (
     overrides,
     positive,
 )
+from monai_dpmm.app.rules import NameIn
+from monai_dpmm.errors import UsageError
+
+_METHODS = NameIn("study.methods", "METHODS")
 
 __all__ = ["COMMANDS"]
 
@@ -32,6 +36,9 @@ def _options(command: ArgumentParser) -> None:
 
 
 def _run(args: Namespace) -> None:
+    for name in (*(args.methods or ()), args.reference):
+        if not _METHODS.holds(name):
+            raise UsageError(f"methods must be among {', '.join(_METHODS.names)}, got {name!r}")
     parser, folder = config(args), Path(overrides(args)["bundle_root"]) / "comparison"
     from monai_dpmm.study.comparison import compare
     from monai_dpmm.study.paper_tables import write_comparison

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from monai_dpmm.app.options import Command, add_folder, positive, require_paths
+from monai_dpmm.app.options import Command, add_folder, positive, require_paths, starting
 
 __all__ = ["COMMANDS"]
 
@@ -41,6 +41,7 @@ def _options(command: ArgumentParser) -> None:
 def _run(args: Namespace) -> None:
     results = args.folder / "output" if args.results is None else args.results
     require_paths(args.dataset, results)
+    starting(args)
     from monai_dpmm.report.saved_results import rewrite_report
 
     rewrite_report(args.dataset, results, args.out, axis=args.axis, slices=args.slices)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from argparse import SUPPRESS, ArgumentParser, Namespace
 from pathlib import Path
 
-from monai_dpmm.app.options import LABELLED, Command, add_out, require_paths
+from monai_dpmm.app.config import check_values
+from monai_dpmm.app.options import LABELLED, Command, add_out, require_paths, starting
 
 __all__ = ["COMMANDS"]
 
@@ -37,7 +38,10 @@ def _options(command: ArgumentParser) -> None:
 
 
 def _run(args: Namespace) -> None:
+    names = ("evaluation_size", "lesion_label", "bootstrap")
+    check_values({name: getattr(args, name) for name in names}, "the option")
     require_paths(args.maps, args.dataset, *([args.healthy] if args.healthy else []))
+    starting(args)
     from monai_dpmm.report.report import metrics_table
     from monai_dpmm.study.scoring import measured_maps, write_scores
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from monai_dpmm.errors import InputError, MissingFileError, cause, memory_error
 from monai_dpmm.files import json_object, load_tensors
+from monai_dpmm.network.allocator import keep_freed_memory
 from monai_dpmm.network.backbones.hub import (
     TRANSFORMERS,
     advice,
@@ -154,6 +155,7 @@ def load_backbone(weights: str | Path, blocks: Sequence[int] | None = None) -> B
         ValueError: for an unknown name, an unsupported model, or a broken file.
         ImportError: for EfficientNet-Lite0 without the packages of the extra "demo".
     """
+    keep_freed_memory()
     name, path = str(weights), Path(weights).expanduser()
     if name in BACKBONES:
         return Backbone(_network(name, blocks, pretrained=True))
@@ -191,6 +193,7 @@ def create_backbone(architecture: str, blocks: Sequence[int] | None = None) -> B
         raise InputError(
             f"architecture must be one of {', '.join(BACKBONES)}, got {architecture!r}"
         )
+    keep_freed_memory()
     network = _network(architecture, blocks, pretrained=False)
     for weight in network.state_dict().values():
         weight.fill_(torch.nan if weight.is_floating_point() else 0)
