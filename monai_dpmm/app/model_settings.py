@@ -108,6 +108,13 @@ MODEL_SECTIONS: Mapping[str, tuple[Setting, ...]] = {
             either(list_of("a list of numbers from 1 on", rules.COUNT), rules.NONE),
             "of DINOv2, the blocks whose tokens are taken; the last if null",
         ),
+        _scan(
+            "backbone_precision",
+            "float32",
+            choice("float32", "bfloat16", "float16"),
+            "of the backbone's matrix products: `bfloat16` and `float16` are for GPUs that are"
+            " faster so, see [large data sets](scale.md)",
+        ),
         Setting(
             "backbone_weights",
             "@backbone_architecture",

@@ -20,6 +20,7 @@ _OWN_BACKBONE = {
     "_target_": "monai_dpmm.bundled_backbone",
     "architecture": "@backbone_architecture",
     "blocks": "@backbone_blocks",
+    "precision": "@backbone_precision",
     "model": "@backbone_weights",
 }
 # found by `calibrate`, after the training; a training in the bundle's folder takes them back

@@ -48,7 +48,7 @@ SECTIONS: Mapping[str, tuple[Setting, ...]] = {
             "$@bundle_root + '/embeddings'",
             rules.TEXT,
             "embeddings of the scans, each made once and read by every later training and by"
-            " `compare`; delete the folder to free the disk",
+            " `compare`; `monai-dpmm embeddings` shows and clears it",
             default_text="`embeddings` in it",
         ),
         Setting(
@@ -67,6 +67,27 @@ SECTIONS: Mapping[str, tuple[Setting, ...]] = {
         ),
     ),
     **MODEL_SECTIONS,
+    "Embeddings": (
+        Setting(
+            "keep_embeddings",
+            True,
+            rules.FLAG,
+            "keep those of training scans in `embedding_dir`; otherwise every epoch embeds them"
+            " again, see [large data sets](scale.md)",
+        ),
+        Setting(
+            "embedding_dtype",
+            "float32",
+            choice("float32", "float16"),
+            "of what is kept; `float16` is half the size, and another one embeds anew",
+        ),
+        Setting(
+            "embedding_limit_gb",
+            None,
+            either(rules.POSITIVE, rules.NONE),
+            "what `embedding_dir` may hold at most, in 10^9 bytes",
+        ),
+    ),
     "Training": (
         Setting("batch_size", 12, rules.COUNT, "slices in a batch"),
         Setting("max_epochs", 40, rules.COUNT, "passes over the healthy slices"),

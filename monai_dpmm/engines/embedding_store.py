@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+import os
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from monai.data import Dataset
 from monai.engines import PrepareBatch
 from monai.transforms import Compose
-from monai.utils import convert_to_tensor, ensure_tuple
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from monai.utils import ensure_tuple
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from monai_dpmm.engines import embedding_file
 from monai_dpmm.engines.distributed import interleaved, is_main_process, own_items
+from monai_dpmm.engines.embedding_file import DTYPES, FORMAT, DamagedError, Direction
+from monai_dpmm.engines.file_digests import FileDigests
 from monai_dpmm.engines.fingerprint import fingerprint, scan_content
-from monai_dpmm.errors import FileError
-from monai_dpmm.files import atomic_write
+from monai_dpmm.errors import FileError, InputError
 from monai_dpmm.transforms.dictionary import EmbedPatchesd
 from monai_dpmm.transforms.labels import IgnoreLabelledPatchesd
 from monai_dpmm.transforms.metatensors import DIRECTION, PLACE
@@ -30,14 +32,8 @@ from monai_dpmm.transforms.metatensors import DIRECTION, PLACE
 __all__ = ["PrepareEmbedded", "StoredEmbeddings", "StoredSlices"]
 
 _LOGGER = logging.getLogger(__name__)
-
-
-class _Direction(NamedTuple):
-    """Of a scan's slices along one axis: its number, the slices that are not background only, D."""
-
-    number: int
-    slices: list[int]
-    features: int
+_DIGESTS = "digests.json"
+_COUNTED = 10.0  # seconds that the size of the folder is taken to be what it was
 
 
 class StoredSlices(Sequence[Tensor]):
@@ -47,20 +43,28 @@ class StoredSlices(Sequence[Tensor]):
         paths: files of the scans, see `StoredEmbeddings`.
         directions: of each scan.
         unit_norm: scale the embeddings to unit norm.
+        remake: writes the file of a scan again, by its number; called where it is gone or damaged.
     """
 
     def __init__(
-        self, paths: Sequence[Path], directions: Sequence[Sequence[_Direction]], *, unit_norm: bool
+        self,
+        paths: Sequence[Path],
+        directions: Sequence[Sequence[Direction]],
+        *,
+        unit_norm: bool,
+        remake: Callable[[int], None],
     ) -> None:
         self.paths = list(paths)
         self.unit_norm = unit_norm
         self.features = {one.features for scan in directions for one in scan}
+        self._remake = remake
         rows = [
             torch.tensor([(scan, one.number, i) for i in one.slices], dtype=torch.int32).view(-1, 3)
             for scan, each in enumerate(directions)
             for one in each
         ]
         self._index = torch.cat(rows) if rows else torch.empty(0, 3, dtype=torch.int32)
+        self._checked = torch.zeros(len(self._index), dtype=torch.bool)
 
     @property
     def directions(self) -> Tensor:
@@ -74,11 +78,20 @@ class StoredSlices(Sequence[Tensor]):
         return self.item(index)["image"]
 
     def item(self, index: int) -> dict[str, Any]:
-        """A slice's "image" (h, w, D), the "place" of its patches (h, w, 3), its "direction"."""
+        """A slice's "image" (h, w, D), the "place" of its patches (h, w, 3), its "direction".
+
+        Its checksum is compared when it is read first.
+        """
         scan, direction, number = self._index[index].tolist()
-        with safe_open(self.paths[scan], "pt") as file:
-            grid = file.get_slice(f"image_{direction}")[number].float()
-            place = file.get_slice(f"place_{direction}")[number].float()
+        where = (self.paths[scan], direction, number)
+        check = not bool(self._checked[index])
+        try:
+            grid, place = embedding_file.read_slice(*where, check=check)
+        except (DamagedError, FileNotFoundError) as error:
+            _LOGGER.warning("%s is damaged and made again (%s)", self.paths[scan], error)
+            self._remake(scan)
+            grid, place = embedding_file.read_slice(*where, check=True)
+        self._checked[index] = True
         image = F.normalize(grid, dim=-1) if self.unit_norm else grid
         return {"image": image, PLACE: place, DIRECTION: direction}
 
@@ -89,32 +102,57 @@ class StoredEmbeddings(Dataset):
     Each scan is embedded once, and never again by a later run: its file is named after the bytes
     of the scan and of its label, the transforms and the backbone's weights, so that what has
     changed is embedded anew. Files are safetensors, which hold no code and are mapped into memory,
-    one a scan with a tensor for each direction (see `ExtractSlicesd`); what is not whole is made
-    again. Several processes may write into one folder. Where nothing but `IgnoreLabelledPatchesd`
-    follows `EmbedPatchesd`, embeddings are kept as the backbone gives them and scaled when read.
+    one a scan with a tensor for each direction (see `ExtractSlicesd`); what is torn, or altered in
+    a single bit, is made again when it is read. Several processes may write into one folder. Where
+    nothing but `IgnoreLabelledPatchesd` follows `EmbedPatchesd`, embeddings are kept as the
+    backbone gives them and scaled when read.
 
     Args:
         data: dictionaries of paths.
         transform: from paths to embeddings ("image"), and slices of a label where that is kept.
         cache_dir: the folder, made where it does not exist. It holds patient data.
+        dtype: "float32", or "float16" of half the size; what is read is float32.
+        limit_gb: what the folder may hold at most, 10^9 bytes; as much as the disk if None.
+        keep: whether anything is kept; otherwise items are embedded whenever they are read, and
+            `SliceDataLoader` trains on them as they come.
+
+    Raises:
+        InputError: for another dtype; on writing, for embeddings that float16 cannot hold, and for
+            a scan that has changed since its file was named.
+        OSError: on writing, beyond the limit or on a full disk.
     """
 
-    def __init__(self, data: Sequence[Any], transform: Any, cache_dir: str | Path) -> None:
+    def __init__(
+        self,
+        data: Sequence[Any],
+        transform: Any,
+        cache_dir: str | Path,
+        *,
+        dtype: str = "float32",
+        limit_gb: float | None = None,
+        keep: bool = True,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         steps = Compose(ensure_tuple(transform)).flatten().transforms
         kept, self.unit_norm = _as_embedded(steps)
         super().__init__(data, Compose(kept))
         self.cache_dir = Path(cache_dir).expanduser()
-        self._steps = fingerprint(kept)
+        self.dtype = DTYPES[dtype]
+        self.limit_gb = limit_gb
+        self.keep = keep
+        self._steps = fingerprint(FORMAT, dtype, kept)
+        self._digests = FileDigests(self.cache_dir / _DIGESTS)
         self._paths: dict[int, Path] = {}
+        self._size, self._size_at = 0, -_COUNTED
 
     def path(self, index: int) -> Path:
         """File of a scan's embeddings."""
         if index not in self._paths:
-            key = fingerprint(self._steps, scan_content(self.data[index]))
-            self._paths[index] = self.cache_dir / f"{key}.safetensors"
+            self._paths[index] = self._path_now(index, self._digests)
         return self._paths[index]
 
-    def embed(self) -> list[list[_Direction]]:
+    def embed(self) -> list[list[Direction]]:
         """Embed what is not there yet, of several processes each its share; what all scans hold."""
         own = list(own_items(range(len(self))))
         found = {index: _directions(self.path(index)) for index in own}
@@ -122,6 +160,7 @@ class StoredEmbeddings(Dataset):
         for index in tqdm(missing, "Embedding", disable=not missing or not is_main_process()):
             self._write(index)
             found[index] = _directions(self.path(index))
+        self._digests.save()
         paths = interleaved([self.path(index) for index in own])
         self._paths = dict(enumerate(paths))
         return interleaved([found[index] or [] for index in own])
@@ -130,7 +169,8 @@ class StoredEmbeddings(Dataset):
         """Slices of all scans, see `StoredSlices`; scaled as the transform has it if None."""
         directions = self.embed()
         scaled = self.unit_norm if unit_norm is None else unit_norm
-        return StoredSlices(list(self._paths.values()), directions, unit_norm=scaled)
+        paths = list(self._paths.values())
+        return StoredSlices(paths, directions, unit_norm=scaled, remake=self._write)
 
     def read(self, index: int) -> Any:
         """A scan's embeddings as they are kept, with the "place" of each patch (S, h, w, 3).
@@ -138,49 +178,53 @@ class StoredEmbeddings(Dataset):
         And slices of its label (S, H, W), bool, if it has one. Of several directions a list, each
         with its number as "direction".
         """
-        if (directions := _directions(self.path(index))) is None:
+        try:
+            items = embedding_file.read(self.path(index))
+        except (DamagedError, FileNotFoundError) as error:
+            if isinstance(error, DamagedError):
+                _LOGGER.warning("%s is damaged and made again (%s)", self.path(index), error)
             self._write(index)
-            directions = _directions(self.path(index)) or []
-        with safe_open(self.path(index), "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        items: list[dict[str, Any]] = []
-        for number, *_ in directions:
-            item = {"image": tensors[f"image_{number}"].float(), DIRECTION: number}
-            item[PLACE] = tensors[f"place_{number}"].float()
-            if f"label_{number}" in tensors:
-                item["label"] = tensors[f"label_{number}"]
-            items.append(item)
+            items = embedding_file.read(self.path(index))
         return items[0] if len(items) == 1 else items
 
     def _transform(self, index: int) -> Any:
-        read = self.read(index)
+        read = self.read(index) if self.keep else self._embedded(index)
         if self.unit_norm:
             for item in read if isinstance(read, list) else [read]:
                 item["image"] = F.normalize(item["image"], dim=-1)
         return read
 
+    def _embedded(self, index: int) -> Any:
+        """What the transforms make of a scan."""
+        return self.transform(copy.copy(self.data[index]))
+
+    def _path_now(self, index: int, digests: FileDigests) -> Path:
+        key = fingerprint(self._steps, scan_content(self.data[index], digests))
+        return self.cache_dir / f"{key}.safetensors"
+
     def _write(self, index: int) -> None:
         """Embed a scan; its file is there when it is complete."""
-        result: Any = self.transform(copy.copy(self.data[index]))
-        tensors = {}
-        for item in result if isinstance(result, list) else [result]:
-            direction = item.get(DIRECTION, 0)
-            grid = convert_to_tensor(item["image"], track_meta=False).contiguous()
-            tensors[f"image_{direction}"] = grid
-            tensors[f"foreground_{direction}"] = grid.flatten(1).any(1)
-            # transforms of one's own may give none: all patches are in the middle then
-            place = item.get(PLACE, torch.full((*grid.shape[:-1], 3), 0.5))
-            tensors[f"place_{direction}"] = place.half().contiguous()
-            if "label" in item:
-                label = convert_to_tensor(item["label"], track_meta=False)
-                tensors[f"label_{direction}"] = (label[:, 0] > 0).contiguous()
         path = self.path(index)
-        self.cache_dir.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as partial:
-            try:
-                save_file(tensors, partial, {"key": path.stem})
-            except SafetensorError as error:
-                raise FileError(f"{path}: could not be written, {error}") from error
+        result = self._embedded(index)
+        items = result if isinstance(result, list) else [result]
+        if self._path_now(index, self._digests) != path:
+            raise InputError(f"{self.data[index]}: must stay as it is during a run, it has changed")
+        self._require_room(path, sum(item["image"].numel() for item in items))
+        embedding_file.write(path, items, self.dtype)
+
+    def _require_room(self, path: Path, numbers: int) -> None:
+        if self.limit_gb is None:
+            return
+        if time.monotonic() - self._size_at >= _COUNTED:
+            files = os.scandir(self.cache_dir) if self.cache_dir.is_dir() else ()
+            self._size = sum(file.stat().st_size for file in files if file.is_file())
+            self._size_at = time.monotonic()
+        self._size += numbers * self.dtype.itemsize
+        if self._size > 1e9 * self.limit_gb:
+            raise FileError(
+                f"{path.parent}: must stay within embedding_limit_gb={self.limit_gb:g}; clear it"
+                " (monai-dpmm embeddings), allow more, or train with keep_embeddings=false"
+            )
 
 
 class PrepareEmbedded(PrepareBatch):
@@ -224,23 +268,22 @@ def _as_embedded(steps: Sequence[Any]) -> tuple[list[Any], bool]:
     return [*steps[:place], embed, *after], unit_norm
 
 
-def _directions(path: Path) -> list[_Direction] | None:
+def _directions(path: Path) -> list[Direction] | None:
     """What a scan's file holds, None where there is none, or none that is whole."""
     try:
-        with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("key") != path.stem:
-                return None
-            names = [name for name in file.keys() if name.startswith("image_")]  # noqa: SIM118
-            return [
-                _Direction(
-                    number,
-                    file.get_tensor(f"foreground_{number}").nonzero()[:, 0].tolist(),
-                    file.get_slice(f"image_{number}").get_shape()[-1],
-                )
-                for number in sorted(int(name.removeprefix("image_")) for name in names)
-            ]
+        found = embedding_file.directions(path)
     except FileNotFoundError:
         return None
-    except SafetensorError as error:
+    except DamagedError as error:
         _LOGGER.warning("%s is damaged and made again (%s)", path, error)
         return None
+    _mark_used(path)
+    return found
+
+
+def _mark_used(path: Path) -> None:
+    """Set the time of a file, which tells `monai-dpmm embeddings` when it was used last."""
+    try:
+        os.utime(path)
+    except OSError:  # somebody else's folder, which may be read all the same
+        _LOGGER.debug("%s is read-only", path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from monai_dpmm import __version__
-from monai_dpmm.files import file_digest
 
 __all__ = ["fingerprint", "scan_content"]
 
 _ANYWHERE = {"device", "batch_size"}  # where, and how many at once, not what
-_DETACHED = {".hdr", ".img", ".mhd", ".nhdr"}  # whose voxels lie in a file of the same stem
 
 
 def fingerprint(*parts: Any) -> str:
@@ -33,23 +31,13 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def scan_content(item: Any) -> Any:
-    """An item of a data set with the bytes' digest in the place of each file or folder's path."""
+def scan_content(item: Any, digest: Callable[[Path], str]) -> Any:
+    """An item of a data set with the digest of its bytes in the place of each scan's path."""
     if isinstance(item, Mapping):
-        return {str(key): scan_content(value) for key, value in item.items()}
+        return {str(key): scan_content(value, digest) for key, value in item.items()}
     if isinstance(item, str | Path) and (path := Path(item).expanduser()).exists():
-        return [[name, file_digest(file)] for name, file in _files(path)]
+        return digest(path)
     return item
-
-
-def _files(path: Path) -> list[tuple[str, Path]]:
-    """The files of a scan, with what tells them apart, whatever the scan is called."""
-    if path.is_dir():
-        return [(str(p.relative_to(path)), p) for p in sorted(path.rglob("*")) if p.is_file()]
-    if path.suffix.lower() in _DETACHED:
-        beside = sorted(p for p in path.parent.iterdir() if p.stem == path.stem and p.is_file())
-        return [(p.suffix, p) for p in beside]
-    return [(path.suffix, path)]
 
 
 def _described(value: Any, above: tuple[int, ...]) -> Any:

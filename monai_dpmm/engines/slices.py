@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from monai_dpmm.engines.distributed import exchanged, own_items, own_part, rank, world_size
 from monai_dpmm.engines.embedding_store import StoredEmbeddings, StoredSlices
+from monai_dpmm.engines.streaming import StreamedBatches
 from monai_dpmm.errors import InputError
 from monai_dpmm.transforms.metatensors import DIRECTION, PLACE
 
@@ -98,6 +99,8 @@ class SliceDataLoader(DataLoader[dict[str, Any]]):
     resumed training sees the batches that it would have seen. Of several processes each gets its
     part of every batch, which may be empty in the last one.
 
+    `StoredEmbeddings` that are not kept are embedded again in every pass, see `StreamedBatches`.
+
     Args:
         dataset: data set of scans, see `SliceDataset`.
         batch_size: slices in a batch, of all processes together.
@@ -115,10 +118,22 @@ class SliceDataLoader(DataLoader[dict[str, Any]]):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
+        if isinstance(dataset, StoredEmbeddings) and not dataset.keep:
+            streamed: Any = StreamedBatches(dataset, batch_size, shuffle=shuffle, seed=seed)
+            # what the sampler gives is the batch itself
+            super().__init__(_Same(), None, sampler=streamed, collate_fn=collate_patches, **kwargs)
+            return
         slices = SliceDataset(dataset)
         batches: Any = _Batches(slices.directions, batch_size, shuffle=shuffle, seed=seed)
         collate = partial(_collate_part, rank=rank(), processes=world_size())
         super().__init__(slices, None, sampler=batches, collate_fn=collate, **kwargs)
+
+
+class _Same(Dataset[Any]):
+    """A data set whose item at an index is the index."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return index
 
 
 class _Batches(DistributedSampler):

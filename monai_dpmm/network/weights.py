@@ -13,7 +13,12 @@ from torch import Tensor, nn
 
 from monai_dpmm.errors import InputError, MissingFileError
 from monai_dpmm.files import file_digest, json_object, load_tensors, sweep
-from monai_dpmm.network.backbones.registry import Backbone, create_backbone, load_backbone
+from monai_dpmm.network.backbones.registry import (
+    Backbone,
+    Precision,
+    create_backbone,
+    load_backbone,
+)
 
 __all__ = ["DIGEST", "bundled_backbone", "check_finite", "load_weights", "model_setting"]
 
@@ -108,7 +113,10 @@ def _compare(trained: Mapping[str, Any], used: Mapping[str, Any], file: Path) ->
 
 
 def bundled_backbone(
-    architecture: str, model: str | Path, blocks: Sequence[int] | None = None
+    architecture: str,
+    model: str | Path,
+    blocks: Sequence[int] | None = None,
+    precision: Precision = "float32",
 ) -> Backbone:
     """Backbone of a bundle that holds a trained model: no download, wherever it is made.
 
@@ -119,11 +127,12 @@ def bundled_backbone(
         architecture: the model's, see `create_backbone`.
         model: file of the trained model, models/model.pt, with model.json beside it.
         blocks: see `load_backbone`.
+        precision: see `load_backbone`.
     """
     file = Path(model).expanduser()
     if file.is_file():
-        return load_backbone(file, blocks)
-    return create_backbone(architecture, blocks)
+        return load_backbone(file, blocks, precision)
+    return create_backbone(architecture, blocks, precision)
 
 
 def model_setting(model: str | Path, name: str) -> Any:

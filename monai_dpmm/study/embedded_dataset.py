@@ -134,9 +134,9 @@ def embedded_dataset(parser: ConfigParser) -> EmbeddedDataset:
     the first of several in the config.
 
     Args:
-        parser: of the config and its overlays: "dataset_dir", "embedding_dir", "val_fraction",
-            "seed", "preprocessing", "slice_axis", "slice_step", "lesion_label", and "preprocessing"
-            of "train" and "validate".
+        parser: of the config and its overlays: "dataset_dir", "embedding_dir", "embedding_dtype",
+            "embedding_limit_gb", "val_fraction", "seed", "preprocessing", "slice_axis",
+            "slice_step", "lesion_label", and "preprocessing" of "train" and "validate".
 
     Raises:
         InputError: see `monai_dpmm.io.datalist.datalist`; every test scan must have a label, unless
@@ -156,8 +156,13 @@ def embedded_dataset(parser: ConfigParser) -> EmbeddedDataset:
     )
     test = _with_lesions(train, LoadLabeld(rule=parser.get_parsed_content("lesion_label")))
     steps = {"train": train, "val": val, "test": test}
-    folder = parser.get_parsed_content("embedding_dir")
-    sections = {name: StoredEmbeddings(part, steps[name], folder) for name, part in items.items()}
+    folder, dtype, limit = (
+        parser.get_parsed_content(f"embedding_{name}") for name in ("dir", "dtype", "limit_gb")
+    )
+    sections = {
+        name: StoredEmbeddings(part, steps[name], folder, dtype=dtype, limit_gb=limit)
+        for name, part in items.items()
+    }
     for scans in sections.values():
         scans.embed()
     preprocessing = parser.get_parsed_content("preprocessing")

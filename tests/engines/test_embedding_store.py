@@ -1,5 +1,6 @@
 """Embeddings on disk: made once, by content, whole or not at all, read slice by slice."""
 
+import copy
 import logging
 import resource
 import shutil
@@ -7,11 +8,11 @@ import shutil
 import pytest
 import torch
 from monai.transforms import Compose
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn import functional as F
 
-from monai_dpmm.engines import embedding_store as module
+from monai_dpmm.engines import embedding_file
 from monai_dpmm.engines.embedding_store import StoredEmbeddings
 from monai_dpmm.engines.engines import EMTrainer
 from monai_dpmm.engines.slices import SliceDataLoader, SliceDataset
@@ -132,6 +133,99 @@ def test_other_steps_and_other_weights_are_other_embeddings(scans, tmp_path):
     assert StoredEmbeddings(scans, steps(unit_norm=False), tmp_path).path(0) in paths
 
 
+def flip(path, start):
+    """Change one bit of the byte where some bytes begin."""
+    content = bytearray(path.read_bytes())
+    content[content.index(start)] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("part", ["image", "place", "label", "foreground", "check"])
+def test_a_flipped_bit_is_noticed_when_it_is_read(part, scans, tmp_path, caplog):
+    def with_label(item):
+        item = steps()(item)
+        return item | {"label": torch.rand(len(item["image"]), 1, 3, 3) > 0.5}
+
+    stored = StoredEmbeddings(scans, with_label, tmp_path / "kept")
+    # copied: what is read is the mapped file, which is overwritten below
+    expected = [copy.deepcopy(stored.slices().item(i)) for i in range(len(stored.slices()))]
+    path = stored.path(2)
+    with safe_open(path, "pt") as file:
+        bytes_ = file.get_slice(f"{part}_0")[4].numpy().tobytes()
+    if part in ("foreground", "check"):
+        with safe_open(path, "pt") as file:
+            bytes_ = file.get_tensor(f"{part}_0").numpy().tobytes()
+    whole = path.read_bytes()
+    flip(path, bytes_)
+    caplog.set_level(logging.WARNING)
+    again = StoredEmbeddings(scans, with_label, tmp_path / "kept")
+    slices = again.slices()
+    found = [slices.item(i) for i in range(len(slices))]
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in ("image", "place"))
+    assert f"{path.name} is damaged and made again" in caplog.text
+    if part != "label":  # which is random
+        flip(path, bytes_)
+    assert again.read(2)["label"].any()
+    assert len(path.read_bytes()) == len(whole)
+    embedding_file.read(path)
+
+
+def test_a_scan_that_changes_during_a_run_is_an_error(scans, tmp_path):
+    stored = StoredEmbeddings(scans, steps(), tmp_path / "kept")
+    slices = stored.slices()
+    volume = torch.load(scans[0]["image"], weights_only=True)
+    torch.save(volume + 0.5, scans[0]["image"])
+    stored.path(0).unlink()
+    with pytest.raises(InputError, match="must stay as it is during a run, it has changed"):
+        slices.item(0)
+
+
+def test_what_is_cleared_during_a_run_is_made_again(scans, tmp_path):
+    stored = StoredEmbeddings(scans, steps(), tmp_path / "kept")
+    slices = stored.slices()
+    before = [slices[i] for i in range(len(slices))]
+    for path in (tmp_path / "kept").iterdir():
+        path.unlink()
+    assert all(torch.equal(slices[i], before[i]) for i in range(len(slices)))
+
+
+def test_float16_is_half_the_size_and_nearly_the_same(scans, tmp_path):
+    kinds = {
+        dtype: StoredEmbeddings(scans, steps(), tmp_path / dtype, dtype=dtype)
+        for dtype in ("float32", "float16")
+    }
+    full, half = (kinds[dtype].slices() for dtype in kinds)
+    for one, other in zip(full, half, strict=True):
+        assert other.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-3)
+    sizes = [kinds[dtype].path(4).stat().st_size for dtype in kinds]
+    assert sizes[1] < 0.8 * sizes[0]  # places and header are there twice
+    assert kinds["float32"].path(0).name != kinds["float16"].path(0).name
+    with pytest.raises(InputError, match="dtype must be one of float32, float16, got 'int8'"):
+        StoredEmbeddings(scans, steps(), tmp_path, dtype="int8")
+
+
+def test_what_float16_cannot_hold_is_an_error(tmp_path):
+    def huge(item):
+        return {"image": torch.full((2, 2, 2, D), 1e5)}
+
+    stored = StoredEmbeddings([{}], huge, tmp_path, dtype="float16")
+    with pytest.raises(InputError, match=r"must be float32 .* reach 1e\+05, got float16"):
+        stored.embed()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_stays_within_its_limit(scans, tmp_path):
+    stored = StoredEmbeddings(scans, steps(), tmp_path / "kept", limit_gb=7e-6)
+    with pytest.raises(FileError, match="must stay within embedding_limit_gb=7e-06; clear it"):
+        stored.embed()
+    files = list((tmp_path / "kept").glob("*.safetensors"))
+    assert 0 < sum(path.stat().st_size for path in files) < 10e3
+    assert len(StoredEmbeddings(scans, steps(), tmp_path / "kept", limit_gb=1).embed()) == 5
+
+
 @pytest.mark.parametrize("damage", ["torn", "empty", "foreign"])
 def test_a_damaged_file_is_made_again(damage, scans, tmp_path, caplog):
     folder = tmp_path / "kept"
@@ -146,6 +240,7 @@ def test_a_damaged_file_is_made_again(damage, scans, tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     count, slices = calls(StoredEmbeddings(scans, steps(), folder).slices)
     assert count == 1
+    assert len(list(folder.glob("*.safetensors"))) == 5
     assert path.read_bytes() == content
     assert all(map(torch.equal, slices, expected))
     assert (damage == "foreign") or f"{path.name} is damaged and made again" in caplog.text
@@ -153,10 +248,11 @@ def test_a_damaged_file_is_made_again(damage, scans, tmp_path, caplog):
 
 def test_a_file_is_there_whole_or_not_at_all(scans, tmp_path, monkeypatch):
     def half(tensors, path, metadata):
+        assert metadata["key"]
         path.write_bytes(b"half")
         raise SafetensorError("No space left on device")
 
-    monkeypatch.setattr(module, "save_file", half)
+    monkeypatch.setattr(embedding_file, "save_file", half)
     stored = StoredEmbeddings(scans, steps(), tmp_path / "kept")
     with pytest.raises(FileError, match="could not be written, No space left"):
         stored.embed()

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +35,11 @@ from monai_dpmm.network.backbones.offline import (
 )
 
 _PREFIX = "backbone."
+Precision = Literal["float32", "bfloat16", "float16"]
 
-__all__ = ["BACKBONES", "Architecture", "Backbone", "create_backbone", "load_backbone"]
+__all__ = [
+    *("BACKBONES", "Architecture", "Backbone", "Precision", "create_backbone", "load_backbone"),
+]
 
 
 class Architecture(NamedTuple):
@@ -82,14 +85,20 @@ class Backbone(nn.Module):
 
     Args:
         network: what computes the features, with the two attributes below.
+        precision: of its matrix products and convolutions, by PyTorch's autocast; weights stay as
+            they are, and features are float32. "float16" needs a GPU.
 
     Attributes:
         patch_size: pixels that H and W must be multiples of.
         embedding_dim: D.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, precision: Precision = "float32") -> None:
         super().__init__()
+        if precision not in get_args(Precision):
+            known = ", ".join(get_args(Precision))
+            raise InputError(f"precision must be one of {known}, got {precision!r}")
+        self.precision = precision
         self.network = network.requires_grad_(False)
         self.patch_size = int(network.patch_size)  # type: ignore[arg-type]
         self.embedding_dim = int(network.embedding_dim)  # type: ignore[arg-type]
@@ -102,7 +111,7 @@ class Backbone(nn.Module):
         """Features: (B, 3, H, W) -> (B, D, h, w), in the type of the weights.
 
         Raises:
-            ValueError: for images of another shape or type.
+            ValueError: for images of another shape or type, and for float16 on a CPU.
             RuntimeError: where weights are not loaded.
         """
         if not self._loaded:
@@ -113,7 +122,13 @@ class Backbone(nn.Module):
         # In a trace the sides are tensors, and what is asked of them would hold for one size only.
         if not torch.jit.is_tracing():
             self._check(images)
-        return self.network(images.to(next(self.parameters()).dtype))
+        dtype = next(self.parameters()).dtype
+        if self.precision == "float32":
+            return self.network(images.to(dtype))
+        if self.precision == "float16" and images.device.type == "cpu":
+            raise InputError("precision must be float32 or bfloat16 on a CPU, got 'float16'")
+        with torch.autocast(images.device.type, getattr(torch, self.precision)):
+            return self.network(images.to(dtype)).to(dtype)
 
     def train(self, mode: bool = True) -> Backbone:
         """The backbone itself, in evaluation mode whatever the mode asked for."""
@@ -139,7 +154,9 @@ def _find_weights(backbone: Any, _: Any = None) -> None:
     backbone._loaded = not any(bool(weight.isnan().any()) for weight in floats)
 
 
-def load_backbone(weights: str | Path, blocks: Sequence[int] | None = None) -> Backbone:
+def load_backbone(
+    weights: str | Path, blocks: Sequence[int] | None = None, precision: Precision = "float32"
+) -> Backbone:
     """Backbone with its pretrained weights.
 
     Args:
@@ -149,6 +166,7 @@ def load_backbone(weights: str | Path, blocks: Sequence[int] | None = None) -> B
             hub's cache is looked at first. Pickled code is never run.
         blocks: of a DINOv2, the blocks whose tokens are taken, see `Dinov2`; None is the last, or
             those that a trained model was trained with.
+        precision: see `Backbone`.
 
     Raises:
         FileNotFoundError: where the weights cannot be had; says which file to get.
@@ -158,16 +176,16 @@ def load_backbone(weights: str | Path, blocks: Sequence[int] | None = None) -> B
     keep_freed_memory()
     name, path = str(weights), Path(weights).expanduser()
     if name in BACKBONES:
-        return Backbone(_network(name, blocks, pretrained=True))
+        return Backbone(_network(name, blocks, pretrained=True), precision)
     if path.is_dir():
-        return Backbone(load_folder(path, blocks))
+        return Backbone(load_folder(path, blocks), precision)
     if path.exists() and path.with_suffix(".json").is_file():
-        return _of_model(path, blocks)
+        return _of_model(path, blocks, precision)
     if path.exists():
-        return Backbone(load_file(path, blocks))
+        return Backbone(load_file(path, blocks), precision)
     is_file = path.suffix in (".pth", ".pt", ".bin", ".safetensors") or not isinstance(weights, str)
     if not is_file and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        return Backbone(load_folder(hub_folder(name), blocks))
+        return Backbone(load_folder(hub_folder(name), blocks), precision)
     if is_file or "/" in name:
         raise MissingFileError(f"weights {name} do not exist. {advice(path.name)}")
     raise InputError(
@@ -176,7 +194,9 @@ def load_backbone(weights: str | Path, blocks: Sequence[int] | None = None) -> B
     )
 
 
-def create_backbone(architecture: str, blocks: Sequence[int] | None = None) -> Backbone:
+def create_backbone(
+    architecture: str, blocks: Sequence[int] | None = None, precision: Precision = "float32"
+) -> Backbone:
     """Backbone whose weights are still to be loaded; until then they are NaN and it will not run.
 
     Its state dict has the keys and shapes of `load_backbone`'s for weights of this architecture.
@@ -184,6 +204,7 @@ def create_backbone(architecture: str, blocks: Sequence[int] | None = None) -> B
     Args:
         architecture: a name in `BACKBONES`.
         blocks: see `load_backbone`.
+        precision: see `Backbone`.
 
     Raises:
         ValueError: for an unknown architecture, or blocks that it does not have.
@@ -197,7 +218,7 @@ def create_backbone(architecture: str, blocks: Sequence[int] | None = None) -> B
     network = _network(architecture, blocks, pretrained=False)
     for weight in network.state_dict().values():
         weight.fill_(torch.nan if weight.is_floating_point() else 0)
-    return Backbone(network)
+    return Backbone(network, precision)
 
 
 def _network(name: str, blocks: Sequence[int] | None, *, pretrained: bool) -> nn.Module:
@@ -209,13 +230,13 @@ def _network(name: str, blocks: Sequence[int] | None, *, pretrained: bool) -> nn
     return BACKBONES[name].network(pretrained, blocks)
 
 
-def _of_model(path: Path, blocks: Sequence[int] | None) -> Backbone:
+def _of_model(path: Path, blocks: Sequence[int] | None, precision: Precision) -> Backbone:
     """The backbone in a trained model's state dict, of the architecture that its JSON names."""
     settings = path.with_suffix(".json")
     try:
         known = json_object(settings)
         blocks = known.get("backbone_blocks") if blocks is None else blocks
-        backbone = create_backbone(known["backbone_architecture"], blocks)
+        backbone = create_backbone(known["backbone_architecture"], blocks, precision)
         state = load_tensors(path)
         own = {key[len(_PREFIX) :]: state[key] for key in state if key.startswith(_PREFIX)}
         backbone.load_state_dict(own)
