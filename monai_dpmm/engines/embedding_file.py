@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from monai_dpmm.errors import FileError, InputError
+from monai_dpmm.errors import InputError
 from monai_dpmm.files import atomic_write
 from monai_dpmm.transforms.metatensors import DIRECTION, PLACE
 
@@ -75,7 +75,7 @@ def write(path: Path, items: Sequence[Mapping[str, Any]], dtype: torch.dtype) ->
         try:
             save_file(tensors, partial, metadata)
         except SafetensorError as error:
-            raise FileError(f"{path}: could not be written, {error}") from error
+            raise OSError(str(error)) from error
 
 
 def directions(path: Path) -> list[Direction]:

@@ -1,12 +1,14 @@
 """Plans of configs, keys that exist, and those that do not."""
 
 import json
+import sys
+from importlib import import_module
 
 import pytest
 
 from monai_dpmm.app.config import config_names, merged
 from monai_dpmm.app.release import configs_dir
-from monai_dpmm.app.workflows import MODEL, PLANS, applicable, planned, run_workflow
+from monai_dpmm.app.workflows import MODEL, PLANS, _unseen, applicable, planned, run_workflow
 from monai_dpmm.errors import UsageError
 
 EVALUATION = planned(PLANS["evaluate"][0], [], None)
@@ -108,3 +110,13 @@ def test_settings_of_a_model_are_checked(tmp_path):
 def test_a_config_may_be_named_by_its_file():
     file = str(configs_dir() / "kmeans_start.json")
     assert merged(["train", file]) == merged(["train", "kmeans_start"])
+
+
+def test_packages_are_unseen_for_a_while_unless_they_are_there_already(monkeypatch):
+    monkeypatch.delitem(sys.modules, "this", raising=False)
+    with _unseen(("this", "json")):
+        with pytest.raises(ImportError):
+            import_module("this")
+        assert import_module("json") is json
+    assert "this" not in sys.modules
+    assert sys.modules["json"] is json

@@ -4,6 +4,7 @@ import copy
 import logging
 import resource
 import shutil
+import time
 
 import pytest
 import torch
@@ -294,3 +295,18 @@ def test_memory_does_not_grow_with_the_number_of_slices(tmp_path):
     total = sum(len(batch["image"]) for _ in range(2) for batch in loader)
     assert total == 2 * 6 * 16 * 32 * 32
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60_000
+
+
+def test_a_second_training_begins_within_seconds(tmp_path):
+    """150 scans of the paper's size, from the making of the loader to the first EM step."""
+
+    def wide(item):
+        return {"image": torch.rand(2, 32, 32, 384) + item["number"]}
+
+    items = [{"number": i} for i in range(150)]
+    StoredEmbeddings(items, wide, tmp_path, dtype="float16").embed()
+    start = time.process_time()
+    again = StoredEmbeddings(items, wide, tmp_path, dtype="float16")
+    batch = next(iter(SliceDataLoader(again, 12, shuffle=True)))
+    DPMM(384, 20).initialize(batch["image"])
+    assert time.process_time() - start < 5
