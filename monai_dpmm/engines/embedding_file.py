@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from monai.utils import convert_to_tensor
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from monai_dpmm.errors import InputError
@@ -71,11 +71,8 @@ def write(path: Path, items: Sequence[Mapping[str, Any]], dtype: torch.dtype) ->
         tensors[f"check_{number}"] = torch.tensor(checks, dtype=torch.int64)
     metadata = {"key": _key(path, tensors)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as partial:
-        try:
-            save_file(tensors, partial, metadata)
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
+    with atomic_write(path) as partial:  # save_file would put another file in its place, unlocked
+        partial.write_bytes(save(tensors, metadata))
 
 
 def directions(path: Path) -> list[Direction]:
@@ -155,5 +152,5 @@ def _checksum(*tensors: Tensor) -> int:
     value = 0
     for tensor in tensors:
         data = tensor.contiguous().reshape(-1).view(torch.uint8)
-        value = zlib.crc32(data.numpy(), value)
+        value = zlib.crc32(memoryview(data.numpy()), value)
     return value

@@ -33,6 +33,7 @@ __all__ = ["PrepareEmbedded", "StoredEmbeddings", "StoredSlices"]
 
 _LOGGER = logging.getLogger(__name__)
 _DIGESTS = "digests.json"
+_DAY = 86_400
 _COUNTED = 10.0  # seconds that the size of the folder is taken to be what it was
 
 
@@ -282,8 +283,9 @@ def _directions(path: Path) -> list[Direction] | None:
 
 
 def _mark_used(path: Path) -> None:
-    """Set the time of a file, which tells `monai-dpmm embeddings` when it was used last."""
+    """Set the time of a file, which tells `monai-dpmm embeddings` the day it was used last."""
     try:
-        os.utime(path)
+        if time.time() - path.stat().st_mtime > _DAY:
+            os.utime(path)
     except OSError:  # somebody else's folder, which may be read all the same
         _LOGGER.debug("%s is read-only", path)

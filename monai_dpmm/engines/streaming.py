@@ -130,7 +130,7 @@ def _direction(
     """
     mine = {number: len(items) for number, items in waiting.items() if items}
     own = (mine, max(share, 1), there)
-    everyone = cast(list[Any], idist.all_gather(own)) if world_size() > 1 else [own]  # type: ignore[arg-type]
+    everyone = cast(list[Any], idist.all_gather(own)) if world_size() > 1 else [own]
     total: dict[int, int] = defaultdict(int)
     for counts, *_ in everyone:
         for number, count in counts.items():

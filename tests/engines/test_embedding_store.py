@@ -1,15 +1,17 @@
 """Embeddings on disk: made once, by content, whole or not at all, read slice by slice."""
 
 import copy
+import errno
 import logging
 import resource
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from monai.transforms import Compose
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 from torch.nn import functional as F
 
@@ -248,12 +250,11 @@ def test_a_damaged_file_is_made_again(damage, scans, tmp_path, caplog):
 
 
 def test_a_file_is_there_whole_or_not_at_all(scans, tmp_path, monkeypatch):
-    def half(tensors, path, metadata):
-        assert metadata["key"]
-        path.write_bytes(b"half")
-        raise SafetensorError("No space left on device")
+    def half(path, content):
+        path.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(embedding_file, "save_file", half)
+    monkeypatch.setattr(Path, "write_bytes", half)
     stored = StoredEmbeddings(scans, steps(), tmp_path / "kept")
     with pytest.raises(FileError, match="could not be written, No space left"):
         stored.embed()
