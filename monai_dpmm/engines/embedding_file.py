@@ -152,5 +152,5 @@ def _checksum(*tensors: Tensor) -> int:
     value = 0
     for tensor in tensors:
         data = tensor.contiguous().reshape(-1).view(torch.uint8)
-        value = zlib.crc32(memoryview(data.numpy()), value)
+        value = zlib.crc32(data.numpy().data, value)
     return value
