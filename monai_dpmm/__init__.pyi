@@ -18,6 +18,15 @@ from monai_dpmm.engines.distributed import (
 from monai_dpmm.engines.distributed import (
     own_items as own_items,
 )
+from monai_dpmm.engines.earlier import (
+    EarlierModel as EarlierModel,
+)
+from monai_dpmm.engines.earlier import (
+    claim_folders as claim_folders,
+)
+from monai_dpmm.engines.earlier import (
+    release_folders as release_folders,
+)
 from monai_dpmm.engines.embedding_store import (
     PrepareEmbedded as PrepareEmbedded,
 )
@@ -30,6 +39,7 @@ from monai_dpmm.engines.engines import (
 from monai_dpmm.engines.engines import (
     LikelihoodEvaluator as LikelihoodEvaluator,
 )
+from monai_dpmm.engines.epoch_lines import EpochLines as EpochLines
 from monai_dpmm.engines.handlers import (
     BestModelSaver as BestModelSaver,
 )
@@ -40,6 +50,7 @@ from monai_dpmm.engines.handlers import (
     Validation as Validation,
 )
 from monai_dpmm.engines.inferer import AnomalyInferer as AnomalyInferer
+from monai_dpmm.engines.origin import ModelOrigin as ModelOrigin
 from monai_dpmm.engines.resuming import (
     History as History,
 )
@@ -124,6 +135,7 @@ from monai_dpmm.network.weights import bundled_backbone as bundled_backbone
 from monai_dpmm.network.weights import load_weights as load_weights
 from monai_dpmm.network.weights import model_setting as model_setting
 from monai_dpmm.report.handler import ReportWriter as ReportWriter
+from monai_dpmm.report.scan_lines import ScanLines as ScanLines
 from monai_dpmm.study.cohort.cohort import make_demo_cohort as make_demo_cohort
 from monai_dpmm.transforms.array import (
     ImageScore as ImageScore,

@@ -67,6 +67,7 @@ class OutOfMemoryError(InputError):
     """What was asked for needs more memory than there is; the message says what to lower."""
 
 
+_SECRETIVE = ("pydicom", "highdicom")  # what they log names patients and UIDs
 _EXPECTED = (InputError, FileError, MissingPackageError)
 _MEMORY = re.compile(
     r"(can.t|cannot|unable to|not enough memory to) allocate|out of memory"
@@ -121,8 +122,12 @@ def one_line_errors() -> None:
 
     Engines, which log what ends them as well, leave it to that line. Any other error keeps its
     traceback, and so does everything where the environment variable MONAI_DPMM_TRACEBACK is set.
-    The exit code stays non-zero. The bundle's configs call this first.
+    The exit code stays non-zero. What pydicom and highdicom log is not heard: they name patients
+    and UIDs. The bundle's configs call this first.
     """
+    for name in _SECRETIVE:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+        warnings.filterwarnings("ignore", module=name)
     if not os.environ.get("MONAI_DPMM_TRACEBACK"):
         sys.excepthook = _excepthook
         for name in _ENGINES:

@@ -128,7 +128,7 @@ def test_the_notebook_marks_a_lesion_and_shows_it(notebook):
     assert float(printed.split()[0]) > 0
     assert "peak_mm" in table
     viewer = html.unescape(output(executed, "viewer")[1])
-    assert "brainsprite(" in viewer
+    assert "new niivue.Niivue(" in viewer
     assert "test_006" in viewer
     anomaly, lesion = lesion_map(root / "data", root / "output/test_006/test_006_anomaly.nii.gz")
     head = nib.load(root / "data/test/images/test_006.nii.gz").get_fdata() > 0

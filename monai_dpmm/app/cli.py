@@ -11,7 +11,14 @@ from monai_dpmm import __version__
 from monai_dpmm.app.commands import all_commands
 from monai_dpmm.app.release import configs_dir
 from monai_dpmm.app.workflows import run_workflow
-from monai_dpmm.errors import INTERRUPTED, USAGE, UsageError, one_line_errors, report_line
+from monai_dpmm.errors import (
+    INTERRUPTED,
+    USAGE,
+    UsageError,
+    one_line_errors,
+    printable,
+    report_line,
+)
 
 _EPILOG = """\
 A first model, and what it finds in other scans:
@@ -23,7 +30,8 @@ demo, train, calibrate, evaluate and infer are workflows of the bundle, which
 MONAI runs as well, for example
   python -m monai.bundle run training --config_file configs/train.json \\
     --dataset_dir healthy_scans
-Any value of their configs can be set with -s, and --dry-run prints them all.
+Any value of their configs can be set with -s; --show-config prints them all,
+and --dry-run says what would be done.
 
 exit codes:
   0    done
@@ -66,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of the output, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"\n{printable(str(error)) or 'interrupted'}", file=sys.stderr)
         sys.stdout.flush()
         os._exit(INTERRUPTED)  # threads of libraries that still compute abort an orderly exit
 

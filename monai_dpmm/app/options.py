@@ -20,7 +20,7 @@ from monai_dpmm.app.workflows import (
     planned,
     require_inputs,
 )
-from monai_dpmm.errors import MissingFileError
+from monai_dpmm.errors import MissingFileError, UsageError
 
 LABELLED = "data set with test/images and test/labels"
 SETTINGS_HELP = """\
@@ -28,12 +28,16 @@ examples of -s:
   -s max_epochs=10 -s image_size=224     numbers and lists as in JSON
   -s train#trainer#max_epochs=10         a key within another
 """
+_OPTIONS = {  # settings that are options of their own
+    **{"output": "output_dir", "model": "ckpt_dir", "device": "device", "seed": "seed"},
+    **{"epochs": "max_epochs", "resume": "resume", "overwrite": "overwrite"},
+}
 _PYTHON = {"True": True, "False": False, "None": None}
 
 __all__ = [
     *("LABELLED", "SETTINGS_HELP", "Command", "add_folder", "add_out", "add_settings"),
-    *("config", "models_folder", "override", "overrides", "positive", "require_paths"),
-    "starting",
+    *("add_verbosity", "config", "models_folder", "override", "overrides", "positive"),
+    *("require_paths", "starting"),
 ]
 
 
@@ -86,9 +90,26 @@ def add_out(command: ArgumentParser, default: Path | None, text: str) -> None:
     group.add_argument("-o", "--out", type=Path, metavar="DIR", default=default, help=text)
 
 
+def add_verbosity(command: ArgumentParser) -> None:
+    """Options -v and -q."""
+    group = command.add_argument_group("what is printed").add_mutually_exclusive_group()
+    group.add_argument(
+        *("-v", "--verbose"), action="store_true", help="also what MONAI and Ignite log"
+    )
+    group.add_argument("-q", "--quiet", action="store_true", help="warnings and errors only")
+
+
 def add_settings(command: ArgumentParser, folder: str = ".") -> argparse._ArgumentGroup:
-    """Options -f, -c and -s of what runs by the bundle's configs; returns the group of the last."""
-    add_folder(command.add_argument_group("folders"), folder)
+    """Options -f, -c and -s of what runs by the bundle's configs; returns the group of the last.
+
+    Settings that people expect as options of their own are there as well, see `_OPTIONS`.
+    """
+    files = command.add_argument_group("folders")
+    add_folder(files, folder)
+    files.add_argument("--output", metavar="DIR", help="of results (default: output in -f)")
+    files.add_argument(
+        "--model", metavar="DIR", help="of model.pt, or that file (default: models in -f)"
+    )
     group = command.add_argument_group("settings")
     group.add_argument(
         *("-c", "--config"),
@@ -107,12 +128,22 @@ def add_settings(command: ArgumentParser, folder: str = ".") -> argparse._Argume
 
 
 def overrides(args: Namespace) -> dict[str, Any]:
-    """What the options of `add_settings` and the data set set, by key."""
-    values = dict(args.set or [])
+    """What the options of `add_settings` and the data set set, by key; -s wins."""
+    given = {key: getattr(args, option, None) for option, key in _OPTIONS.items()}
+    values: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if "ckpt_dir" in values and Path(values["ckpt_dir"]).suffix == ".pt":
+        values["ckpt_dir"] = str(_folder_of_model(Path(values["ckpt_dir"])))
+    values |= dict(args.set or [])
     values.setdefault("bundle_root", str(args.folder))
     if getattr(args, "dataset", None) is not None:
         values.setdefault("dataset_dir", str(args.dataset))
     return values
+
+
+def _folder_of_model(file: Path) -> Path:
+    if file.name != "model.pt":  # beside which model.json lies
+        raise UsageError(f"--model must be a folder with model.pt, or that file, got {file}")
+    return file.parent
 
 
 def config(args: Namespace) -> Any:
@@ -129,6 +160,8 @@ def config(args: Namespace) -> Any:
 
 def starting(args: Namespace) -> None:
     """Say at once that a command is at work: MONAI takes seconds to be imported."""
+    if getattr(args, "quiet", False):
+        return
     print(f"{args.command}: importing torch and MONAI", file=sys.stderr, flush=True)
 
 

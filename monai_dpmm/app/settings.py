@@ -99,7 +99,14 @@ SECTIONS: Mapping[str, tuple[Setting, ...]] = {
             " validated",
         ),
         Setting("seed", 0, rules.NATURAL, "of the split, the start and the order"),
-        Setting("resume", False, rules.FLAG, "go on from `checkpoint`"),
+        Setting("resume", False, rules.FLAG, "go on from `checkpoint`; `--resume`"),
+        Setting(
+            "overwrite",
+            False,
+            rules.FLAG,
+            "let a new model take the place of an earlier one, which is kept as `earlier-1`"
+            " otherwise; `--overwrite`",
+        ),
         Setting(
             "warm_start",
             None,
@@ -142,11 +149,18 @@ SECTIONS: Mapping[str, tuple[Setting, ...]] = {
             "share of the foreground's scores, the highest, whose mean is the score of a scan",
         ),
         Setting("volume_thresholds", [], None, "what `calibrate` found; kept in `model.json`"),
+        Setting("healthy_scans", None, None, "likewise, scores of healthy scans"),
+        Setting("scan_reference", None, None, "likewise, of healthy scans as a whole"),
         Setting(
             "model_digest", None, None, "SHA-256 of `model.pt`, which `model.json` was written with"
         ),
-        Setting("healthy_scans", None, None, "likewise, scores of healthy scans"),
-        Setting("scan_reference", None, None, "likewise, of healthy scans as a whole"),
+        Setting(
+            "origin",
+            None,
+            None,
+            "where the model comes from: date, versions, number and kind of its scans; kept in"
+            " `model.json`",
+        ),
         Setting(
             "scan_false_alarm_rate",
             0.05,
@@ -198,7 +212,11 @@ SETTINGS = {row.name: row for rows in SECTIONS.values() for row in rows}
 TEXTS = {row.name for row in SETTINGS.values() if row.rule is rules.TEXT}  # as they are typed
 # what `calibrate` adds to model.json
 CALIBRATED = ("volume_thresholds", "healthy_scans", "scan_reference")
-BESIDE = (*CALIBRATED, "model_digest")  # what model.json holds besides remembered settings
+BESIDE = (
+    *CALIBRATED,
+    "model_digest",
+    "origin",
+)  # what model.json holds besides remembered settings
 RENAMED = {  # names of one earlier version
     "covariance": "component_kind",
     "label_rule": "lesion_label",

@@ -92,7 +92,7 @@ def applicable(
         if not any(has(config, key) for config in configs):
             names = dict.fromkeys(Path(name).stem for each in workflows for name in each)
             near = dict.fromkeys(id_ for config in configs for id_ in nearest(config, key))
-            hint = f"nearest: {', '.join(near)}" if near else "--dry-run prints all that there are"
+            hint = f"nearest: {', '.join(near)}" if near else "--show-config prints all"
             raise UsageError(
                 f"-s must set a key of the configs {', '.join(names)}, got {key!r} ({hint})"
             )
@@ -194,10 +194,15 @@ def run_workflow(names: Sequence[str], **overrides: Any) -> None:
 
     base = names[0] if names[0].endswith(".json") else configs_dir() / f"{names[0]}.json"
     kind = "infer" if Path(base).stem == "inference" else "train"
-    workflow = ConfigWorkflow(str(base), workflow_type=kind, **arguments, **config)
-    workflow.initialize()
-    workflow.run()
-    workflow.finalize()
+    from monai_dpmm.engines.earlier import release_folders
+
+    try:
+        workflow = ConfigWorkflow(str(base), workflow_type=kind, **arguments, **config)
+        workflow.initialize()
+        workflow.run()
+        workflow.finalize()
+    finally:
+        release_folders()
 
 
 @contextmanager

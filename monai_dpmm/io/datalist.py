@@ -12,6 +12,7 @@ from monai.data import load_decathlon_datalist
 
 from monai_dpmm.errors import InputError, cause
 from monai_dpmm.files import LAST, json_object
+from monai_dpmm.io.formats import named
 from monai_dpmm.io.layouts import (
     Group,
     Section,
@@ -136,8 +137,8 @@ def _check_names(items: list[dict[str, Any]]) -> None:
     """Refuse scans of one name in one folder, whose results would replace each other."""
     first: dict[Path, Path] = {}
     for path in (Path(item["image"]) for item in items):
-        file = path.with_name(path.name.removesuffix(".gz"))
-        name = path if path.is_dir() else file.with_suffix("")
+        file = Path(named(str(path)))
+        name = file.with_name(file.name.removesuffix(".gz")).with_suffix("")
         if first.setdefault(name, path) != path:
             raise InputError(
                 f"{path}: must have another name than {first[name].name} beside it, their results"

@@ -17,7 +17,7 @@ from torch import Tensor
 from monai_dpmm.errors import FileError, InputError, cause
 from monai_dpmm.files import atomic_write
 from monai_dpmm.io.nifti import with_grid
-from monai_dpmm.io.suffixes import FORMATS, WRITTEN_SUFFIXES
+from monai_dpmm.io.suffixes import FORMATS, IMAGE_SUFFIXES, WRITTEN_SUFFIXES, stem
 
 __all__ = [
     *("SaveVolumed", "named", "saved_beside", "source_name"),
@@ -141,8 +141,28 @@ def source_name(
 
 
 def named(scan: str) -> str:
-    """Path by which MONAI names a scan's results: it takes off what follows a file's last dot."""
-    return f"{scan}.dcm" if Path(scan).is_dir() else scan
+    """Path by which MONAI names a scan's results: it takes off what follows a file's last dot.
+
+    Of two scans that differ in their suffix only, seg.mha and seg.nrrd, results keep the suffix.
+    """
+    path = Path(scan)
+    if path.is_dir():
+        return f"{scan}.dcm"
+    return f"{scan}.file" if _has_twin(path) else scan
+
+
+def _has_twin(scan: Path) -> bool:
+    """Whether another scan beside it has its name: a file of another format, a DICOM series."""
+    beside = scan.with_name(stem(scan))
+    if beside == scan:
+        return False
+    if any(name != scan and name.is_file() for name in _with_suffixes(beside)):
+        return True
+    return beside.is_dir() and any(p.suffix.lower() == ".dcm" for p in beside.iterdir())
+
+
+def _with_suffixes(beside: Path) -> list[Path]:
+    return [beside.with_name(f"{beside.name}{suffix}") for suffix in IMAGE_SUFFIXES]
 
 
 def saved_beside(image: Tensor, ending: str) -> Path | None:

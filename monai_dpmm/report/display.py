@@ -23,6 +23,7 @@ __all__ = [
     "Scan",
     "checked_array",
     "colored_components",
+    "component_color",
     "displayed_slice",
     "fullest_slice",
     "grey_range",
@@ -190,13 +191,17 @@ def heat_range(anomaly: np.ndarray, threshold: float | None = None) -> tuple[flo
     """Scores at the two ends of the colour scale, low < high.
 
     From the median to the maximum; the threshold (else the 99th percentile) is always inside and
-    never below a third of the scale, so that one outlier does not flatten everything else.
+    never below a third of the scale, so that one outlier does not flatten everything else. Where
+    the median is above the threshold, which marks most of the map then, the scale goes from the
+    threshold to the 99.9th percentile: what stands out of such a map is still seen.
     """
     values = _sample(anomaly)
     finite = np.isfinite(anomaly)
     top = float(anomaly.max() if finite.all() else anomaly[finite].max())
     low = float(np.median(values))
     inside = float(np.percentile(values, 99)) if threshold is None else float(threshold)
+    if low >= inside and top > inside:
+        return inside, max(float(np.percentile(values, 99.9)), inside + 0.1 * (top - inside))
     low = min(low, inside)
     high = max(inside, min(top, low + 3 * (inside - low)))
     return (low, high) if high > low else (low, low + max(abs(low), 1.0) * 1e-3)
@@ -210,7 +215,7 @@ def colored_components(components: np.ndarray) -> np.ndarray:
     """
     labels = np.where(np.isfinite(components), np.rint(components), 0).astype(np.int64)
     found, place = np.unique(labels, return_inverse=True)
-    return np.array([_component_color(int(k)) for k in found])[place.reshape(labels.shape)]
+    return np.array([component_color(int(k)) for k in found])[place.reshape(labels.shape)]
 
 
 def scale_bar(width: float) -> float:
@@ -219,7 +224,8 @@ def scale_bar(width: float) -> float:
     return max(step * power for step in (1, 2, 5) if step * power <= width / 3 * (1 + 1e-9))
 
 
-def _component_color(index: int) -> tuple[float, float, float, float]:
+def component_color(index: int) -> tuple[float, float, float, float]:
+    """Colour of a component by its number alone, clear for 0."""
     if index < 1:
         return (0.0, 0.0, 0.0, 0.0)
     lightness = (0.66, 0.48, 0.80)[index % 3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +12,10 @@ from ignite.engine import Engine, Events
 from monai_dpmm.engines.distributed import interleaved, is_main_process
 from monai_dpmm.engines.skipping import ScanEvaluator
 from monai_dpmm.errors import InputError
-from monai_dpmm.io.result_files import VOLUMES, scan_name
+from monai_dpmm.io.result_files import VOLUMES
 from monai_dpmm.report.environment import environment
-from monai_dpmm.report.saved_results import (
-    OPERATING_POINT,
-    SavedScan,
-    curves_of,
-    report_measured,
-)
+from monai_dpmm.report.saved_findings import OPERATING_POINT, SavedScan, unique_names
+from monai_dpmm.report.saved_results import curves_of, report_measured
 
 if TYPE_CHECKING:
     from monai_dpmm.metrics.anomaly_metrics import AnomalyMetrics
@@ -41,6 +38,8 @@ class ReportWriter:
         false_positive_rate: see `detector`.
         metrics: of the evaluation, if there were labels.
         history: JSON file of the training's `History`, if there is one.
+        about: what the run was made with: "model", "data", "backbone", "prototypes" and what else
+            the report shall tell.
     """
 
     def __init__(
@@ -50,6 +49,7 @@ class ReportWriter:
         false_positive_rate: float | None = None,
         metrics: AnomalyMetrics | None = None,
         history: str | Path | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         if detector is not None or false_positive_rate is not None:
             warnings.warn(
@@ -61,6 +61,7 @@ class ReportWriter:
         self.folder = Path(folder)
         self.metrics = metrics
         self.history = history
+        self.about = {k: v for k, v in (about or {}).items() if v is not None}
         self.scans: list[SavedScan] = []
         self.measured: list[dict[str, Any]] = []
 
@@ -80,8 +81,7 @@ class ReportWriter:
             files = {name: Path(item[f"pred_{name}"].meta["saved_to"]) for name in VOLUMES}
             files["findings"] = Path(item["findings_path"])
             self.scans.append(SavedScan(str(image), label, files))
-            named = {"name": scan_name(str(image)), "score": item["score"]}
-            self.measured.append(named | {"metrics": {}, **item["threshold"]})
+            self.measured.append({"score": item["score"], "metrics": {}, **item["threshold"]})
 
     def __call__(self, engine: Engine) -> None:
         """Write what was measured and the report, and print its table.
@@ -93,18 +93,24 @@ class ReportWriter:
         for subject, detail in zip(self.measured, details, strict=False):
             subject["metrics"] = _shown(detail, subject["false_positive_rate"])
         scans, subjects = interleaved(self.scans), interleaved(self.measured)
-        if not scans or not is_main_process():
+        skipped = interleaved(engine.skipped if isinstance(engine, ScanEvaluator) else [])
+        if not (scans or skipped) or not is_main_process():
             return
+        names = unique_names([scan.image for scan in scans])
         points = [{key: subject.pop(key) for key in OPERATING_POINT} for subject in subjects]
-        settings = {key: value for key, value in points[0].items() if value is not None}
+        agreed = points[0] if points else {}
+        settings = dict(self.about)
+        settings |= {key: value for key, value in agreed.items() if value is not None}
         if self.metrics is not None:
             settings["protocol"] = self.metrics.protocol
         metrics = {k: v for k, v in engine.state.metrics.items() if isinstance(v, float)}
         record = {
             "metrics": metrics,
             "intervals": {} if self.metrics is None else self.metrics.intervals,
+            "left_out": skipped,
             "subjects": [
-                {k: s[k] for k in ("name", "score", "threshold", "metrics")} for s in subjects
+                {"name": name, **{k: s[k] for k in ("score", "threshold", "metrics")}}
+                for name, s in zip(names, subjects, strict=True)
             ],
             "history": curves_of(self.history),
             "settings": settings,

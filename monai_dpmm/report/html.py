@@ -9,7 +9,13 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-_ACRONYMS = {word: word.upper() for word in ("auroc", "aupr", "aupro", "fpr", "froc")}
+from monai_dpmm.report.summary import (
+    cards,
+    made_with,
+    plain_number,
+    title_of,
+    verdict_of_run,
+)
 
 __all__ = ["formatted", "formatted_interval", "metric_names", "page", "report_page"]
 
@@ -44,25 +50,37 @@ def report_page(report: Mapping[str, Any]) -> str:
 
     Args:
         report: what `metrics.json` holds: "metrics", "settings" and "environment" by name,
-            "intervals" (low and high of some metrics, where there are),
-            "subjects" (dictionaries of name, score, threshold, metrics, figure, the address of the
-            picture beside the page, figure_size in pixels, and viewer, the address of a page to
-            walk through the volume, or None), and "training", the address of the curves, or None.
+            "intervals" (low and high of some metrics, where there are), "left_out" (a line for each
+            scan that is not in it), "subjects" (records of `subject_record` with figure, the
+            address of the picture beside the page, figure_size in pixels, and viewer, the address
+            of a page to walk through the volume, or None), and "training", the address of the
+            curves, or None.
     """
     names = metric_names(report["subjects"])
     subjects = [
         {
             **subject,
-            "values": [subject["score"], *(subject["metrics"].get(name) for name in names)],
+            "number": number,
+            "values": [subject["metrics"].get(name) for name in names],
             "facts": {k: subject[k] for k in ("score", "threshold")} | subject["metrics"],
         }
-        for subject in report["subjects"]
+        for number, subject in enumerate(report["subjects"], 1)
     ]
+    fitting = [subject for subject in subjects if not subject["verdict"]]
+    with_findings = any(subject["found"] is not None for subject in subjects)
+    shown = ["Scan", *(["Findings", "Marked"] if with_findings else []), "Scan score"]
     return page(
         "report.html",
+        verdict=verdict_of_run(subjects, report["left_out"]),
+        cards=cards(report),
+        made_with=made_with(report),
+        best=(fitting or subjects or [None])[0],
+        odd=[subject for subject in subjects if subject["verdict"]],
+        left_out=report["left_out"],
         metrics=report["metrics"],
         intervals=report.get("intervals", {}),
-        heads=["Subject", "Score", *map(_title, names)],
+        heads=[*shown, *map(title_of, names)],
+        with_findings=with_findings,
         subjects=subjects,
         training=report["training"],
         settings=list(_flat(report["settings"])),
@@ -88,15 +106,17 @@ def _environment() -> Environment:
         "formatted": formatted,
         "interval": formatted_interval,
         "sort_key": _sort_key,
-        "title_of": _title,
+        "title_of": title_of,
+        "number": plain_number,
+        "shown": _shown,
     }
     return environment
 
 
-def _title(name: str) -> str:
-    """Heading of a metric: pixel_auroc -> Pixel AUROC."""
-    text = " ".join(_ACRONYMS.get(word, word) for word in name.split("_"))
-    return text[:1].upper() + text[1:]
+def _shown(value: Any) -> str:
+    """A value of a table for a reader: numbers with at most three digits."""
+    number = isinstance(value, float) and not isinstance(value, bool)
+    return plain_number(value) if number else formatted(value)
 
 
 def _sort_key(value: Any) -> str:

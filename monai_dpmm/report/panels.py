@@ -28,18 +28,34 @@ __all__ = [
 
 
 class HeatScale(NamedTuple):
-    """Colour scale of the scores."""
+    """Colour scale of the scores: clear below the threshold, then from violet to yellow."""
 
     low: float
     high: float
     threshold: float | None
     clipped: bool
 
+    @property
+    def start(self) -> float:
+        """Score that the colours begin at: the threshold, else the low end."""
+        return self.low if self.threshold is None else min(self.threshold, self.high)
+
     def alpha(self, scores: np.ndarray) -> np.ndarray:
-        """Opacity: none at the low end, full from the threshold (else the high end) on."""
-        full = self.high if self.threshold is None else self.threshold
-        ramp = (scores - self.low) / max(full - self.low, 1e-12)
+        """Opacity: none below the threshold; without one, the more the higher the score."""
+        if self.threshold is not None:
+            return HEAT_ALPHA * (np.nan_to_num(scores, nan=-np.inf) >= self.threshold)
+        ramp = (scores - self.low) / (self.high - self.low)
         return HEAT_ALPHA * np.nan_to_num(ramp.clip(0, 1)) ** 2
+
+    def colors(self, shares: np.ndarray) -> np.ndarray:
+        """Colours of shares of the way from `start` to `high`: (n,) -> (n, 4) in [0, 1].
+
+        The map's own low end is black, which reads as no overlay.
+        """
+        from matplotlib import colormaps
+
+        dark = 0.0 if self.threshold is None else 0.3
+        return colormaps[HEAT_MAP](dark + (1 - dark) * np.asarray(shares, float))
 
 
 def draw_slice(
@@ -79,14 +95,16 @@ def draw_slice(
 def draw_heat(
     axes: Axes, scan: Scan, index: int, grey: tuple[float, float], scale: HeatScale
 ) -> None:
-    """Slice under its scores, the more opaque the higher they are."""
+    """Slice under its scores, clear below the threshold."""
+    from matplotlib.colors import ListedColormap
+
     draw_slice(axes, scan, index, grey)
     scores = displayed_slice(scan.anomaly, scan.axis, index).astype(np.float32)
     axes.imshow(
         np.nan_to_num(scores, nan=scale.low, posinf=scale.high, neginf=scale.low),
-        cmap=HEAT_MAP,
-        vmin=scale.low,
-        vmax=scale.high,
+        cmap=ListedColormap(scale.colors(np.linspace(0, 1, 256))),
+        vmin=scale.start,
+        vmax=max(scale.high, scale.start + 1e-12),
         alpha=scale.alpha(scores),
         interpolation="bilinear",
         **_placed(scan),

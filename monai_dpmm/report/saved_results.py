@@ -13,25 +13,20 @@ from typing import Any, NamedTuple
 from monai_dpmm.errors import FileError, InputError, cause, printable
 from monai_dpmm.files import atomic_write, json_number, json_object, json_value, plain, sweep
 from monai_dpmm.io.datalist import data_root, datalist
-from monai_dpmm.io.result_files import result_files, scan_name
+from monai_dpmm.io.result_files import result_files
 from monai_dpmm.report.html import formatted
 from monai_dpmm.report.report import METRICS, PAGE, PARTS, metrics_table, write_report
+from monai_dpmm.report.saved_findings import (
+    OPERATING_POINT,
+    SavedScan,
+    findings_of,
+    scan_subject,
+    unique_names,
+)
 
-OPERATING_POINT = ("false_positive_rate", "false_positive_volume_ml")
 _SHOWN = 3  # files that are named
 
-__all__ = [
-    *("OPERATING_POINT", "SavedScan", "curves_of", "findings_of", "report_measured"),
-    *("rewrite_report", "scan_subject"),
-]
-
-
-class SavedScan(NamedTuple):
-    """A scan's file or folder, its label's, and the files of its results, see `result_files`."""
-
-    image: str
-    label: str | None
-    files: Mapping[str, Path]
+__all__ = ["curves_of", "report_measured", "rewrite_report"]
 
 
 class _Measured(NamedTuple):
@@ -114,8 +109,9 @@ def report_measured(
     Args:
         scans: of the run.
         folder: of the report.
-        measured: "metrics", "intervals", "settings", "environment" and "history" of the run, and
-            "subjects", a dictionary of "name", "score", "threshold" and "metrics" for each scan.
+        measured: "metrics", "intervals", "settings", "environment" and "history" of the run,
+            "left_out", a line for each scan that could not be read, and "subjects", a dictionary of
+            "name", "score", "threshold" and "metrics" for each other scan.
 
     Raises:
         OSError: in one line, where the report cannot be written, as on a full disk.
@@ -141,11 +137,10 @@ def _report(
     """Write a report of files and what was measured, print its table; lines of what is left out."""
     with_labels = measured is None or bool(measured.options["metrics"])
     subjects, points = [], []
-    for scan in scans:
+    for scan, name in zip(scans, unique_names([scan.image for scan in scans]), strict=True):
         found = findings_of(scan.files["findings"])
-        known = {key: found[key] for key in ("score", "threshold")}
-        known |= {"label": scan.label if with_labels else None}
-        subjects.append(scan_subject(scan.image, scan.files, **known))
+        label = scan.label if with_labels else None
+        subjects.append(scan_subject(name, scan.image, scan.files, found, label))
         points.append({key: found[key] for key in OPERATING_POINT})
     run = _of_findings(points, history) if measured is None else _of_these(measured, subjects)
     metrics, intervals = run.get("metrics") or {}, run.get("intervals")
@@ -153,7 +148,8 @@ def _report(
         left_out: list[str] = []
         page = write_report(folder, subjects=subjects, left_out=left_out, **run, **options)
     protocol = {k: v for k, v in run["settings"].items() if k == "protocol"}
-    print(metrics_table({**metrics, **protocol}, subjects, intervals))
+    if metrics:
+        print(metrics_table({**metrics, **protocol}, subjects, intervals))
     print(f"Report: {page}")
     return left_out
 
@@ -217,45 +213,6 @@ def curves_of(history: str | Path | None) -> dict[str, list[Any]] | None:
     return {name: [record.get(name) for record in records] for name in names}
 
 
-def scan_subject(
-    image: str | Path,
-    saved: Mapping[str, str | Path],
-    *,
-    score: Any,
-    threshold: float,
-    label: str | Path | None = None,
-) -> dict[str, Any]:
-    """A scan as `write_report` takes it.
-
-    Args:
-        image: the scan's file or folder.
-        saved: files of its results, by their postfix "anomaly", "mask" and "component".
-        score: of the whole image.
-        threshold: of the mask.
-        label: file of the label, where there is one.
-    """
-    subject = {
-        "name": scan_name(str(image)),
-        "image": str(image),
-        "anomaly": saved["anomaly"],
-        "mask": saved["mask"],
-        "components": saved["component"],
-        "score": score,
-        "threshold": threshold,
-    }
-    return subject if label is None else {**subject, "label": str(label)}
-
-
-def findings_of(file: Path) -> dict[str, Any]:
-    """What `SaveResultsd` wrote of a scan."""
-    try:
-        found = json_object(file)
-        numbers = {key: json_number(found[key]) for key in ("score", "threshold", *OPERATING_POINT)}
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise InputError(f"{file}: must be the findings of a scan, {cause(error)}") from error
-    return numbers
-
-
 def _measured(file: Path) -> _Measured | None:
     """What a report's metrics.json tells, where there is one; which is untrusted."""
     if not file.is_file():
@@ -272,6 +229,7 @@ def _measured(file: Path) -> _Measured | None:
             "settings": dict(report["settings"]),
             "history": report["history"] and {k: list(v) for k, v in report["history"].items()},
             "measured_with": dict(report["environment"]),
+            "skipped": [str(line) for line in report.get("left_out") or []],
         }
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise InputError(f"{file}: must be the metrics.json of a report, {cause(error)}") from error

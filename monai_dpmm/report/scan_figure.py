@@ -20,7 +20,6 @@ from monai_dpmm.report.display import (
 from monai_dpmm.report.panels import (
     BACK,
     FONT,
-    HEAT_MAP,
     INK,
     LABEL,
     MUTED,
@@ -62,14 +61,15 @@ def subject_figure(
     (X, Y, 1); they are shown in radiological convention. A 2D array (X, Y) is a picture without
     directions: first axis to the right, second axis down. The panels of what is None are left out.
     The slice is the one with the largest predicted mask; without a mask, the one whose highest 1 %
-    of scores have the largest mean, see `peak_slices`.
+    of scores have the largest mean, see `peak_slices`. Where it hardly shows the label, a row with
+    the label's largest slice follows.
 
     Args:
         image: intensities, any units.
         anomaly: scores, larger is more anomalous; NaN is left transparent.
         mask: the prediction, solid contour where above 0.
         components: number (from 1) of the mixture component of each voxel, 0 for none.
-        label: the reference, dashed contour where above 0; it has no say in the choice of slices.
+        label: the reference, dashed contour where above 0; it has no say in the first slices.
         threshold: score marked on the colour bar, from which on the overlay is fully opaque.
         axis: spatial axis that the slices are perpendicular to.
         index: slice to show first instead of the highest.
@@ -88,6 +88,7 @@ def subject_figure(
     scan = Scan.of(image, anomaly, mask, components, label, axis, spacing)
     first = fullest_slice(scan.mask, scan.axis) if index is None else index
     rows = peak_slices(scan.anomaly, scan.axis, slices, first)
+    rows += _lesion_row(scan, rows) if index is None else []
     scale = heat_scale(scan.anomaly, heat, threshold)
     sheet = _Sheet(scan, rows)
     sheet.write_head(title)
@@ -101,6 +102,15 @@ def subject_figure(
             draw_components(sheet.panel("components", row), scan, place)
     _write_feet(sheet, scan, grey, scale)
     return sheet.figure
+
+
+def _lesion_row(scan: Scan, rows: Sequence[int]) -> list[int]:
+    """The slice of the largest lesion of the label, where no row shows half as much of it."""
+    index = fullest_slice(scan.label, scan.axis)
+    if index is None or scan.label is None:
+        return []
+    areas = (scan.label > 0).sum(axis=tuple(i for i in range(3) if i != scan.axis))
+    return [] if areas[list(rows)].max() >= areas[index] / 2 else [index]
 
 
 def require_matplotlib() -> None:
@@ -208,25 +218,29 @@ def _write_feet(sheet: _Sheet, scan: Scan, grey: tuple[float, float], scale: Hea
 
 
 def _draw_color_bar(sheet: _Sheet, scale: HeatScale) -> None:
-    """Colour bar of the heat overlay, the threshold marked above it."""
+    """Colour bar of the heat overlay, empty below the threshold, which is marked above it."""
+    from matplotlib.colors import ListedColormap
     from matplotlib.patheffects import withStroke
 
     left, width = sheet.left("anomaly"), _PANEL - 0.12
     axes = sheet.figure.add_axes(sheet.place(left, 0.30, width, 0.12), label="color bar")
     ramp = np.linspace(0, 1, 256)[None]
-    ends = (scale.low, scale.high, 0, 1)
-    axes.imshow(ramp, HEAT_MAP, extent=ends, aspect="auto", interpolation="bilinear")
-    axes.set(xticks=[], yticks=[], xlim=ends[:2], ylim=(0, 1))
+    colors = ListedColormap(scale.colors(ramp[0]))
+    above = scale.high - scale.start or scale.high - scale.low  # of a map without a finding
+    bar_low = max(scale.low, scale.start - 0.3 * above)
+    ends = (scale.start, max(scale.high, scale.start + 1e-12), 0, 1)
+    axes.imshow(ramp, colors, extent=ends, aspect="auto", interpolation="bilinear")
+    axes.set(xticks=[], yticks=[], xlim=(bar_low, scale.high), ylim=(0, 1), facecolor=BACK)
     for spine in axes.spines.values():
         spine.set(color=MUTED, linewidth=0.5)
     small: dict[str, Any] = {"fontsize": 7.5, "color": MUTED}
-    low, high = _range(scale.low, scale.high).split(" to ")
+    low, high = _range(bar_low, scale.high).split(" to ")
     sheet.write(left, 0.18, low, **small)
     sheet.write(left + width, 0.18, "≥ " * scale.clipped + high, ha="right", **small)
-    if scale.threshold is not None and scale.low <= scale.threshold <= scale.high:
+    if scale.threshold is not None and bar_low <= scale.threshold <= scale.high:
         line = axes.axvline(scale.threshold, color="white", linewidth=1.6, label="threshold")
         line.set_path_effects([withStroke(linewidth=3.2, foreground="black")])
-        x = (scale.threshold - scale.low) / (scale.high - scale.low)
+        x = (scale.threshold - bar_low) / (scale.high - bar_low)
         text = f"threshold {scale.threshold:.3g}"
         x = min(max(x * width, 0.45), width - 0.45)
         sheet.write(left + x, 0.52, text, ha="center", fontsize=7.5)

@@ -1,47 +1,39 @@
-"""A page to walk through a volume under its heat map: one HTML text that fetches nothing.
+"""A page to walk through a scan under its anomaly map, in slices and in 3D, without a server.
 
-Drawn by nilearn's `view_img` (BrainSprite) on a grid along the world's axes, in the radiological
-convention of the report's figures.
+Drawn by NiiVue (WebGL 2), whose script is carried in `niivue/` with its licence. The page fetches
+nothing: volumes lie in it, and the script lies in it or beside it, once for all pages.
 """
 
 from __future__ import annotations
 
-import json
+import base64
+import gzip
 import math
-import re
-import warnings
-from collections.abc import Mapping
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
 
 import numpy as np
 
-from monai_dpmm.errors import InputError, MissingPackageError
-from monai_dpmm.report.display import grey_range, peak_voxel
+from monai_dpmm.errors import InputError
+from monai_dpmm.report.display import component_color, grey_range, peak_voxel
 from monai_dpmm.report.html import page
-from monai_dpmm.report.panels import HEAT_MAP, HeatScale
+from monai_dpmm.report.panels import LABEL, PREDICTED, HeatScale
 from monai_dpmm.report.scan_figure import heat_scale
+from monai_dpmm.report.scan_text import finding_row
 
-if TYPE_CHECKING:
-    from matplotlib.colors import ListedColormap
-    from nibabel import Nifti1Image
+MAX_VOXELS = 20_000_000  # 256 x 256 x 256 are 16.8; more are brought to coarser voxels
+SCRIPT, ORDER = "niivue.js", "scans.js"  # which pages of a report share
+_LEVELS = 4095  # of what is no whole number
+_TITLES = {
+    "image": "Scan",
+    "anomaly": "Heat map from the threshold on",
+    "mask": "Mask that was saved",
+    "label": "Label: lesion",
+    "components": "Prototypes",
+}
 
-MAX_VOXELS = 1_200_000  # of the page's grid: 240 x 240 x 155 mm at 2 mm, some 2 MB
-_PARAMETERS = re.compile(r"(?<=brainsprite\()\{.*\}(?=\))")
-_BODY = re.compile(r"<body>(.*)</body>", re.DOTALL)
-
-__all__ = ["can_view", "has_nilearn", "require_nilearn", "viewer_page"]
-
-
-def has_nilearn() -> bool:
-    """Whether nilearn is installed."""
-    return find_spec("nilearn") is not None
-
-
-def require_nilearn() -> None:
-    """Raise an ImportError that says what to install where nilearn is missing."""
-    if not has_nilearn():
-        raise MissingPackageError("viewer pages need nilearn: pip install monai-dpmm[demo]")
+__all__ = ["ORDER", "SCRIPT", "can_view", "library", "viewer_page"]
 
 
 def can_view(image: np.ndarray) -> bool:
@@ -49,185 +41,216 @@ def can_view(image: np.ndarray) -> bool:
     return image.ndim == 3 and min(image.shape) > 1
 
 
+def library() -> str:
+    """NiiVue's script, unchanged, which pages share as the file `SCRIPT` beside them."""
+    return (files("monai_dpmm.report") / "niivue" / SCRIPT).read_text(encoding="utf-8")
+
+
 def viewer_page(
     image: np.ndarray,
     anomaly: np.ndarray,
     affine: np.ndarray,
     *,
+    mask: np.ndarray | None = None,
+    components: np.ndarray | None = None,
+    label: np.ndarray | None = None,
     threshold: float | None = None,
     heat: tuple[float, float] | None = None,
     start: tuple[int, int, int] | None = None,
+    findings: Sequence[Mapping[str, Any]] = (),
     title: str = "",
+    notes: Sequence[str] = (),
     back: str | None = None,
+    script: str | None = None,
 ) -> str:
-    """HTML of three slices through a point that a click moves.
+    """HTML of three slices through a point and a 3D view, under layers that can be switched.
 
-    The volume is resampled to cubes along the world's axes, as small as `MAX_VOXELS` of them allow
-    and not below the finest voxel size; the page says how large they are.
+    It opens at the first finding, at the one that its address names (`#finding-2`), or where there
+    is none at `start`. Volumes keep their own grid up to `MAX_VOXELS`; beyond, voxels are joined
+    and the page says how large they are. Intensities that are no whole numbers have 4096 levels.
 
     Args:
         image: intensities (X, Y, Z), any units.
         anomaly: scores of the same shape, larger is more anomalous; NaN is left transparent.
         affine: from voxels to mm towards Right, Anterior, Superior, (4, 4), sheared or not.
-        threshold: score from which on the overlay is opaque (default: the high end of the scale).
+        mask: the prediction, where above 0.
+        components: number (from 1) of the mixture component of each voxel, 0 for none.
+        label: the reference, where above 0.
+        threshold: score from which on the overlay is seen at first (default: the low end).
         heat: scores at the ends of the colour scale (default `heat_range`); give the same to
             several pages to compare them.
-        start: voxel that the page opens at (default: the highest score).
+        start: voxel that a page without findings opens at (default: the highest score).
+        findings: as `anomaly_findings` lists them, the first the most conspicuous.
         title: heading of the page.
+        notes: lines that a reader must see first, such as why the scan may not be read.
         back: address of the report, if there is one.
+        script: address of NiiVue's script, `library`, which `ORDER` lies beside; None to have the
+            script in the page, 2.3 MB.
 
     Raises:
         ValueError: for arrays that are no volumes of one shape, or a singular affine.
-        ImportError: without nilearn.
     """
-    require_nilearn()
-    from nibabel.affines import apply_affine
-
-    _check(image, anomaly, affine)
-    scale = heat_scale(anomaly, heat, threshold)
-    size = _cube(image.shape, affine)
-    grey = _image(_grey(image), affine, size, outside=0)
-    scores = _image(_scores(anomaly, scale), affine, size, outside=scale.low)
-    opening = apply_affine(affine, peak_voxel(anomaly) if start is None else start)
-    drawn = _drawn(grey, scores, tuple(opening), scale)
+    given = {"mask": mask, "label": label, "components": components}
+    volumes = {"image": image, "anomaly": anomaly}
+    volumes |= {k: v for k, v in given.items() if v is not None}
+    volumes = {name: np.asarray(array) for name, array in volumes.items()}
+    _check(volumes, affine)
+    scale, grey = heat_scale(anomaly, heat, threshold), grey_range(volumes["image"])
+    opening = peak_voxel(anomaly) if start is None else start
+    steps = _steps(image.shape, affine)
+    joined = _joined_affine(np.asarray(affine, float), steps)
+    coded = {name: _coded(name, array, steps, joined) for name, array in volumes.items()}
     return page(
         "viewer.html",
         title=title or "Anomaly viewer",
+        notes=list(notes),
         back=back,
-        drawn=drawn,
-        facts=_facts(affine, size, scale),
+        findings=[finding_row(finding) for finding in findings],
+        layers=[
+            {"name": name, "title": _TITLES[name], "shown": name in ("image", "anomaly", "label")}
+            for name in volumes
+        ],
+        sliders=_sliders(anomaly, scale, grey),
+        facts=_facts(affine, joined, scale),
+        scan={
+            "volumes": coded,
+            "findings": [{"peak_mm": list(finding["peak_mm"])} for finding in findings],
+            "start": (np.asarray(affine) @ [*opening, 1])[:3].tolist(),
+            "heat": [scale.start, scale.high],
+            "colors": _heat_table(scale),
+            "labels": _label_tables(volumes),
+        },
+        script=script,
+        order=ORDER,
+        library=library() if script is None else "",
     )
 
 
-def _check(image: np.ndarray, anomaly: np.ndarray, affine: np.ndarray) -> None:
+def _check(volumes: Mapping[str, np.ndarray], affine: np.ndarray) -> None:
+    image = volumes["image"]
     if not can_view(image):
         raise InputError(f"image must be a volume of several slices, got shape {image.shape}")
-    if anomaly.shape != image.shape:
-        raise InputError(f"anomaly must have the image's shape {image.shape}, got {anomaly.shape}")
+    for name, array in volumes.items():
+        if array.shape != image.shape:
+            raise InputError(f"{name} must have the image's shape {image.shape}, got {array.shape}")
     finite = np.shape(affine) == (4, 4) and bool(np.isfinite(affine).all())
     if not finite or abs(np.linalg.det(affine)) < 1e-9:
         raise InputError(f"affine must be invertible, (4, 4), got {np.asarray(affine).tolist()}")
 
 
-def _grey(image: np.ndarray) -> np.ndarray:
-    """Intensities in [0, 1] between black and white, what is not finite black."""
-    black, white = grey_range(image)
-    grey = (np.nan_to_num(image.astype(np.float32), nan=black) - black) / (white - black)
-    return grey.clip(0, 1)
+def _steps(shape: Sequence[int], affine: np.ndarray) -> list[int]:
+    """How many voxels are joined along each axis, the finest axis first, to fit `MAX_VOXELS`."""
+    steps, sizes = [1, 1, 1], np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
+    while math.prod(math.ceil(n / s) for n, s in zip(shape, steps, strict=True)) > MAX_VOXELS:
+        steps[int(np.argmin(sizes * steps))] += 1
+    return steps
 
 
-def _scores(anomaly: np.ndarray, scale: HeatScale) -> np.ndarray:
-    """Scores from the low to the high end; NaN is at the low end, where the overlay is clear."""
-    return np.nan_to_num(anomaly.astype(np.float32), nan=scale.low).clip(scale.low, scale.high)
+def _joined_affine(affine: np.ndarray, steps: Sequence[int]) -> np.ndarray:
+    """Affine of joined voxels, whose centres are those of the blocks."""
+    scaled = affine @ np.diag([*steps, 1.0])
+    scaled[:3, 3] += affine[:3, :3] @ ((np.array(steps) - 1) / 2)
+    return scaled
 
 
-def _cube(shape: tuple[int, ...], affine: np.ndarray) -> float:
-    """Side in mm of the page's voxels, to two digits."""
-    from nibabel.affines import apply_affine, voxel_sizes
-
-    corners = np.array(np.meshgrid(*([0, n - 1] for n in shape))).reshape(3, -1).T
-    extent = np.ptp(apply_affine(affine, corners), axis=0)
-    finest = float(voxel_sizes(affine).min())
-    side = max(finest, float(extent.prod() / MAX_VOXELS) ** (1 / 3))
-    step = 10.0 ** (math.floor(math.log10(side)) - 1)
-    return math.ceil(side / step - 1e-6) * step
-
-
-def _image(array: np.ndarray, affine: np.ndarray, size: float, outside: float) -> Nifti1Image:
-    """Image on a grid of cubes along the world's axes that holds all of the volume."""
+def _coded(name: str, array: np.ndarray, steps: Sequence[int], affine: np.ndarray) -> str:
+    """A volume as a NIfTI file in base64: codes of few bytes and the slope that undoes them."""
     from nibabel import Nifti1Image
-    from nilearn.image import resample_img
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Resampling binary images")  # for a picture it is right
-        return resample_img(
-            Nifti1Image(array, affine),
-            target_affine=np.eye(3) * size,
-            interpolation="linear",
-            fill_value=outside,
-        )
-
-
-def _drawn(
-    grey: Nifti1Image, anomaly: Nifti1Image, opening: tuple[float, ...], scale: HeatScale
-) -> str:
-    """HTML elements and scripts of nilearn's viewer."""
-    from nilearn.plotting import view_img
-
-    view = view_img(
-        anomaly,
-        bg_img=grey,
-        cut_coords=opening,
-        threshold=None,
-        cmap=_color_map(scale),
-        symmetric_cmap=False,
-        vmin=scale.low,
-        vmax=scale.high,
-        dim=0,
-        black_bg=True,
-        radiological=True,
-    )
-    return _body(view.get_standalone())
+    values = array.astype(np.float32)
+    values = np.nan_to_num(values, nan=float(np.nanmin(np.where(np.isinf(values), np.nan, values))))
+    for axis, step in enumerate(steps):
+        if step > 1:  # a finding of one voxel is still seen, a prototype stays one
+            starts = np.arange(0, values.shape[axis], step)
+            if name == "image":
+                counts = np.diff([*starts, values.shape[axis]])
+                counts = counts.reshape([-1 if i == axis else 1 for i in range(3)])
+                values = np.add.reduceat(values, starts, axis=axis) / counts
+            elif name == "components":
+                values = values.take(starts, axis=axis)
+            else:
+                values = np.maximum.reduceat(values, starts, axis=axis)
+    if name in ("mask", "label"):
+        codes, slope, low = (values > 0).astype(np.uint8), 1.0, 0.0
+    elif name == "components":
+        codes, slope, low = values.round().astype(np.uint16), 1.0, 0.0
+    else:
+        codes, slope, low = _levels(values)
+    volume = Nifti1Image(codes, affine)
+    volume.header.set_slope_inter(slope, low)
+    packed = gzip.compress(volume.to_bytes(), compresslevel=6, mtime=0)
+    return base64.b64encode(packed).decode("ascii")
 
 
-def _body(page: str) -> str:
-    """What nilearn's page shows, without its head, which names an icon in the network.
-
-    Raises:
-        RuntimeError: where the page is another than expected, so that left and right might be
-            mixed up.
-    """
-    body = _BODY.search(page)
-    parameters = _PARAMETERS.findall(body[1]) if body else []
-    if body is None or len(parameters) != 1:
-        raise RuntimeError("nilearn's view_img must be that of nilearn 0.14, its page is another")
-    mirrored = json.dumps(_mirrored(json.loads(parameters[0])))
-    return body[1].replace(parameters[0], mirrored)
+def _levels(values: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Codes of values, and the slope and the offset that bring them back."""
+    low, high = float(values.min()), float(values.max())
+    whole = high - low <= np.iinfo(np.int16).max and bool((values == values.round()).all())
+    slope = 1.0 if whole or high == low else (high - low) / _LEVELS
+    codes = ((values - low) / slope).round()
+    return codes.astype(np.uint8 if codes.max() <= 255 else np.int16), slope, low
 
 
-def _color_map(scale: HeatScale) -> ListedColormap:
-    """Colours of the report's overlay, clear at the low end."""
-    from matplotlib import colormaps
-    from matplotlib.colors import ListedColormap
-
-    colors = colormaps[HEAT_MAP](np.linspace(0, 1, 256))
-    colors[:, 3] = scale.alpha(np.linspace(scale.low, scale.high, 256))
-    return ListedColormap(colors)
-
-
-def _mirrored(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of the viewer whose slices are numbered as they lie in a radiological sprite.
-
-    nilearn mirrors the pictures along x, but neither the slice that it opens nor the coordinates.
-    """
-    count = parameters["nbSlice"]["X"]
-    x, y, z = np.array(parameters["affine"])[:3]  # of the slices counted from 1
-    x = [-x[0], 0.0, 0.0, x[3] + x[0] * (count + 1)]
-    places = parameters["numSlice"]
-    return {
-        **parameters,
-        "affine": [x, y.tolist(), z.tolist(), [0, 0, 0, 1]],
-        "numSlice": {**places, "X": count - 1 - places["X"]},
-        "smooth": True,
-        "colorCrosshair": "#6cc5ff",
-        "sizeFont": 0.045,
-    }
+def _heat_table(scale: HeatScale) -> dict[str, list[int]]:
+    """Colours of the report's overlay as NiiVue takes them, clear at the low end."""
+    colors = np.round(255 * scale.colors(np.linspace(0, 1, 64))).astype(int)
+    red, green, blue = colors[:, :3].T.tolist()
+    places = [0, *np.linspace(1, 255, 64).round().astype(int).tolist()]
+    rgb = {"R": [0, *red], "G": [0, *green], "B": [0, *blue]}
+    return {**rgb, "A": [0, *[255] * 64], "I": places}
 
 
-def _facts(affine: np.ndarray, size: float, scale: HeatScale) -> list[str]:
+def _label_tables(volumes: Mapping[str, np.ndarray]) -> dict[str, dict[str, list[Any]]]:
+    """Colours of what is no scale, each by its number."""
+    tables = {}
+    for name, color in (("mask", PREDICTED), ("label", LABEL)):
+        rgb = tuple(int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        tables[name] = {1: rgb}
+    if "components" in volumes:
+        found = np.unique(volumes["components"][volumes["components"] >= 1]).astype(int)
+        tables["components"] = {int(k): component_color(int(k))[:3] for k in found}
+    return {name: _table(colors) for name, colors in tables.items() if name in volumes}
+
+
+def _table(colors: Mapping[int, Sequence[float]]) -> dict[str, list[Any]]:
+    numbers = [0, *colors]
+    rgb = [[0, 0, 0], *([round(255 * part) for part in color] for color in colors.values())]
+    red, green, blue = (list(part) for part in zip(*rgb, strict=True))
+    return {"R": red, "G": green, "B": blue, "A": [0, *[255] * len(colors)], "I": numbers}
+
+
+def _sliders(
+    anomaly: np.ndarray, scale: HeatScale, grey: tuple[float, float]
+) -> list[dict[str, Any]]:
+    finite = anomaly[np.isfinite(anomaly)]
+    lowest, highest = float(finite.min()), max(float(finite.max()), scale.high)
+    reach = grey[1] - grey[0]
+
+    def slider(id_: str, title: str, low: float, high: float, value: float) -> dict[str, Any]:
+        ends = {"low": low, "high": high, "value": value}
+        return {"id": id_, "title": title, **{k: f"{v:.6g}" for k, v in ends.items()}}
+
+    return [
+        slider("threshold", "Threshold", min(lowest, scale.start), highest, scale.start),
+        slider("opacity", "Opacity", 0, 1, 0.75),
+        slider("black", "Black at", grey[0] - reach, grey[1], grey[0]),
+        slider("white", "White at", grey[0], grey[1] + reach, grey[1]),
+    ]
+
+
+def _facts(affine: np.ndarray, joined: np.ndarray, scale: HeatScale) -> list[str]:
     """What a reader must know to read the page, a line each."""
     from nibabel.affines import voxel_sizes
 
-    spacing = " \N{MULTIPLICATION SIGN} ".join(f"{side:.3g}" for side in voxel_sizes(affine))
-    full = scale.high if scale.threshold is None else scale.threshold
-    reached = "" if scale.threshold is None else " (the threshold)"
+    def sizes(of: np.ndarray) -> str:
+        return " \N{MULTIPLICATION SIGN} ".join(f"{side:.3g}" for side in voxel_sizes(of))
+
+    own = np.allclose(affine, joined)
+    shown = "" if own else f", joined to {sizes(joined)} mm for this page"
+    start = "the low end of the scale" if scale.threshold is None else "the threshold of the mask"
     return [
-        "Click or drag in a slice to move the other two. From left to right: sagittal (anterior"
-        " on the right), coronal and axial, both in radiological convention: the patient's right"
-        " is on the left.",
-        "x, y and z in mm towards the patient's right, anterior and superior.",
-        f"Anomaly score: clear at {scale.low:.3g}, opaque from {full:.3g}{reached} on; the"
-        f" colours end at {scale.high:.3g}.",
-        f"Voxels of {spacing} mm, resampled to {size:.2g} mm for this page. The saved volumes hold"
-        " the full resolution.",
+        "Radiological convention: the patient's right is on the left. Positions in mm in the scan's"
+        " own coordinates.",
+        f"Heat map: clear below {scale.start:.3g} ({start}), the colours end at {scale.high:.3g}.",
+        f"Voxels of {sizes(affine)} mm{shown}.",
     ]

@@ -18,6 +18,7 @@ from monai_dpmm.files import atomic_write
 from monai_dpmm.io.formats import saved_beside
 from monai_dpmm.transforms.healthy_maps import rank_p_value
 from monai_dpmm.transforms.regions import connected_regions
+from monai_dpmm.transforms.where import look_around
 
 __all__ = [
     "AnomalyFindingsd",
@@ -96,6 +97,9 @@ class AnomalyFindingsd(Transform):
     so, since the threshold was chosen on the same scans. "score_p_value" is that of the score, and
     exact. Both are None where nothing was calibrated, the former also for a mask at a rate.
 
+    Where the foreground is known, a lesion of a volume has a "position", see `position_words`, and
+    "warnings" are lines that say why the scan may not be one for the model, see `look_around`.
+
     Args:
         detector: deprecated and without effect, as are the rate and the volume: the threshold is
             among the data.
@@ -104,10 +108,12 @@ class AnomalyFindingsd(Transform):
         false_positive_volume: see `detector`.
         volume_thresholds: what `ScanCalibration` found (models/model.json).
         healthy_scans: likewise.
+        origin: of the model, see `ModelOrigin`.
         anomaly_key: key of the anomaly scores on the scan's own grid, (1, spatial...).
         mask_key: key of the mask.
         score_key: key of the image-level score.
         threshold_key: key of the mask's threshold, see `ThresholdAnomalyd`.
+        foreground_key: key of a map that is above 0 in the foreground, where there is one.
     """
 
     def __init__(
@@ -119,10 +125,12 @@ class AnomalyFindingsd(Transform):
         false_positive_volume: float | None = None,
         volume_thresholds: Sequence[Mapping[str, Any]] = (),
         healthy_scans: Mapping[str, Any] | None = None,
+        origin: Mapping[str, Any] | None = None,
         anomaly_key: Hashable = "pred_anomaly",
         mask_key: Hashable = "pred_mask",
         score_key: Hashable = "score",
         threshold_key: Hashable = "threshold",
+        foreground_key: Hashable = "pred_component",
     ) -> None:
         if smallest < 0:
             raise InputError(f"smallest must not be negative, got {smallest}")
@@ -141,6 +149,8 @@ class AnomalyFindingsd(Transform):
         self.mask_key = mask_key
         self.score_key = score_key
         self.threshold_key = threshold_key
+        self.foreground_key = foreground_key
+        self.origin = origin
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Data with the findings."""
@@ -158,6 +168,12 @@ class AnomalyFindingsd(Transform):
         }
         for lesion in findings["lesions"]:
             lesion["p_value"] = rank_p_value(lesion["excess"], largest)
+        there = data.get(self.foreground_key)
+        body = None if there is None else _array(there)[0] > 0
+        world = _world(affine) if anomaly.ndim == 4 else None
+        findings["warnings"] = look_around(
+            findings["lesions"], _array(mask)[0] > 0, body, world, self.origin
+        )
         for key in ("baseline", "scan_check"):
             if data.get(key) is not None:
                 findings[key] = data[key]

@@ -1,6 +1,7 @@
 """Exit codes and lines of the commands, as their users meet them."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -144,7 +145,7 @@ def test_a_refused_scan_does_not_stop_the_others_and_exits_with_1(trained, cohor
 def test_an_interruption_exits_with_130_and_no_traceback(tmp_path):
     result = _run("train", tmp_path, code=("-c", INTERRUPTED))
     assert result.returncode == 130
-    assert result.stderr.splitlines()[-1] == "interrupted"
+    assert result.stderr.splitlines()[-1].startswith("interrupted before an epoch was over; the")
     assert "Traceback" not in result.stderr
 
 
@@ -155,18 +156,20 @@ def test_ctrl_c_during_a_training_exits_with_130(cohort, tmp_path):
     options = [part for key, value in settings.items() for part in ("-s", f"{key}={value}")]
     command = [sys.executable, "-c", AT_A_TERMINAL, "train", cohort, "-f", tmp_path, *options]
     process = subprocess.Popen(
-        [*map(str, command)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, encoding="utf-8"
+        [*map(str, command)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
     )
-    seen = ""
-    while "EM [2/" not in seen:  # the progress bar of the second epoch
-        part = process.stderr.read(20)
-        assert part, seen
-        seen += part
+    line = "Epoch 0"
+    while not line.startswith("Epoch 2 of 100000: log-likelihood"):
+        line = process.stdout.readline()
+        assert line.startswith("Epoch ")  # one line each, and nothing else in a pipe
     process.send_signal(signal.SIGINT)
     rest = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert rest.splitlines()[-1] == "interrupted"
     assert "Traceback" not in rest
+    *_, last = rest.splitlines()
+    assert re.fullmatch(
+        r"interrupted after epoch [23]; the same command with --resume goes on", last
+    )
 
 
 def test_the_configs_are_found():
@@ -184,14 +187,14 @@ def _printed_config(capsys):
 
 
 @pytest.mark.parametrize("command", ["train", "infer", "calibrate", "evaluate"])
-def test_a_dry_run_prints_the_config_and_runs_nothing(command, trained, tmp_path, capsys):
+def test_the_config_is_shown_and_nothing_is_run(command, trained, tmp_path, capsys):
     """The model's settings, what `-s` sets, and the folders; the data need not be there."""
     (tmp_path / "models").mkdir()
     settings = (trained / "models/model.json").read_text()
     (tmp_path / "models/model.json").write_text(settings)
     before = sorted(tmp_path.rglob("*"))
     data = str(tmp_path / "none")
-    main([command, data, "-f", str(tmp_path), "-s", "embedding_batch_size=7", "--dry-run"])
+    main([command, data, "-f", str(tmp_path), "-s", "embedding_batch_size=7", "--show-config"])
     config = _printed_config(capsys)
     assert config["bundle_root"] == str(tmp_path)
     assert config["dataset_dir"] == data
@@ -200,9 +203,19 @@ def test_a_dry_run_prints_the_config_and_runs_nothing(command, trained, tmp_path
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_dry_run_merges_overlays_in_the_order_of_a_run(tmp_path, capsys):
+def test_the_config_merges_overlays_in_the_order_of_a_run(tmp_path, capsys):
     main(
-        ["train", "healthy", "-f", str(tmp_path), "-c", "demo", "-s", "step_size=0.5", "--dry-run"]
+        [
+            "train",
+            "healthy",
+            "-f",
+            str(tmp_path),
+            "-c",
+            "demo",
+            "-s",
+            "step_size=0.5",
+            "--show-config",
+        ]
     )
     file = tmp_path / "all.json"
     file.write_text(json.dumps(_printed_config(capsys)))
@@ -211,6 +224,39 @@ def test_a_dry_run_merges_overlays_in_the_order_of_a_run(tmp_path, capsys):
     for name, value in demo.items():
         expected = {"step_size": 0.5, "dataset_dir": "healthy"}.get(name, value)
         assert config[name] == expected
+
+
+@pytest.mark.parametrize("command", ["train", "infer"])
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(command, trained, cohort, capsys):
+    before = sorted(trained.rglob("*"))
+    main([command, str(cohort), "-f", str(trained), "--seed", "3", "--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 20
+    text = "\n".join(lines)
+    assert f"{command} would do this" in lines[0]
+    assert "Settings of the command line: seed=3" in lines
+    if command == "train":
+        assert "  3 scans to train on: train_000.nii.gz, train_001.nii.gz" in text
+        assert f"is kept as {trained / 'models'}/earlier-N" in text
+    else:
+        assert "  3 scans to look at: test_000.nii.gz" in text
+        assert "(trained on 3 scans, 20" in text
+    assert sorted(trained.rglob("*")) == before
+
+
+def test_options_of_their_own_are_settings(tmp_path, capsys):
+    options = ["--output", "out", "--model", "old/model.pt", "--seed", "7", "--device", "cpu"]
+    main(["infer", "scans", *options, "--show-config"])
+    config = _printed_config(capsys)
+    assert (config["output_dir"], config["ckpt_dir"]) == ("out", "old")
+    assert (config["seed"], config["device"]) == (7, "cpu")
+    main(["train", "scans", "--epochs", "3", "--resume", "--overwrite", "--show-config"])
+    config = _printed_config(capsys)
+    assert (config["max_epochs"], config["resume"], config["overwrite"]) == (3, True, True)
+    with pytest.raises(SystemExit) as exit_:
+        main(["infer", "scans", "--model", "old/other.pt", "--show-config"])
+    assert exit_.value.code == 2
+    assert "--model must be a folder with model.pt, or that file" in capsys.readouterr().err
 
 
 def test_a_model_is_found_where_ckpt_dir_says(trained, cohort, tmp_path, capsys):
@@ -250,7 +296,7 @@ def test_metrics_of_an_evaluation_outlive_an_inference(trained, cohort, tmp_path
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such pipe there")
 def test_a_reader_that_has_had_enough_gets_no_error():
-    command = f"{sys.executable} -m monai_dpmm train none --dry-run | head -1"
+    command = f"{sys.executable} -m monai_dpmm train none --show-config | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, encoding="utf-8")
     assert done.stdout == "{\n"
     assert done.stderr == ""

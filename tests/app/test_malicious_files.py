@@ -321,7 +321,7 @@ def test_what_a_bundle_takes_back_from_its_settings_is_not_run(trace, tmp_path):
 
 
 def test_settings_of_a_training_are_plain_values(trained):
-    main(["infer", "scans", "-f", str(trained), "--dry-run"])
+    main(["infer", "scans", "-f", str(trained), "--show-config"])
 
 
 # Headers that ask for more memory than there is

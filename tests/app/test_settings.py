@@ -153,7 +153,7 @@ def test_rules(name, right, wrong):
 
 @pytest.mark.parametrize("text", ["False", "false"])
 def test_what_is_switched_off_is_off(text, capsys):
-    main(["infer", "none", "-s", f"dicom_output={text}", "-s", "window=None", "--dry-run"])
+    main(["infer", "none", "-s", f"dicom_output={text}", "-s", "window=None", "--show-config"])
     config = json.loads(capsys.readouterr().out)
     assert config["dicom_output"] is False
     assert config["window"] is None

@@ -58,7 +58,7 @@ def test_an_unknown_key_is_refused_with_the_nearest(key, nearest):
 
 
 def test_where_nothing_is_near_it_says_what_prints_all():
-    with pytest.raises(UsageError, match=r"got 'qqqq' \(--dry-run prints all that there are\)$"):
+    with pytest.raises(UsageError, match=r"got 'qqqq' \(--show-config prints all\)$"):
         applicable([EVALUATION], {"qqqq": 1})
 
 

@@ -94,7 +94,7 @@ def test_inference_by_volume_marks_the_scans_that_are_unlike_the_training_data(
     result = _infer(root, tmp_path / "scans", tmp_path / "out", **choices)
     lines = [line for line in result.stdout.splitlines() if "not like the training data" in line]
     names = [line.split(": ")[0].rsplit("/")[-1] for line in lines]
-    assert names == ["noise.nii.gz", "upside_down.nii.gz"]
+    assert names == ["noise", "upside_down"]
     settings = json.loads((root / "models/model.json").read_text())
     threshold = settings["volume_thresholds"][2]["threshold"]
     anomaly = nib.load(tmp_path / "out/good/good_anomaly.nii.gz").get_fdata(dtype=np.float32)

@@ -1,11 +1,13 @@
 """Which files the sections of a data set hold, in every layout."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from monai_dpmm.errors import InputError
 from monai_dpmm.io.datalist import data_root, datalist, existing_file, find_images
+from monai_dpmm.io.result_files import result_files
 
 
 def _touch(root, *names):
@@ -119,9 +121,19 @@ def test_existing_file(tmp_path):
         ("a.nii.gz", "a/1.dcm"),
     ],
 )
-def test_scans_whose_results_would_replace_each_other_are_refused(tmp_path, names):
+def test_scans_that_differ_in_their_format_only_have_results_of_their_own(tmp_path, names):
     _touch(tmp_path, *names)
-    with pytest.raises(InputError, match=r"must have another name than .*both be named a$"):
+    scans = [item["image"] for item in datalist(tmp_path, "test")]
+    files = [result_files(scan, tmp_path / "out", str(tmp_path)) for scan in scans]
+    assert len({file for of_scan in files for file in of_scan.values()}) == 8
+    assert {of_scan["findings"].parent.name for of_scan in files} == {
+        "a" if path.is_dir() else path.name for path in map(Path, scans)
+    }
+
+
+def test_scans_whose_results_would_replace_each_other_are_refused(tmp_path):
+    _touch(tmp_path, "a.nii", "a.mha", "a.nii.mha")
+    with pytest.raises(InputError, match=r"must have another name than .*both be named a.nii$"):
         datalist(tmp_path, "test")
 
 

@@ -120,6 +120,37 @@ def test_overlay_is_opaque_from_the_threshold_on_and_clear_at_the_low_end(brain)
     assert alpha[scores <= heat_range(volumes["anomaly"], 0.4)[0]].max() == 0
 
 
+def test_a_map_below_the_threshold_is_drawn_clear(brain):
+    volumes, _ = brain
+    figure = subject_figure(volumes["image"], volumes["anomaly"], threshold=5.0)
+    assert np.asarray(_panels(figure)["anomaly"].images[1].get_alpha()).max() == 0
+    assert "threshold 5" in _texts(figure)
+    _pixels(figure)
+
+
+def test_a_map_above_the_threshold_as_a_whole_is_still_readable(brain):
+    """Its scale goes from the threshold to the top, not from the threshold to itself."""
+    scores = np.linspace(3, 9, 1000).reshape(10, 10, 10)
+    low, high = heat_range(scores, 1.0)
+    assert low == 1.0
+    assert 8.9 < high <= 9
+    figure = subject_figure(scores, scores, threshold=1.0)
+    colors = _panels(figure)["anomaly"].images[1]
+    shown = colors.cmap(colors.norm(np.array([3.0, 6.0, 9.0])))
+    assert np.abs(np.diff(shown[:, :3], axis=0)).sum(axis=1).min() > 0.3
+    _pixels(figure)
+
+
+def test_a_slice_of_the_largest_lesion_follows_where_the_first_does_not_show_it(brain):
+    volumes, center = brain
+    label = np.roll(volumes["label"], -14, axis=2)
+    rows = _texts(subject_figure(**{**volumes, "label": label}, threshold=0.4))
+    assert f"axial slice {center[2] - 14} (0 to 47)" in rows
+    assert sum(text.startswith("axial slice") for text in rows) == 2
+    alone = _texts(subject_figure(**volumes, threshold=0.4))
+    assert sum(text.startswith("axial slice") for text in alone) == 1
+
+
 @pytest.mark.parametrize(
     ("axis", "letters", "place"),
     [(0, "APSI", (0.3, 0.2)), (1, "RLSI", (0.1, 0.2)), (2, "RLAP", (0.1, 0.3))],
@@ -338,7 +369,7 @@ def test_report_is_complete(brain, tmp_path):
         assert (page.parent / address).is_file()
         assert (page.parent / address).stat().st_size < 400_000
     assert text.index("002-subject_0") > text.index("001-subject_1")  # the highest score first
-    for word in ("Research use only", "Pixel AUROC", "data.folder", "training.png", "torch"):
+    for word in ("Research use only", "Pixel AUROC", "Data.folder", "training.png", "torch"):
         assert word in text
     assert not re.search(r"https?:|//|@import|url\(", text)
     assert json.loads((page.parent / "metrics.json").read_text())["training"]
@@ -365,7 +396,7 @@ def test_page_escapes_what_comes_from_outside(brain, tmp_path):
     )
     seen = _Tags(page.read_text())
     assert seen.tags.count("script") == 1  # the page's own
-    assert seen.tags.count("img") == 1
+    assert seen.tags.count("img") == 2  # on the first screen, and among the others
     assert "onload" not in seen.names
     (figure,) = os.listdir(tmp_path / "figures")
     assert re.fullmatch(r"001-[\w.-]+\.png", figure, re.ASCII)

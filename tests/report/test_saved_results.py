@@ -81,7 +81,7 @@ def test_other_slices_are_shown_where_they_are_asked_for(evaluated, cohort, tmp_
     assert new["metrics"] == old["metrics"]
     for one, other in zip(new["subjects"], old["subjects"], strict=True):
         (width, height), (old_width, old_height) = one["figure_size"], other["figure_size"]
-        assert height / width > 1.5 * old_height / old_width
+        assert height / width > 1.2 * old_height / old_width  # which may show a lesion's slice, too
 
 
 def test_results_are_looked_for_in_the_models_folder(results, cohort, tmp_path):

@@ -1,37 +1,74 @@
-"""`check`: what a data set holds, and what is wrong with it."""
+"""`check`: what a folder of scans or a data set holds, and what is wrong with it."""
 
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import Any
 
 from monai_dpmm.app.options import Command, require_paths, starting
-from monai_dpmm.errors import printable
+from monai_dpmm.app.release import checked_settings
+from monai_dpmm.errors import MissingFileError, printable
 
 __all__ = ["COMMANDS"]
 
 
 def _options(command: ArgumentParser) -> None:
-    command.add_argument("dataset", type=Path, metavar="DATASET", help="folder of a data set")
+    scans = "folder of scans, or of a data set"
+    command.add_argument("dataset", type=Path, metavar="DATASET", help=scans)
+    command.add_argument(
+        "--model",
+        type=Path,
+        metavar="DIR",
+        help="folder of a model, or that of its models/: scans to look at are compared with those"
+        " that it was trained on",
+    )
 
 
 def _run(args: Namespace) -> None:
-    require_paths(args.dataset)
+    require_paths(args.dataset, *([args.model] if args.model else []))
+    origin = None if args.model is None else _origin(args.model)
     starting(args)
+    from monai_dpmm.io.datalist import datalist
     from monai_dpmm.io.dataset_check import check_dataset
+    from monai_dpmm.io.outliers import scan_outliers
 
-    found = check_dataset(args.dataset)
-    print(printable(str(found)))
-    if found.problems:
+    problems: list[str] = []
+    if origin is None:
+        found = check_dataset(args.dataset)
+        print(printable(str(found)))
+        problems = found.problems
+        items = [i for name in found.splits for i in datalist(args.dataset, name)]  # type: ignore[arg-type]
+    else:
+        items = datalist(args.dataset, "test")
+    lines = scan_outliers([item["image"] for item in items], origin)
+    shown = [f"{len(items)} scans beside each other:", *(f"  {line}" for line in lines)]
+    print(printable("\n".join(["", *shown])))
+    if problems:
         raise SystemExit(1)
+
+
+def _origin(model: Path) -> dict[str, Any]:
+    """Where a model comes from; one of an earlier version does not say."""
+    files = [folder / "model.json" for folder in (model / "models", model)]
+    there = [file for file in files if file.is_file()]
+    if not there:
+        raise MissingFileError(f"{files[0]}: must exist, there is no such file")
+    return checked_settings(there[0]).get("origin") or {}
 
 
 COMMANDS = [
     Command(
         "check",
-        "tell what a data set holds, and what is wrong with it",
+        "tell what a data set or a folder of scans holds, and what is wrong with it",
         _options,
         _run,
-        "The exit code is 1 where something is wrong.",
+        """\
+examples:
+  monai-dpmm check healthy_scans
+  monai-dpmm check patients --model brain
+
+The exit code is 1 where something is wrong.
+""",
     )
 ]

@@ -13,3 +13,13 @@ document.querySelectorAll("table.sortable").forEach((table) => {
     table.tBodies[0].append(...rows);
   }));
 });
+const reveal = () => {
+  const target = location.hash && document.getElementById(location.hash.slice(1));
+  if (target && target.tagName === "DETAILS") { target.open = true; target.scrollIntoView(); }
+};
+addEventListener("hashchange", reveal);
+reveal();
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => {
+  one.open = true;
+  one.querySelectorAll("img").forEach((img) => { img.loading = "eager"; });
+}));

@@ -1,0 +1,54 @@
+"""Scans that are unlike the others, or those of a training, are told with the reason."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from monai_dpmm.io.outliers import scan_numbers, scan_outliers
+
+ORIGIN = {
+    "spacing_mm": {"lowest": [1.0, 1.0, 1.0], "highest": [1.0, 1.0, 1.2]},
+    "intensity": {"lowest": [60.0, 95.0, 130.0], "highest": [70.0, 110.0, 145.0]},
+}
+
+
+def _scan(folder, name, *, spacing=(1, 1, 1), factor=1.0, invert=False):
+    random = np.random.default_rng(len(name))
+    voxels = np.zeros((20, 22, 18), np.float32)
+    inside = random.normal(100, 12, (12, 14, 12)).astype(np.float32)
+    inside[:3] = 200 if not invert else 20  # a bright and then a dark part
+    voxels[4:16, 4:18, 3:15] = inside * factor
+    path = folder / f"{name}.nii.gz"
+    nib.save(nib.Nifti1Image(voxels, np.diag([*spacing, 1.0])), path)
+    return str(path)
+
+
+def test_numbers_of_a_scan(tmp_path):
+    numbers = scan_numbers(_scan(tmp_path, "a", spacing=(3, 1, 2)))
+    assert numbers.spacing == (1, 2, 3)
+    assert numbers.orientation == "RAS"
+    assert numbers.intensity[1] == pytest.approx(105, abs=6)
+
+
+def test_what_is_unlike_the_others_is_told(tmp_path):
+    usual = [_scan(tmp_path, f"usual{n}") for n in range(5)]
+    odd = {
+        "thick": _scan(tmp_path, "thick", spacing=(1, 1, 5)),
+        "bright": _scan(tmp_path, "bright", factor=16),
+        "inverted": _scan(tmp_path, "inverted", invert=True),
+    }
+    (tmp_path / "cut.nii.gz").write_bytes(b"nothing")
+    lines = scan_outliers([*usual, *odd.values(), str(tmp_path / "cut.nii.gz")])
+    told = {line.split(": ")[0]: line for line in lines}
+    assert "voxels of 1 x 1 x 5 mm, those of the others 1 x 1 x 1" in told[odd["thick"]]
+    assert "intensities up to" in told[odd["bright"]]
+    assert "another contrast" in told[odd["inverted"]]
+    assert any("cut.nii.gz" in line for line in lines)
+    assert any(line.startswith("axes point to RAS (8)") for line in lines)
+    assert not [path for path in usual if path in told]
+
+
+def test_what_is_unlike_the_training_is_told_of_a_single_scan(tmp_path):
+    (_, line) = scan_outliers([_scan(tmp_path, "thick", spacing=(1, 1, 5))], ORIGIN)
+    assert "those of the training 1 x 1 x 1" in line
+    assert len(scan_outliers([_scan(tmp_path, "usual")], {"scans": {"training": 3}})) == 1
