@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 LAST = ".last-"  # begins the name of a folder's last file until all others are in place
-_FILE = re.compile(r"\.[0-9a-f]{16}\..+")
+_FILE = re.compile(r"\.[0-9a-f]{16}\..+")  # of an earlier version
 _FOLDER = re.compile(r"\.(partial|commit|moving)-[0-9a-f]{16}")
 _FRESH = 5.0  # seconds in which a writer has surely locked what it has made
 _FORGOTTEN = 86400.0  # seconds after which what no disk of a network locks is old
@@ -41,32 +41,25 @@ _swept: set[Path] = set()
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Path beside another to write to; the file gets its own name when it is complete.
+    """Path to write to; the file takes the place of another when it is complete.
 
     Whatever fails leaves nothing there, and a file that was there before as it was. Nobody can
-    guess the name beside it, so no link that lies in wait there is written through.
+    guess the folder that it lies in, so no link that lies in wait there is written through.
 
     Raises:
         OSError: in one line, where the file cannot be written, as on a full disk.
     """
-    partial = path.with_name(f".{secrets.token_hex(8)}.{path.name}")
     try:
-        _sweep_once(path.parent)
-        with _locked(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)):
-            yield partial
-            if not partial.stat().st_size:
-                raise FileError("nothing was written")
-            _sync(partial)
-            os.replace(partial, path)
+        with scratch_folder(path.parent) as scratch:  # some libraries write further files beside it
+            yield scratch / path.name
+            _sync(scratch / path.name)
+            os.replace(scratch / path.name, path)
         _sync(path.parent)
     except OSError as error:
         if str(error).startswith(f"{path}: "):
             raise
         reason = error.strerror or str(error)
         raise FileError(f"{path}: could not be written, {reason}") from error
-    finally:
-        with suppress(OSError):  # a disk that has become read-only has it no more than the file
-            partial.unlink(missing_ok=True)
 
 
 def save_tensors(value: Any, path: Path) -> None:
@@ -123,7 +116,9 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
     try:
         path.mkdir(0o700)
     except OSError as error:
-        raise FileError(f"{parent}: could not be written, {error.strerror or error}") from error
+        wrapped = FileError(f"{parent}: could not be written, {error.strerror or error}")
+        wrapped.strerror = error.strerror
+        raise wrapped from error
     try:
         with _locked(os.open(path, os.O_RDONLY)):
             yield path

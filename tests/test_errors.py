@@ -1,8 +1,11 @@
+import errno
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
+import tqdm
 from torch.utils.tensorboard import SummaryWriter
 
 from monai_dpmm.app.release import checked_settings
@@ -15,8 +18,11 @@ from monai_dpmm.errors import (
     InputTypeError,
     MissingFileError,
     MissingPackageError,
+    OutOfMemoryError,
+    SkippedScansError,
     UsageError,
     expected_error,
+    memory_error,
     report_line,
 )
 from monai_dpmm.network.backbones.registry import load_backbone
@@ -103,8 +109,6 @@ def test_what_a_user_did_wrong_is_a_class(kind, builtin):
 
 
 def _run(code, **environment):
-    import os
-
     prefix = "from monai_dpmm.errors import one_line_errors; one_line_errors();"
     return subprocess.run(
         [sys.executable, "-c", prefix + code],
@@ -181,3 +185,66 @@ EMTrainer("cpu", 1, patches, DPMM(4, 12), [StatsHandler()]).run()
     assert "Traceback" not in result.stderr + result.stdout
     assert "must" in result.stderr.splitlines()[-1]
     assert result.stderr.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["stack_slices(torch.zeros(2))", "1 / 0"])
+def test_threads_that_still_run_change_no_exit_code(ending):
+    """Decoders and loaders have some; a C++ thread that is joinable at the end aborts, with 134."""
+    code = f"""
+import atexit, threading, time, torch
+from monai_dpmm.network.geometry import stack_slices
+atexit.register(print, "what was registered is done")
+threading.Thread(target=time.sleep, args=(600,)).start()
+{ending}
+"""
+    result = _run(code.strip())
+    assert result.returncode == 1
+    assert result.stdout == "what was registered is done\n"
+    assert result.stderr
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_ends_with_its_code():
+    result = _run("raise KeyboardInterrupt")
+    assert (result.returncode, result.stderr) == (INTERRUPTED, "\ninterrupted\n")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("can't start new thread"),
+    ],
+)
+def test_a_lack_of_memory_says_what_to_lower(error):
+    found = expected_error(error)
+    assert isinstance(found, OutOfMemoryError)
+    assert memory_error(RuntimeError("shapes do not match")) is None
+    assert "lower embedding_batch_size, batch_size, image_size or components" in str(found)
+    assert str(memory_error(error, "a.nii")).startswith("a.nii: ")
+
+
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE]
+)
+def test_what_a_disk_lacks_is_no_bug_also_without_a_name(number):
+    error = OSError(number, os.strerror(number))
+    assert expected_error(error) is error
+    assert expected_error(OSError(errno.EBADF, "bad descriptor")) is None
+
+
+def test_an_error_is_one_line_below_a_progress_bar(capsys):
+    bar = tqdm.tqdm(range(3))
+    next(iter(bar))
+    report_line(InputError("a library says\n  two lines"))
+    *_, bars, line = capsys.readouterr().err.splitlines()
+    assert line == "error: a library says two lines"
+    assert "error" not in bars
+
+
+def test_scans_that_were_skipped_have_a_line_each(capsys):
+    report_line(SkippedScansError("2 of 3 scans were skipped:\n  a\n  b"))
+    assert capsys.readouterr().err.splitlines()[1:] == ["  a", "  b"]

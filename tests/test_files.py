@@ -1,7 +1,11 @@
+import tracemalloc
+import zipfile
+
 import pytest
 import torch
 
-from monai_dpmm.files import load_tensors
+from monai_dpmm.errors import OutOfMemoryError
+from monai_dpmm.files import json_value, load_tensors
 
 
 def test_tensors_numbers_and_text_come_back(tmp_path):
@@ -15,3 +19,68 @@ def test_tensors_numbers_and_text_come_back(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing.pt"):
         load_tensors(tmp_path / "nothing.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"[" * 100_000, "nested too deeply"),
+        (b"{", "no JSON in UTF-8"),
+        (b'{"a": "\xff"}', "no JSON in UTF-8"),
+        (b'{"a": ' + b"1" * 10_000 + b"}", "no JSON in UTF-8"),
+        (b" " * (1 << 25) + b"{}", "larger than 32 MB"),
+    ],
+)
+def test_json_is_refused_in_one_line(tmp_path, content, told):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=told) as caught:
+        json_value(tmp_path / "a.json")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert json_value(tmp_path / "a.json") == {"a": 1}
+
+
+def _archive(path, pickled, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("a/data.pkl", pickled)
+        archive.writestr("a/byteorder", "little")
+        archive.writestr("a/version", "3\n")
+
+
+@pytest.mark.parametrize(
+    ("pickled", "compression", "told"),
+    [
+        (b"\x80\x02cbuiltins\nbytearray\n(J\x00\x00\x00\x6btR.", zipfile.ZIP_STORED, "bytearray"),
+        (bytes(1 << 26), zipfile.ZIP_DEFLATED, "it is compressed"),
+        (bytes(5 << 20), zipfile.ZIP_STORED, "it says more of its tensors"),
+        (b"\x80\x04\x93.", zipfile.ZIP_STORED, "no pickle of tensors"),
+    ],
+)
+def test_memory_is_bounded_before_it_is_taken(tmp_path, pickled, compression, told):
+    _archive(tmp_path / "a.pt", pickled, compression)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=rf"a.pt is broken or holds more.*{told}"):
+        load_tensors(tmp_path / "a.pt")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50 << 20
+
+
+def test_a_tensor_larger_than_its_file_is_refused(tmp_path):
+    """A stride of 0 shows few bytes as many, which a copy would have to hold."""
+    torch.save({"a": torch.zeros(1).expand(1 << 31)}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a tensor of shape .* is larger than the file"):
+        load_tensors(tmp_path / "a.pt")
+
+
+def test_a_lack_of_memory_is_told_and_not_a_broken_file(tmp_path, monkeypatch):
+    def lacking(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+
+    torch.save({"a": torch.zeros(1)}, tmp_path / "a.pt")
+    monkeypatch.setattr(torch, "load", lacking)
+    with pytest.raises(OutOfMemoryError, match=r"a.pt: there is not enough memory: lower "):
+        load_tensors(tmp_path / "a.pt")

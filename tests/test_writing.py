@@ -53,9 +53,9 @@ def test_data_and_folder_are_synchronised_before_and_after_the_rename(tmp_path, 
     assert seen[1] == "replace"
 
 
-def test_an_empty_file_takes_no_place(tmp_path):
+def test_nothing_takes_no_place(tmp_path):
     (tmp_path / "file").write_text("before")
-    told = "file: could not be written, nothing was written"
+    told = "file: could not be written, No such file"
     with pytest.raises(OSError, match=told), atomic_write(tmp_path / "file"):
         pass
     assert (tmp_path / "file").read_text() == "before"

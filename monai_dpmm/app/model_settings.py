@@ -17,7 +17,7 @@ def _scan(name: str, default: Any, rule: Rule, help_: str) -> Setting:
 
 
 _CT = choice("brain", "liver", "lung")
-_GRID = list_of("[h, w]", rules.COUNT, 2)
+_GRID = list_of("[h, w]", rules.BINS, 2)
 _AXES = either(rules.AXIS, list_of("a list of them", rules.AXIS))
 _STEP = number("a number above 0, 1 at most", lambda v: 0 < v <= 1)
 
@@ -75,7 +75,7 @@ MODEL_SECTIONS: Mapping[str, tuple[Setting, ...]] = {
         _scan(
             "image_size",
             448,
-            rules.COUNT,
+            rules.PIXELS,
             "pixels of a slice's shorter side as the backbone sees it, a multiple of its patch"
             " size",
         ),
@@ -131,7 +131,7 @@ MODEL_SECTIONS: Mapping[str, tuple[Setting, ...]] = {
         ),
     ),
     "Mixture": (
-        Setting("components", 500, rules.COUNT, "K, the truncation", remembered=True),
+        Setting("components", 500, rules.COMPONENTS, "K, the truncation", remembered=True),
         Setting(
             "component_kind",
             "diagonal",
@@ -142,7 +142,7 @@ MODEL_SECTIONS: Mapping[str, tuple[Setting, ...]] = {
         Setting(
             "place_grid",
             [10, 8, 8],
-            either(list_of("three numbers of bins", rules.COUNT, 3), rules.NONE),
+            either(list_of("three numbers of bins", rules.BINS, 3), rules.NONE),
             "bins of the body's box in which components have weights of their own; null for none",
             remembered=True,
         ),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 __all__ = [
+    *("BINS", "COMPONENTS", "PIXELS"),
     *("ASCENDING", "AXIS", "COUNT", "DEVICE", "FLAG", "NATURAL", "NONE", "NONNEGATIVE"),
     *("ORIENTATION", "PERCENTILES", "POSITIVE", "SHARE", "TEXT", "NameIn", "Rule", "Setting"),
     *("choice", "either", "list_of", "number"),
@@ -97,8 +98,9 @@ def either(*rules: Rule) -> Rule:
     return Rule(text, lambda v: any(rule.holds(v) for rule in rules))
 
 
-def _whole(low: int) -> Rule:
-    return Rule(f"a whole number from {low} on", lambda v: _is_whole(v) and v >= low)
+def _whole(low: int, high: float = math.inf) -> Rule:
+    range_ = f" from {low} on" if math.isinf(high) else f", {low} to {high}"
+    return Rule(f"a whole number{range_}", lambda v: _is_whole(v) and low <= v <= high)
 
 
 def _is_whole(value: Any) -> bool:
@@ -141,6 +143,8 @@ FLAG = Rule("true or false", lambda v: isinstance(v, bool))
 NONE = Rule("null", lambda v: v is None)
 TEXT = Rule("text", lambda v: isinstance(v, str) and bool(v))
 COUNT, NATURAL = _whole(1), _whole(0)
+# more no machine has memory for: a slip, or a file that is to take it
+COMPONENTS, PIXELS, BINS = (_whole(1, high) for high in (100_000, 8_192, 1_000))
 POSITIVE = number("a number above 0", lambda v: v > 0)
 NONNEGATIVE = number("a number from 0 on", lambda v: v >= 0)
 SHARE = number("a number between 0 and 1", lambda v: 0 < v < 1)

@@ -177,6 +177,13 @@ SECTIONS: Mapping[str, tuple[Setting, ...]] = {
             "also DICOM SEG and Parametric Map, for a DICOM series",
         ),
         Setting(
+            "dicom_minimal",
+            False,
+            rules.FLAG,
+            "DICOM results name patient and study only: no physician, institution, device, age or"
+            " history",
+        ),
+        Setting(
             "displayable_configs",
             {
                 "output": ["mask", "heatmap"],

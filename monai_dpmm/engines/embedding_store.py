@@ -25,6 +25,7 @@ from monai_dpmm.engines.embedding_file import DTYPES, FORMAT, DamagedError, Dire
 from monai_dpmm.engines.file_digests import FileDigests
 from monai_dpmm.engines.fingerprint import fingerprint, scan_content
 from monai_dpmm.errors import FileError, InputError
+from monai_dpmm.files import sweep
 from monai_dpmm.transforms.dictionary import EmbedPatchesd
 from monai_dpmm.transforms.labels import IgnoreLabelledPatchesd
 from monai_dpmm.transforms.metatensors import DIRECTION, PLACE
@@ -155,6 +156,7 @@ class StoredEmbeddings(Dataset):
 
     def embed(self) -> list[list[Direction]]:
         """Embed what is not there yet, of several processes each its share; what all scans hold."""
+        sweep(self.cache_dir)
         own = list(own_items(range(len(self))))
         found = {index: _directions(self.path(index)) for index in own}
         missing = [index for index, directions in found.items() if directions is None]

@@ -118,6 +118,8 @@ class SaveVolumed(SaveImaged):
 
 def writer_error(error: Exception) -> str:
     """Why nothing was written, in one line: MONAI raises what its writers raise, as text."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     errors = [line.strip() for line in str(error).splitlines() if "rror" in line]
     return (errors or [cause(error)])[-1][:200]
 

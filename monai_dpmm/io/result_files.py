@@ -13,6 +13,7 @@ from monai.transforms import SaveImaged
 
 from monai_dpmm.errors import FileError
 from monai_dpmm.files import replacement
+from monai_dpmm.io.dicom_fields import without_details
 from monai_dpmm.io.dicom_output import (
     parametric_map,
     require_highdicom,
@@ -78,6 +79,7 @@ class SaveResultsd(SaveImaged):
         component_key: key of the component map.
         mask_key: key of the mask.
         findings_key: key of the findings.
+        dicom_minimal: DICOM carries of the series only what files it, see `without_details`.
 
     Raises:
         ImportError: for DICOM where highdicom is not installed.
@@ -95,6 +97,7 @@ class SaveResultsd(SaveImaged):
         component_key: Hashable = "pred_component",
         mask_key: Hashable = "pred_mask",
         findings_key: Hashable = "findings",
+        dicom_minimal: bool = False,
     ) -> None:
         if dicom:
             require_highdicom()
@@ -104,7 +107,7 @@ class SaveResultsd(SaveImaged):
         )
         self.volumes = dict(zip(VOLUMES, keys, strict=True))
         self.findings_key = findings_key
-        self.dicom = dicom
+        self.dicom, self.dicom_minimal = dicom, dicom_minimal
         self.output_dir, self.data_root_dir = output_dir, data_root_dir
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -128,6 +131,7 @@ class SaveResultsd(SaveImaged):
                     self._save_volume(result, end, partial / path.name)
                 if self.dicom:
                     slices = series_slices(meta["filename_or_obj"])
+                    slices = without_details(slices) if self.dicom_minimal else slices
                     for end, made in (("mask", segmentation), ("anomaly", parametric_map)):
                         made(result[self.volumes[end]], slices).save_as(partial / series[end].name)
                 text = json.dumps(result[self.findings_key], indent=2, allow_nan=False)

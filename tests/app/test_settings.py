@@ -162,7 +162,7 @@ def test_what_is_switched_off_is_off(text, capsys):
 def test_wrong_settings_end_a_command_before_it_runs(tmp_path, capsys):
     file = tmp_path / "own.json"
     for content, message in (
-        ({"components": "many"}, f"{file}: components must be a whole number from 1 on"),
+        ({"components": "many"}, f"{file}: components must be a whole number, 1 to 100000"),
         ({"max_epoch": 3}, f"{file}: max_epoch is no setting (nearest: max_epochs"),
         ([1], f"-c must be a config in JSON, got {file}: values by name are needed, got list"),
     ):

@@ -448,15 +448,15 @@ def main():
         parts = {
             "mutated": lambda: campaign.mutated(400 if quick else 6000),
             "bits": lambda: campaign.bits(20 if quick else 300),
-            "store": lambda: campaign.store(4 if quick else 1, 1 if quick else 80),
+            "store": lambda: campaign.store(4 if quick else 1, 1 if quick else 250),
             "power": lambda: campaign.power(every=6 if quick else 1),
-            "training": lambda: campaign.training(22 if quick else 1, 1 if quick else 20),
-            "inference": lambda: campaign.inference(26 if quick else 1, 1 if quick else 20),
-            "disks": lambda: campaign.disks(1 if quick else 16),
+            "training": lambda: campaign.training(22 if quick else 2, 1 if quick else 10),
+            "inference": lambda: campaign.inference(26 if quick else 2, 1 if quick else 10),
+            "disks": lambda: campaign.disks(1 if quick else 8),
             "memory": lambda: campaign.memory(1 if quick else 14),
             "races": lambda: campaign.races(1 if quick else 12),
-            "comparison": lambda: campaign.comparison(20 if quick else 1, 0 if quick else 10),
-            "flat": lambda: None if quick else campaign.flat(20, 60),
+            "comparison": lambda: campaign.comparison(20 if quick else 3, 0 if quick else 5),
+            "flat": lambda: None if quick else campaign.flat(15, 60),
         }
         for name, part in parts.items():
             if not args.only or name in args.only:

@@ -1,5 +1,6 @@
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -248,3 +249,51 @@ def test_a_training_is_resumed_with_its_own_settings_only(tmp_path):
     torch.save({}, tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="must be a training's checkpoint, KeyError"):
         same._load(trainer)
+
+
+def test_a_training_is_resumed_with_its_own_data_only(tmp_path):
+    class Embeddings(list):
+        def path(self, index):
+            return Path(f"{self[index]}.safetensors")
+
+    trainer, evaluator, detector = _workflow(tmp_path, 1)
+    parts = (tmp_path / "checkpoint.pt", detector.mixture, evaluator)
+    TrainingCheckpoint(*parts, datasets=[Embeddings("ab"), Embeddings("c")]).attach(trainer)
+    trainer.run()
+    TrainingCheckpoint(*parts, datasets=[Embeddings("ab"), Embeddings("c")])._load(trainer)
+    for others in ([Embeddings("ac"), Embeddings("b")], [Embeddings("ba"), Embeddings("c")]):
+        with pytest.raises(ValueError, match=r"checkpoint.pt: must be resumed with its own data"):
+            TrainingCheckpoint(*parts, datasets=others)._load(trainer)
+
+
+def test_a_setting_that_an_earlier_version_did_not_keep_is_no_reason_to_refuse(tmp_path):
+    trainer, evaluator, detector = _workflow(tmp_path, 1)
+    parts = (tmp_path / "checkpoint.pt", detector.mixture, evaluator)
+    TrainingCheckpoint(*parts, settings={"image_size": 96}).attach(trainer)
+    trainer.run()
+    resumed = TrainingCheckpoint(*parts, settings={"image_size": 96}, training={"seed": 0})
+    resumed._load(trainer)
+
+
+def test_what_cannot_be_resumed_is_refused_before_any_work(tmp_path):
+    trainer, _, _ = _workflow(tmp_path, 3)
+    trainer.run()
+    with pytest.raises(ValueError, match=r"max_epochs must be at least 3, .* got 2"):
+        _workflow(tmp_path, 2, resume=True)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    state["mixture"]["offsets"][0, 0] = torch.nan
+    torch.save(state, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"checkpoint.pt: offsets must be finite"):
+        _workflow(tmp_path, 3, resume=True)
+    state["mixture"]["offsets"] = torch.ones(D)
+    torch.save(state, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"checkpoint.pt: offsets must have shape"):
+        _workflow(tmp_path, 3, resume=True)
+
+
+@pytest.mark.parametrize("content", ["{", '{"epoch": 1}', '[{"loss": 1}]', '[{"epoch": "x"}]'])
+def test_a_broken_history_is_refused_before_any_work(tmp_path, content):
+    (tmp_path / "history.json").write_text(content)
+    trainer, evaluator, _ = _workflow(tmp_path, 1)
+    with pytest.raises(ValueError, match=r"history.json: must be a training's history"):
+        History(tmp_path / "history.json", evaluator, resume=True).attach(trainer)

@@ -13,6 +13,7 @@ from workflows import run_bundle
 
 from monai_dpmm import InputError, LoadVolume, SaveDicomd, SaveResultsd, dicom_sources
 from monai_dpmm.io import dicom_output
+from monai_dpmm.io.dicom_fields import without_details
 from monai_dpmm.io.dicom_output import parametric_map, segmentation, series_slices
 
 ROW, COLUMN = np.array([0.8, 0.36, 0.48]), np.array([-0.6, 0.48, 0.64])
@@ -254,6 +255,44 @@ def test_dicom_alone_is_written_beside_volumes_for_one_more_version(series, tmp_
         results[f"pred_{kind}"].meta["saved_to"] = str(tmp_path / f"ct_{kind}.nii.gz")
     save(results)
     assert {path.name for path in tmp_path.iterdir()} == {"ct_mask.dcm", "ct_anomaly.dcm"}
+
+
+PERSONAL = {  # that DICOM results carry of a series, or leave out
+    "PatientAge": "042Y",
+    "PatientWeight": "70.5",
+    "AdditionalPatientHistory": "a history",
+    "Allergies": "an allergy",
+    "Occupation": "a trade",
+    "PatientComments": "a comment",
+    "StudyDescription": "a study",
+    "ReferringPhysicianName": "Physician^A",
+    "PhysiciansOfRecord": "Physician^B",
+    "InstitutionName": "a hospital",
+    "Manufacturer": "a maker",
+    "StationName": "a station",
+    "DeviceSerialNumber": "4711",
+    "ClinicalTrialProtocolID": "a trial",
+}
+
+
+@pytest.mark.parametrize("minimal", [False, True])
+def test_what_results_carry_of_a_patient_can_be_left_out(tmp_path, minimal):
+    folder = tmp_path / "series"
+    _series(folder)
+    for path in folder.iterdir():
+        dataset = pydicom.dcmread(path)
+        for name, value in PERSONAL.items():
+            setattr(dataset, name, value)
+        dataset.AccessionNumber = "A17"
+        dataset.save_as(path)
+    scan, slices = LoadVolume()(folder), series_slices(folder)
+    slices = without_details(slices) if minimal else slices
+    for made in (segmentation(scan > scan.median(), slices), parametric_map(scan, slices)):
+        text = str(made)
+        found = {name for name, value in PERSONAL.items() if value in text}
+        assert found == (set() if minimal else set(PERSONAL))
+        assert (made.PatientID, made.AccessionNumber) == ("p1", "A17")
+        assert made.StudyInstanceUID == slices[0].StudyInstanceUID
 
 
 @pytest.mark.slow

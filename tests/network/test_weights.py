@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from monai_dpmm.engines.model_files import save_model
 from monai_dpmm.network.backbones.registry import load_backbone
 from monai_dpmm.network.weights import bundled_backbone, load_weights, model_setting
 
@@ -24,6 +25,58 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_state_dict_of_another_network_is_refused(tmp_path, state):
     torch.save(state, tmp_path / "model.pt")
     with pytest.raises(ValueError, match=r"model.pt: must fit the network, "):
+        load_weights(nn.Linear(3, 2), tmp_path / "model.pt")
+
+
+def _saved(folder):
+    network = nn.Linear(3, 2)
+    save_model(network, folder / "model.pt", {"components": 5})
+    return network, folder / "model.pt"
+
+
+def test_a_model_and_its_settings_are_tied(tmp_path):
+    network, path = _saved(tmp_path)
+    assert torch.equal(load_weights(nn.Linear(3, 2), path).weight, network.weight)
+    torch.save(nn.Linear(3, 2).state_dict(), path)  # of another run
+    with pytest.raises(ValueError, match=r"model.pt: must be the model that model.json was"):
+        load_weights(nn.Linear(3, 2), path)
+    (tmp_path / "model.json").write_text('{"components": 5}')  # of an earlier version
+    load_weights(nn.Linear(3, 2), path)
+    (tmp_path / "model.json").write_text("{")
+    with pytest.raises(ValueError, match=r"model.json: must be JSON"):
+        load_weights(nn.Linear(3, 2), path)
+
+
+def test_settings_stay_with_a_model_that_is_saved_again(tmp_path):
+    _saved(tmp_path)
+    again = nn.Linear(3, 2)
+    save_model(again, tmp_path / "model.pt")
+    assert model_setting(tmp_path / "model.pt", "components") == 5
+    assert torch.equal(load_weights(nn.Linear(3, 2), tmp_path / "model.pt").weight, again.weight)
+
+
+def test_every_flipped_bit_is_noticed_also_without_settings(tmp_path):
+    network, path = _saved(tmp_path)
+    (tmp_path / "model.json").unlink()
+    content = path.read_bytes()
+    for position in range(0, len(content), 7):
+        data = bytearray(content)
+        data[position] ^= 1 << position % 8
+        path.write_bytes(data)
+        loaded = nn.Linear(3, 2)
+        try:
+            load_weights(loaded, path)
+        except ValueError as error:
+            assert "model.pt" in str(error)  # noqa: PT017 - a flip in padding changes nothing
+        else:
+            assert torch.equal(loaded.weight, network.weight)
+            assert torch.equal(loaded.bias, network.bias)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    torch.save({"weight": torch.full((2, 3), value), "bias": torch.ones(2)}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"model.pt: weight must be finite, got"):
         load_weights(nn.Linear(3, 2), tmp_path / "model.pt")
 
 
