@@ -6,11 +6,12 @@ import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from monai.data import MetaTensor
 from monai.transforms import Transform
+from monai.utils import TransformBackends
 
 from monai_dpmm.errors import InputError, MissingPackageError
 from monai_dpmm.files import atomic_write
@@ -156,6 +157,8 @@ class SaveDicomd(Transform):
     Raises:
         ImportError: where highdicom is not installed.
     """
+
+    backend: ClassVar = [TransformBackends.TORCH]
 
     def __init__(
         self, mask_key: Hashable = "pred_mask", anomaly_key: Hashable = "pred_anomaly"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import nibabel as nib
 import numpy as np
 from monai.data import ImageWriter, ITKWriter, MetaTensor, NibabelWriter
 from monai.data.folder_layout import default_name_formatter
 from monai.transforms import SaveImaged
+from monai.utils import TransformBackends
 from torch import Tensor
 
 from monai_dpmm.errors import FileError, InputError, cause
@@ -103,6 +104,8 @@ class SaveVolumed(SaveImaged):
     Raises:
         OSError: where a folder cannot be made or a file not be written, as on a full disk.
     """
+
+    backend: ClassVar = [TransformBackends.TORCH]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"output_name_formatter": source_name, **kwargs})

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
+from monai.utils import TransformBackends
 
 from monai_dpmm.errors import InputError
 from monai_dpmm.io.loading import LoadVolume
@@ -34,6 +35,8 @@ class LoadLabeld(Transform):
         InputError: where the mask is missing or unreadable, or has another size than the image, or
             lies elsewhere by more than a tenth of a voxel.
     """
+
+    backend: ClassVar = [TransformBackends.TORCH]
 
     def __init__(
         self,

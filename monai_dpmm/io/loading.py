@@ -7,13 +7,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
+from monai.data import MetaTensor, get_track_meta, set_track_meta
 from monai.transforms import LoadImage, Transform
-from monai.utils import SpaceKeys, convert_to_tensor
+from monai.utils import SpaceKeys, TransformBackends, convert_to_tensor
 
 from monai_dpmm.errors import InputError
 from monai_dpmm.io.dicom import check_series
@@ -36,6 +36,8 @@ _META = {
 class LoadVolume(Transform):
     """Scan as a channel-first `MetaTensor`, float32: a path -> (1, X, Y, Z), or (1, H, W) for 2D.
 
+    After MONAI's `set_track_meta(False)` it is a plain tensor, of the same checks.
+
     Reads NIfTI and FreeSurfer .mgz as nibabel does, and what MONAI's readers read: NRRD, MetaImage,
     a folder with one DICOM series, PNG, JPEG, TIFF. Refuses what is not one scalar image. A picture
     whose colour channels are equal is grey, and one channel of it is taken; a series of one volume
@@ -55,6 +57,8 @@ class LoadVolume(Transform):
             or a header that cannot be trusted (see `check_header`); the message names file, rule
             and value.
     """
+
+    backend: ClassVar = [TransformBackends.TORCH]
 
     def __init__(
         self, dtype: torch.dtype | None = torch.float32, *, allow_constant: bool = False
@@ -87,6 +91,8 @@ class LoadVolume(Transform):
         if image.is_floating_point():
             _fill_background(image, file, label=self.allow_constant)
         _check_values(image, file, self.dtype, allow_constant=self.allow_constant)
+        if not get_track_meta():
+            return image.as_tensor() if self.dtype is None else image.as_tensor().to(self.dtype)
         return image if self.dtype is None else MetaTensor(image.to(self.dtype), meta=image.meta)
 
     def _read(self, file: Path) -> MetaTensor:
@@ -95,7 +101,8 @@ class LoadVolume(Transform):
         if found is not None and found.reader == "nibabel":
             return _from_nifti(read_nifti(file), file, self.dtype)
         positions = _series_positions(file) if file.is_dir() else None
-        image = _grey(self._readers.get(file.suffix.lower(), self._loader)(file))
+        with _tracked():
+            image = _grey(self._readers.get(file.suffix.lower(), self._loader)(file))
         if positions is not None and len(positions):
             _place_slices(image, positions)
         return image
@@ -113,6 +120,17 @@ def _silence_on_decoders() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(before)
+
+
+@contextmanager
+def _tracked() -> Iterator[None]:
+    """MONAI's readers tell of the grid, also where `set_track_meta(False)` is on."""
+    before = get_track_meta()
+    set_track_meta(True)
+    try:
+        yield
+    finally:
+        set_track_meta(before)
 
 
 def _from_nifti(nifti: Nifti, file: Path, dtype: torch.dtype | None) -> MetaTensor:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+from monai.data import MetaTensor
 from monai.data.utils import create_file_basename
 from monai.transforms import SaveImaged
+from monai.utils import TransformBackends
 
-from monai_dpmm.errors import FileError
+from monai_dpmm.errors import FileError, InputError
 from monai_dpmm.files import replacement
 from monai_dpmm.io.dicom_fields import without_details
 from monai_dpmm.io.dicom_output import (
@@ -86,6 +88,8 @@ class SaveResultsd(SaveImaged):
         ValueError: for another suffix.
     """
 
+    backend: ClassVar = [TransformBackends.TORCH]
+
     def __init__(
         self,
         output_dir: str | Path,
@@ -114,12 +118,12 @@ class SaveResultsd(SaveImaged):
         """The data; the volumes have their paths as "saved_to", the findings at findings_path.
 
         Raises:
-            InputError: for a scan outside of data_root_dir, or, with DICOM output, one that is no
-                series.
+            InputError: for a scan outside of data_root_dir, volumes without metadata, or, with
+                DICOM output, a scan that is no series.
             OSError: where a folder cannot be made or a file not be written, as on a full disk.
         """
         result = dict(data)
-        meta = result[self.volumes["mask"]].meta
+        meta = self._meta(result)
         names = source_name(meta, self.saver, self.data_root_dir)
         paths = {end: self._path(end, self.saver.output_ext, names) for end in VOLUMES}
         series = {end: self._path(end, ".dcm", names) for end in ("mask", "anomaly") if self.dicom}
@@ -144,6 +148,16 @@ class SaveResultsd(SaveImaged):
         for end, path in paths.items():
             result[self.volumes[end]].meta["saved_to"] = str(path)
         return {**result, f"{self.findings_key}_path": str(findings)}
+
+    def _meta(self, data: Mapping[Hashable, Any]) -> dict[str, Any]:
+        for key in self.volumes.values():
+            if not isinstance(data[key], MetaTensor):
+                raise InputError(
+                    f"{key} must be a MetaTensor with the metadata of its scan (is set_track_meta"
+                    f" off?), got {type(data[key]).__name__}"
+                )
+        meta: dict[str, Any] = data[self.volumes["mask"]].meta
+        return meta
 
     def _path(self, end: str, suffix: str, names: Mapping[str, Any]) -> Path:
         return _path(end, suffix, self.output_dir, self.data_root_dir, names)

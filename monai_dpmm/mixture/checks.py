@@ -8,9 +8,13 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from monai_dpmm.errors import InputError
+from monai_dpmm.errors import InputError, InputTypeError
+from monai_dpmm.mixture.precision import is_traced
 
-__all__ = ["check_at_least_one", "check_choice", "check_patch", "check_positive", "check_state"]
+__all__ = [
+    *("check_at_least_one", "check_choice", "check_patch", "check_positive"),
+    *("check_state", "plain_tensor"),
+]
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
@@ -36,6 +40,19 @@ def check_patch(x: Tensor) -> None:
     """Refuse no patches (0, D)."""
     if len(x) == 0:
         raise InputError(f"x must hold at least one patch, got shape {tuple(x.shape)}")
+
+
+def plain_tensor(name: str, x: Tensor) -> Tensor:
+    """The tensor as PyTorch's own class, of a subclass such as MONAI's MetaTensor, too.
+
+    Raises:
+        InputTypeError: for what is no tensor, such as a NumPy array.
+    """
+    if not isinstance(x, Tensor):
+        raise InputTypeError(
+            f"{name} must be a tensor, got {type(x).__name__} (torch.as_tensor makes one)"
+        )
+    return x if is_traced() or type(x) is Tensor else x.as_subclass(Tensor)
 
 
 def check_state(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:

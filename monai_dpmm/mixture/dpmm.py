@@ -189,8 +189,11 @@ class DPMM(Mixture):
     def step(self, x: Tensor) -> Tensor:
         """One batched EM step on patches (N, D); returns their mean log-likelihood before it.
 
+        Where a patch is NaN or infinite the mixture stays as it is, and the result is not finite.
+
         Raises:
             ValueError: where x is no (N, D) tensor with N >= 1.
+            TypeError: where x is no tensor of floating point.
             RuntimeError: before `initialize`.
         """
         check_patch(x)
@@ -207,6 +210,7 @@ class DPMM(Mixture):
 
         Raises:
             ValueError: where x is no (N, D) tensor.
+            TypeError: where x is no tensor of floating point, but a NumPy array, for example.
             RuntimeError: before `initialize`.
         """
         x = self._checked(x)
@@ -228,9 +232,10 @@ class DPMM(Mixture):
     def m_step(self, moments: Moments) -> None:
         """Blend moments into the moving averages (Eq. 7-9), then maximise (Eq. 5, 6, 10).
 
-        Moments of no patches change nothing.
+        Moments of no patches change nothing, nor do those of a patch that is not finite.
         """
         self._check_fitted()
+        moments = moments.unless_broken()
         there = moments.count > 0
         self.steps += there
         step_size = torch.where(there, self._step_size(self.steps.double()), 0)

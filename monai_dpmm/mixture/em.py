@@ -44,6 +44,14 @@ class Moments(NamedTuple):
             return NotImplemented
         return Moments(*(a + b for a, b in zip(self, other, strict=True)))
 
+    def unless_broken(self) -> Moments:
+        """The moments, or those of no patches where one of theirs was NaN or infinite.
+
+        The host need not wait for the device to know.
+        """
+        whole = torch.isfinite(self.log_likelihood)
+        return Moments(*(torch.where(whole, part, 0) for part in self))
+
     def scattered(self, active: Tensor, components: int) -> Moments:
         """Moments of all K components, zero but for the active ones (A,), whose moments these are.
 

@@ -57,7 +57,12 @@ def save_moments(moments: Moments, path: str | Path, mixture: DPMM) -> None:
     """Write the moments and the identity of the parameters that they were taken under.
 
     The file holds tensors and a string only, and is replaced atomically.
+
+    Raises:
+        ValueError: where a patch was NaN or infinite.
     """
+    if not bool(torch.isfinite(moments.log_likelihood)):
+        raise InputError("moments must be of finite patches, one was NaN or infinite")
     tensors = {name: part.cpu() for name, part in moments._asdict().items()}
     save_tensors(tensors | {"parameters": _identity(mixture)}, Path(path))
 

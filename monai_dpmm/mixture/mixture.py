@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_dpmm.errors import InputError, InputTypeError
-from monai_dpmm.mixture.checks import check_choice
+from monai_dpmm.mixture.checks import check_choice, plain_tensor
 from monai_dpmm.mixture.em import normalized
 from monai_dpmm.mixture.gaussian import Covariance
 from monai_dpmm.mixture.places import Places
@@ -146,6 +146,10 @@ class Mixture(nn.Module):
         scores, index = components.nearest(x, u, SCORES[kind])
         return scores, self.surviving.nonzero()[:, 0][index]
 
+    def forward(self, x: Tensor, places: Tensor | None = None) -> Tensor:
+        """The paper's anomaly score of each patch, "cosine" of `nearest`: (N, D) -> (N,)."""
+        return self.nearest(x, places=places)[0]
+
     def score(self, x: Tensor, kind: ScoreKind = "cosine", places: Tensor | None = None) -> Tensor:
         """Anomaly score of each patch, see `nearest`: (N, D) -> (N,)."""
         return self.nearest(x, kind, places)[0]
@@ -205,6 +209,7 @@ class Mixture(nn.Module):
         return self
 
     def _checked(self, x: Tensor) -> Tensor:
+        x = plain_tensor("x", x)
         if not is_traced() and (x.ndim != 2 or x.shape[1] != self.features):
             raise InputError(f"x must be (N, {self.features}), got shape {tuple(x.shape)}")
         if not x.is_floating_point():
@@ -220,6 +225,7 @@ class Mixture(nn.Module):
         """Places of patches: (N, d); (N, 0) where there are none."""
         if places is None:
             return x[:, :0]
+        places = plain_tensor("places", places)
         expected = (x.shape[0], len(self._own_places().grid))
         if not is_traced() and places.shape != expected:
             raise InputError(f"places must be {expected}, got shape {tuple(places.shape)}")

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from monai_dpmm.errors import InputError
+from monai_dpmm.mixture.checks import plain_tensor
 from monai_dpmm.mixture.dpmm import DPMM
 from monai_dpmm.mixture.planes import PlaneMixtures, mixture_of, mixtures
 from monai_dpmm.mixture.precision import is_traced
 from monai_dpmm.mixture.scores import ScoreKind
 from monai_dpmm.network.geometry import (
     foreground_patches,
+    like_input,
     prepare_slices,
     upsample_components,
     upsample_scores,
@@ -174,13 +176,13 @@ class AnomalyDetector(nn.Module):
         """Anomaly maps: (S, C, H, W) in [0, 1] -> (S, 1, H, W), float32.
 
         Args:
-            slices: of one direction.
+            slices: of one direction; the maps of a MetaTensor are one, with its metadata.
             direction: number of it.
             places: of the patches (S, h, w, 3), see `patch_places`; without them the weights of
                 components are the same everywhere.
         """
         scores = self.patch_scores(self.embed(slices), direction, places)
-        return upsample_scores(scores, slices.shape[-2:])
+        return like_input(upsample_scores(scores, slices.shape[-2:]), slices)
 
     def maps(self, slices: Tensor, direction: int = 0, places: Tensor | None = None) -> Tensor:
         """Anomaly map and component map: (S, C, H, W) in [0, 1] -> (S, 2, H, W), float32.
@@ -188,7 +190,8 @@ class AnomalyDetector(nn.Module):
         Channel 1 is the index of the prototype nearest to each pixel's patch plus 1 (0 is left
         for "no patch here", which viewers take as background).
         """
-        return self.maps_of(self.embed(slices), slices.shape[-2:], direction, places)
+        maps = self.maps_of(self.embed(slices), slices.shape[-2:], direction, places)
+        return like_input(maps, slices)
 
     def maps_of(
         self, embeddings: Tensor, shape: Any, direction: int = 0, places: Tensor | None = None
@@ -201,12 +204,9 @@ class AnomalyDetector(nn.Module):
 
     def embed(self, slices: Tensor) -> Tensor:
         """Unit-norm patch embeddings: (S, C, H, W) in [0, 1] -> (S, h, w, D)."""
-        images = prepare_slices(slices, self.image_size, self.patch_size)
+        x = prepare_slices(plain_tensor("slices", slices), self.image_size, self.patch_size)
         return embed_patches(
-            self.backbone,
-            images,
-            ignore_background=self.ignore_background,
-            patch_grid=self.patch_grid,
+            self.backbone, x, ignore_background=self.ignore_background, patch_grid=self.patch_grid
         )
 
     def nearest(
@@ -264,9 +264,8 @@ class AnomalyDetector(nn.Module):
             ValueError: where no threshold is kept for the rate.
             RuntimeError: before `calibrate`.
         """
-        return self.thresholds.new_tensor(
-            threshold_of(self.thresholds_by_rate, false_positive_rate)
-        )
+        value = threshold_of(self.thresholds_by_rate, false_positive_rate)
+        return self.thresholds.new_tensor(value)
 
 
 def _asks_where(mixture: nn.Module) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from monai_dpmm.errors import InputError
+from monai_dpmm.mixture.precision import is_traced
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -28,6 +29,7 @@ __all__ = [
     "extract_slices",
     "foreground_patches",
     "image_shape",
+    "like_input",
     "patch_places",
     "prepare_slices",
     "resize_maps",
@@ -270,6 +272,14 @@ def patch_places(
     ]
     places = torch.stack(torch.meshgrid(*centres, indexing="ij"), dim=-1).clamp(0, 1).float()
     return F.pad(places, (0, 1), value=0.5).unsqueeze(0) if d == 2 else places.movedim(axis, 0)
+
+
+def like_input(maps: Tensor, slices: Tensor) -> Tensor:
+    """Maps of the slices' class: MONAI's MetaTensor, with its metadata, where these are one."""
+    if is_traced() or type(slices) is Tensor:
+        return maps
+    kind = slices[:, :1].expand(-1, maps.shape[1], -1, -1)
+    return torch.empty_like(kind, dtype=maps.dtype).copy_(maps)
 
 
 def upsample_scores(scores: Tensor, shape: Any) -> Tensor:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
+from monai.utils import TransformBackends
 from torch import Tensor
 
 from monai_dpmm.errors import InputError
@@ -55,6 +56,8 @@ class ThresholdAnomaly(Transform):
     Raises:
         ValueError: for a volume that was not calibrated, the default only where another one was.
     """
+
+    backend: ClassVar = [TransformBackends.TORCH]
 
     def __init__(
         self,
@@ -121,6 +124,8 @@ class ImageScore(Transform):
     Args:
         fraction: share of the scores that is averaged, see `image_score`.
     """
+
+    backend: ClassVar = [TransformBackends.TORCH]
 
     def __init__(self, fraction: float = TOP_FRACTION) -> None:
         self.fraction = fraction

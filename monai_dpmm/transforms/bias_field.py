@@ -5,12 +5,13 @@ Tustison et al., "N4ITK: Improved N3 Bias Correction", IEEE Transactions on Medi
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 from monai.transforms import Transform
+from monai.utils import TransformBackends
 from torch import Tensor
 
 from monai_dpmm.errors import InputError
@@ -36,6 +37,8 @@ class CorrectBiasField(Transform):
         ValueError: for arguments out of range, an image of several channels, one with sides of 2 or
             3 voxels, or negative intensities, as of CT.
     """
+
+    backend: ClassVar = [TransformBackends.TORCH]
 
     def __init__(self, shrink: int = 4, iterations: int = 50) -> None:
         for name, value in (("shrink", shrink), ("iterations", iterations)):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import Compose, InvertibleTransform, MapTransform, Transform
-from monai.utils import ensure_tuple
+from monai.utils import TransformBackends, ensure_tuple
 
 from monai_dpmm.errors import InputError
 from monai_dpmm.io.loading import LoadVolume
@@ -44,6 +44,8 @@ class _Dictionary(MapTransform):
         allow_missing_keys: skip keys that a dictionary lacks.
         **kwargs: keyword arguments of the array transform.
     """
+
+    backend: ClassVar = [TransformBackends.TORCH]
 
     array_transform: type[Transform]
 

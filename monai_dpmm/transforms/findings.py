@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
+from monai.utils import TransformBackends
 from torch import Tensor
 
 from monai_dpmm.errors import InputError
@@ -116,6 +117,8 @@ class AnomalyFindingsd(Transform):
         foreground_key: key of a map that is above 0 in the foreground, where there is one.
     """
 
+    backend: ClassVar = [TransformBackends.TORCH]
+
     def __init__(
         self,
         detector: Any = None,
@@ -198,6 +201,8 @@ class SaveFindingsd(Transform):
     Raises:
         OSError: where the file cannot be written, as on a full disk.
     """
+
+    backend: ClassVar = [TransformBackends.TORCH]
 
     def __init__(self, key: Hashable = "findings", beside: Hashable = "pred_mask") -> None:
         warnings.warn(

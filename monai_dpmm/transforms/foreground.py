@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from typing import ClassVar
 
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
+from monai.utils import TransformBackends
 from torch import Tensor
 
 from monai_dpmm.errors import InputError
@@ -33,6 +35,8 @@ class MaskForeground(Transform):
     Raises:
         ValueError: for a negative radius, or an image of other than one channel or three.
     """
+
+    backend: ClassVar = [TransformBackends.TORCH]
 
     def __init__(self, closing: int = 3) -> None:
         if closing < 0:

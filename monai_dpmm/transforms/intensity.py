@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from monai.transforms import Transform
+from monai.utils import TransformBackends
 from torch import Tensor
 
 from monai_dpmm.errors import InputError
@@ -161,6 +162,8 @@ class RescaleIntensity(Transform):
     Raises:
         ValueError: see `rescale_intensity`.
     """
+
+    backend: ClassVar = [TransformBackends.TORCH]
 
     def __init__(
         self,

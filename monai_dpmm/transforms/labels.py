@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from monai.transforms import Transform
-from monai.utils import convert_to_tensor
+from monai.utils import TransformBackends, convert_to_tensor
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,6 +30,8 @@ class IgnoreLabelledPatchesd(Transform):
     Raises:
         ValueError: where label and embeddings have different numbers of slices.
     """
+
+    backend: ClassVar = [TransformBackends.TORCH]
 
     def __init__(self, key: Hashable = "image", label_key: Hashable = "label") -> None:
         self.key = key

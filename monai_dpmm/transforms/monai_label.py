@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from monai.transforms import Transform
+from monai.utils import TransformBackends
 
 from monai_dpmm.errors import InputError
 from monai_dpmm.io.suffixes import WRITTEN_SUFFIXES
@@ -47,6 +48,8 @@ class ReadRequestd(Transform):
         ValueError: for an output that is neither "mask" nor "heatmap", or a rate that is no number.
     """
 
+    backend: ClassVar = [TransformBackends.TORCH]
+
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Data with the choices in place."""
         result = dict(data)
@@ -72,6 +75,8 @@ class AnswerRequestd(Transform):
         result_keys: keys of numbers, lists and dictionaries that "result" is made of, under the
             same names.
     """
+
+    backend: ClassVar = [TransformBackends.TORCH]
 
     def __init__(
         self,

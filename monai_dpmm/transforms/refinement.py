@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from monai.data import MetaTensor
 from monai.transforms import Transform
+from monai.utils import TransformBackends
 from torch import Tensor
 
 from monai_dpmm.errors import InputError, InputTypeError
@@ -35,6 +36,8 @@ class RefineAnomalyd(Transform):
     Raises:
         ValueError: for a negative smoothing.
     """
+
+    backend: ClassVar = [TransformBackends.TORCH]
 
     def __init__(
         self,

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from monai.transforms import Transform
+from monai.utils import TransformBackends
 from scipy.stats import t as student
 from torch import Tensor
 
@@ -110,6 +111,8 @@ class ScanCheck(Transform):
         ValueError: for a rate out of range.
     """
 
+    backend: ClassVar = [TransformBackends.TORCH]
+
     def __init__(
         self,
         reference: Mapping[str, Any] | None = None,
@@ -170,6 +173,8 @@ class CheckScand(Transform):
         **kwargs: see `ScanCheck`.
     """
 
+    backend: ClassVar = [TransformBackends.TORCH]
+
     def __init__(
         self,
         anomaly_key: Hashable = "pred_anomaly",
@@ -199,6 +204,8 @@ class CheckBaselined(Transform):
         key: key of the finding.
         **kwargs: see `ScanCheck`.
     """
+
+    backend: ClassVar = [TransformBackends.TORCH]
 
     def __init__(
         self, baseline_key: Hashable = "baseline", key: Hashable = "scan_check", **kwargs: Any

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, Transform
+from monai.utils import TransformBackends
 from torch import Tensor, nn
 
 from monai_dpmm.errors import InputError
@@ -44,6 +46,8 @@ class ExtractSlices(InvertibleTransform):
         axis: spatial axis that the slices are taken along: 0, 1 or 2.
         step: keep every step-th slice, for training only: such slices cannot be inverted.
     """
+
+    backend: ClassVar = [TransformBackends.TORCH]
 
     def __init__(self, axis: int = 2, step: int = 1) -> None:
         if axis not in (0, 1, 2):
@@ -99,6 +103,8 @@ class NormalizeSlices(Transform):
         InputError: for slices, or pixels of them, that are more than 8 times as long as wide.
     """
 
+    backend: ClassVar = [TransformBackends.TORCH]
+
     def __init__(
         self,
         size: int = 448,
@@ -137,6 +143,8 @@ class EmbedPatches(Transform):
         patch_grid: see `monai_dpmm.network.detector.embed_patches`.
         unit_norm: likewise.
     """
+
+    backend: ClassVar = [TransformBackends.TORCH]
 
     def __init__(
         self,
