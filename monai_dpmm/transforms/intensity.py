@@ -163,7 +163,7 @@ class RescaleIntensity(Transform):
         ValueError: see `rescale_intensity`.
     """
 
-    backend: ClassVar = [TransformBackends.TORCH]
+    backend: ClassVar = [TransformBackends.TORCH]  # type: ignore[misc]
 
     def __init__(
         self,
