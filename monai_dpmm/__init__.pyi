@@ -1,5 +1,7 @@
 """Public names of monai_dpmm, for type checkers and editors; `__init__.py` reads them from here."""
 
+from monai_dpmm.app.prediction import Prediction as Prediction
+from monai_dpmm.app.prediction import predict as predict
 from monai_dpmm.app.release import write_bundle as write_bundle
 from monai_dpmm.app.workflows import check_base as check_base
 from monai_dpmm.engines.completion import ModelCompletion as ModelCompletion
@@ -131,6 +133,9 @@ from monai_dpmm.network.backbones.registry import (
     load_backbone as load_backbone,
 )
 from monai_dpmm.network.detector import AnomalyDetector as AnomalyDetector
+from monai_dpmm.network.weights import (
+    bundle_folder as bundle_folder,
+)
 from monai_dpmm.network.weights import bundled_backbone as bundled_backbone
 from monai_dpmm.network.weights import load_weights as load_weights
 from monai_dpmm.network.weights import model_setting as model_setting

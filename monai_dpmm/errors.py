@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import wraps
+from functools import cache, wraps
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -32,7 +32,28 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class InputError(ValueError):
-    """What was given cannot be used: one line that names argument or file, rule and value."""
+    """What was given cannot be used: one line that names argument or file, rule and value.
+
+    Where MONAI Label's server is running, it is answered to the client as status 400 with the line;
+    any other exception is an internal error there.
+    """
+
+    def __new__(cls, *args: object) -> InputError:
+        """The error; under a server it also is one of HTTP, which carries the status."""
+        kind = _answered(cast(Any, cls)) if "monailabel.app" in sys.modules else cls
+        return super().__new__(kind, *args)
+
+
+@cache
+def _answered(kind: Any) -> Any:
+    """The class of error, as one that FastAPI answers by itself."""
+    from starlette.exceptions import HTTPException
+
+    if issubclass(kind, HTTPException):
+        return kind
+    told = {"status_code": 400, "headers": None, "detail": property(str)}
+    text = {"__str__": ValueError.__str__, "__doc__": kind.__doc__}
+    return type(kind.__name__, (kind, HTTPException), told | text)
 
 
 class InputTypeError(InputError, TypeError):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from workflows import SMALL, run_bundle
+from workflows import DEFAULTS, SMALL, run_bundle
 
 from monai_dpmm.study.cohort.cohort import make_demo_cohort
 from monai_dpmm.transforms import foreground
@@ -47,7 +47,7 @@ def cases():
 def pytest_collection_modifyitems(items):
     """Tests of a model that was trained are slow, like those that are marked so."""
     for item in items:
-        if "trained" in item.fixturenames:
+        if {"trained", "trained_by_default"} & {*item.fixturenames}:
             item.add_marker(pytest.mark.slow)
 
 
@@ -63,6 +63,15 @@ def trained(cohort, tmp_path_factory):
     """Bundle root with a model of that cohort, trained once; leave it as it is."""
     root = tmp_path_factory.mktemp("root")
     run_bundle("training", ["train"], bundle_root=root, dataset_dir=cohort, **SMALL)
+    return root
+
+
+@pytest.fixture(scope="session")
+def trained_by_default(cohort, tmp_path_factory):
+    """Bundle root with a model of three directions, places and volumes; leave it as it is."""
+    root = tmp_path_factory.mktemp("default")
+    settings = DEFAULTS | {"false_positive_volumes": "[0.5,2]"}
+    run_bundle("training", ["train"], bundle_root=root, dataset_dir=cohort, **settings)
     return root
 
 

@@ -24,12 +24,11 @@ _OWN_BACKBONE = {
     "model": "@backbone_weights",
 }
 # found by `calibrate`, after the training; a training in the bundle's folder takes them back
+_NOW = "$monai_dpmm.model_setting(@ckpt_dir + '/model.pt', '{}', @released)"
 _CALIBRATED = {
-    "healthy_scans": "$monai_dpmm.model_setting(@ckpt_dir + '/model.pt', 'healthy_scans')",
-    "scan_reference": "$monai_dpmm.model_setting(@ckpt_dir + '/model.pt', 'scan_reference')",
-    "volume_thresholds": (
-        "$monai_dpmm.model_setting(@ckpt_dir + '/model.pt', 'volume_thresholds') or []"
-    ),
+    "healthy_scans": _NOW.format("healthy_scans"),
+    "scan_reference": _NOW.format("scan_reference"),
+    "volume_thresholds": _NOW.format("volume_thresholds") + " or []",
 }
 CHECKSUMS = "SHA256SUMS"
 # no text that MONAI would run, look up, or take for what to make
@@ -175,8 +174,10 @@ def _write_configs(folder: Path, settings: dict[str, Any], entries: Mapping[str,
     shutil.copytree(configs_dir(), folder)
     metadata = json.loads((folder / "metadata.json").read_text())
     _update(folder / "metadata.json", _of_the_model(metadata, settings) | entries)
-    settings = settings | {name: _CALIBRATED[name] for name in _CALIBRATED.keys() & settings.keys()}
-    _update(folder / "inference.json", settings)
+    calibrated = {name: settings[name] for name in _CALIBRATED if name in settings}
+    settings = settings | {name: _CALIBRATED[name] for name in calibrated}
+    where = {"bundle_root": "$monai_dpmm.bundle_folder()", "released": calibrated}
+    _update(folder / "inference.json", settings | where)
     of_the_folder = {
         "backbone_weights": "$@bundle_root + '/models/model.pt'",
         "backbone": _OWN_BACKBONE,

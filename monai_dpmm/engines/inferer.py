@@ -58,6 +58,9 @@ class AnomalyInferer(Inferer):
     Args:
         axis: spatial axis that the slices are taken along, 0, 1 or 2, or several of them.
         batch_size: slices at the network at once.
+        detector: of the same settings as a network that comes as TorchScript, as MONAI Deploy has
+            it, whose graph knows neither directions nor places: the detector gets its state and
+            takes its place.
         component_map: also return the component map as channel 1, see `AnomalyDetector.maps`:
             (B, 2, X, Y, Z). Of several axes it is that of the first that suits.
 
@@ -71,6 +74,7 @@ class AnomalyInferer(Inferer):
         batch_size: int = 8,
         *,
         component_map: bool = False,
+        detector: AnomalyDetector | None = None,
     ) -> None:
         super().__init__()
         self.axes = slice_axes(axis)
@@ -78,6 +82,8 @@ class AnomalyInferer(Inferer):
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
         self.batch_size = batch_size
         self.component_map = component_map
+        self.detector = detector
+        self._script: Any = None  # that the detector has its state of
 
     @torch.no_grad()
     def __call__(
@@ -106,6 +112,7 @@ class AnomalyInferer(Inferer):
             raise InputError(
                 f"inputs must be (B, C, X, Y, Z) or (B, C, H, W), got shape {tuple(inputs.shape)}"
             )
+        network = self._unscripted(network, inputs.device)
         known = [{one.get(DIRECTION, 0): one["image"] for one in embeddings or ()}] * len(inputs)
         with errors_name_the_file(inputs):
             if isinstance(network, AnomalyDetector):
@@ -129,6 +136,18 @@ class AnomalyInferer(Inferer):
                 scans = [_scan(inputs, index) for index in range(len(inputs))]
                 found = torch.stack([self._averaged(scan, maps) for scan in scans])
             return _like(found, inputs, network)
+
+    def _unscripted(self, network: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+        """The network, or the detector with the state of a TorchScript."""
+        script = getattr(network, "predictor", network)  # MONAI Deploy has it in a model of its own
+        if self.detector is None or not isinstance(script, torch.jit.ScriptModule):
+            return network
+        if script is not self._script:
+            state, own = script.state_dict(), self.detector.state_dict()
+            # a script also has what is derived from its state
+            self.detector.load_state_dict({key: state[key] for key in own if key in state})
+            self._script = script
+        return self.detector.to(device).eval()
 
     def _pictures(self, inputs: Tensor, maps: Maps, own: tuple[int, int] | None) -> list[Tensor]:
         """What is found of pictures (B, C, H, W), those of one shape in mm together."""

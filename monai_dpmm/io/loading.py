@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from monai.utils import SpaceKeys, TransformBackends, convert_to_tensor
 
 from monai_dpmm.errors import InputError
 from monai_dpmm.io.dicom import check_series
+from monai_dpmm.io.in_memory import IN_MEMORY, image_in_memory
 from monai_dpmm.io.nifti import Nifti, read_nifti
 from monai_dpmm.io.suffixes import FORMATS, format_of
 from monai_dpmm.io.text_headers import check_header
@@ -36,7 +38,8 @@ _META = {
 class LoadVolume(Transform):
     """Scan as a channel-first `MetaTensor`, float32: a path -> (1, X, Y, Z), or (1, H, W) for 2D.
 
-    After MONAI's `set_track_meta(False)` it is a plain tensor, of the same checks.
+    An array or tensor in memory is taken, too, see `image_in_memory`. After MONAI's
+    `set_track_meta(False)` the result is a plain tensor, of the same checks.
 
     Reads NIfTI and FreeSurfer .mgz as nibabel does, and what MONAI's readers read: NRRD, MetaImage,
     a folder with one DICOM series, PNG, JPEG, TIFF. Refuses what is not one scalar image. A picture
@@ -71,7 +74,11 @@ class LoadVolume(Transform):
             itk = LoadImage("ITKReader", **common)
         self._readers = {row.suffix: itk for row in FORMATS if row.reader == "itk"}
 
-    def __call__(self, path: str | Path) -> MetaTensor:
+    def __call__(self, path: str | Path | np.ndarray | torch.Tensor) -> MetaTensor:
+        if isinstance(path, np.ndarray | torch.Tensor):
+            return self._checked(image_in_memory(path), Path(IN_MEMORY))
+        if not os.fspath(path):
+            raise InputError("a scan must have a path, got an empty one (no such scan?)")
         file = Path(path).expanduser()
         if not file.exists():
             raise InputError(f"{file}: must exist, there is no such file or folder")
@@ -85,6 +92,10 @@ class LoadVolume(Transform):
                 f"{file}: must be a scalar image that MONAI reads, got {_reason(error)}"
             ) from error
         image.meta = {key: image.meta[key] for key in _META & image.meta.keys()}
+        return self._checked(image, file)
+
+    def _checked(self, image: MetaTensor, file: Path) -> MetaTensor:
+        """The image, of the type that is asked for."""
         image.meta["original_affine"] = image.affine.numpy().copy()
         _check_affine(image.affine, file)
         _check_shape(image, file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +21,10 @@ from monai_dpmm.network.backbones.registry import (
     load_backbone,
 )
 
-__all__ = ["DIGEST", "bundled_backbone", "check_finite", "load_weights", "model_setting"]
+__all__ = [
+    *("DIGEST", "bundle_folder", "bundled_backbone", "check_finite", "load_weights"),
+    "model_setting",
+]
 
 DIGEST = "model_digest"  # among a model's settings, SHA-256 of its file of tensors
 
@@ -135,18 +139,34 @@ def bundled_backbone(
     return create_backbone(architecture, blocks, precision)
 
 
-def model_setting(model: str | Path, name: str) -> Any:
+def bundle_folder() -> str:
+    """Folder of the bundle that a program is using: the first in `sys.path`, or the working one.
+
+    MONAI Label and MONAI Deploy put there what they serve, from wherever they run.
+    """
+    for folder in map(Path, sys.path):
+        if (folder / "configs/metadata.json").is_file() and (folder / "models").is_dir():
+            return str(folder)
+    return "."
+
+
+def model_setting(model: str | Path, name: str, released: Mapping[str, Any] | None = None) -> Any:
     """What the settings beside a trained model say now, None where they do not name it.
 
     Args:
         model: file of the trained model, models/model.pt, with model.json beside it.
         name: of the setting.
+        released: settings at the release of a bundle, by name. They count where there is no such
+            file, as inside of a TorchScript archive; without them that is an error.
 
     Raises:
         FileNotFoundError: where there are no settings.
         ValueError: where they are broken.
     """
-    return _settings(Path(model).expanduser().with_suffix(".json")).get(name)
+    file = Path(model).expanduser().with_suffix(".json")
+    if released is not None and not file.with_suffix(".pt").exists():
+        return released.get(name)
+    return _settings(file).get(name)
 
 
 def _reason(error: Exception) -> str:

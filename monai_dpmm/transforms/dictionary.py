@@ -73,7 +73,7 @@ class _Dictionary(MapTransform):
 
 
 class LoadVolumed(_Dictionary):
-    """Dictionary version of `LoadVolume`: paths become scans."""
+    """Dictionary version of `LoadVolume`: paths, or scans in memory, become scans."""
 
     array_transform = LoadVolume
 

@@ -7,24 +7,31 @@ defaults count.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-from monai.transforms import Transform
+import torch
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends
+from torch import Tensor
 
 from monai_dpmm.errors import InputError
 from monai_dpmm.io.suffixes import WRITTEN_SUFFIXES
 from monai_dpmm.network.thresholds import DEFAULT_RATES
+from monai_dpmm.transforms.metatensors import like, plain
+from monai_dpmm.transforms.operating_point import THRESHOLDS
 
 __all__ = [
     "AnswerRequestd",
     "ReadRequestd",
+    "anomaly_levels",
     "rate_choices",
 ]
 
-Output = Literal["mask", "heatmap"]
+Output = Literal["mask", "levels", "heatmap"]
 DEFAULT = "default"  # of the rates: the configured operating point
 
 
@@ -38,17 +45,24 @@ def rate_choices(false_positive_rate: float | None) -> list[str]:
     return [DEFAULT if false_positive_rate is None else f"{false_positive_rate:g}", *others]
 
 
-class ReadRequestd(Transform):
+class ReadRequestd(MapTransform):
     """Data with the request's choices checked and typed: "output" and "false_positive_rate".
 
     A request gives a choice as text, or as the whole menu where its user made none: then the first
     entry counts. What the request does not name stays away, and so does a rate of "default".
 
+    It is a `MapTransform`, since MONAI Deploy looks at the first transform to tell whether data are
+    a dictionary.
+
     Raises:
-        ValueError: for an output that is neither "mask" nor "heatmap", or a rate that is no number.
+        ValueError: for an output that is not "mask", "levels" or "heatmap", or a rate that is no
+            number.
     """
 
     backend: ClassVar = [TransformBackends.TORCH]
+
+    def __init__(self) -> None:
+        super().__init__(("output", "false_positive_rate"), allow_missing_keys=True)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Data with the choices in place."""
@@ -64,10 +78,12 @@ class ReadRequestd(Transform):
 class AnswerRequestd(Transform):
     """Data with what a labelling server sends: the volume at "pred", the numbers at "result".
 
-    The volume is the mask (uint8, 1 is anomaly), which viewers of labels can show, or, where the
-    request's "output" is "heatmap", the anomaly scores, sent as float32 whatever type the client
-    asked for: as integers they would all be 0. It is written in the scan's own format, or as NIfTI
-    where that is none to write to, such as a DICOM series. "result" is a dictionary for JSON.
+    The volume is the mask (uint8, 1 is anomaly), which viewers of labels can show. Where the
+    request's "output" is "levels", it is a label map of all calibrated operating points, see
+    `anomaly_levels`. Where that is "heatmap", it is the anomaly scores, sent as float32 whatever
+    type the client asked for: as integers they would all be 0. It is written in the scan's own
+    format, or as NIfTI where that is none to write to, such as a DICOM series. "result" is a
+    dictionary for JSON.
 
     Args:
         mask_key: key of the mask.
@@ -90,10 +106,12 @@ class AnswerRequestd(Transform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Data with the answer."""
-        heatmap = data.get("output", "mask") == "heatmap"
+        output = data.get("output", "mask")
+        heatmap = output == "heatmap"
+        found = data[self.anomaly_key if output != "mask" else self.mask_key]
         answer = {
             **data,
-            "pred": data[self.anomaly_key if heatmap else self.mask_key],
+            "pred": anomaly_levels(found) if output == "levels" else found,
             "result": {key: data[key] for key in self.result_keys},
         }
         if heatmap:
@@ -102,6 +120,24 @@ class AnswerRequestd(Transform):
         if suffix is not None:
             answer["result_extension"] = suffix
         return answer
+
+
+def anomaly_levels(anomaly: Tensor) -> Tensor:
+    """Label map of an anomaly map's calibrated operating points, the same shape, uint8.
+
+    0 is below all thresholds, 1 above that of the highest rate of false positives only, and so on
+    to the number of rates above all: the segments of a viewer, which lie within each other.
+
+    Raises:
+        InputError: where the map carries no thresholds, as that of `AnomalyInferer` does.
+    """
+    known = anomaly.meta.get(THRESHOLDS) if isinstance(anomaly, MetaTensor) else None
+    if not known or not all(map(math.isfinite, known.values())):
+        raise InputError(f"the anomaly map must carry calibrated thresholds, got {known}")
+    scores, levels = plain(anomaly), torch.zeros(anomaly.shape, dtype=torch.uint8)
+    for threshold in known.values():
+        levels += (scores > threshold).to(levels)
+    return like(levels, anomaly)
 
 
 def _chosen(value: Any) -> Any:

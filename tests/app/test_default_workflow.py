@@ -6,24 +6,23 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from workflows import DEFAULTS, run_bundle
+from workflows import run_bundle
 
 pytestmark = pytest.mark.slow  # whole workflows
 
 
 @pytest.fixture(scope="module")
-def results(cohort, tmp_path_factory):
+def results(cohort, trained_by_default, tmp_path_factory):
     """Root of a model of the cohort, and the folder of results of its first test scan."""
-    root = tmp_path_factory.mktemp("default")
-    settings = DEFAULTS | {"false_positive_volumes": "[0.5,2]"}
-    run_bundle("training", ["train"], bundle_root=root, dataset_dir=cohort, **settings)
+    root, output = trained_by_default, tmp_path_factory.mktemp("default") / "output"
     run_bundle(
         "run",
         ["inference", str(root / "models/model.json")],
         bundle_root=root,
         dataset_dir=cohort / "test/images/test_000.nii.gz",
+        output_dir=output,
     )
-    return root, root / "output"
+    return root, output
 
 
 def volume(folder, kind):
