@@ -2,6 +2,7 @@
 
 from monai_dpmm.app.prediction import Prediction as Prediction
 from monai_dpmm.app.prediction import predict as predict
+from monai_dpmm.app.release import update_bundle as update_bundle
 from monai_dpmm.app.release import write_bundle as write_bundle
 from monai_dpmm.app.workflows import check_base as check_base
 from monai_dpmm.engines.completion import ModelCompletion as ModelCompletion

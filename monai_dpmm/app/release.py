@@ -2,45 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from monai_dpmm.app.bundle_files import (
+    CHECKSUMS,
+    configs_dir,
+    copy_configs,
+    update_configs,
+    write_checksums,
+    write_documents,
+)
 from monai_dpmm.app.settings import BESIDE, RENAMED, SETTINGS
 from monai_dpmm.errors import ExistingFileError, InputError, MissingFileError
-from monai_dpmm.files import file_digest, json_object, make_folder, scratch_folder, sync_below
+from monai_dpmm.files import json_object, make_folder, scratch_folder, sync_below
 
-__all__ = ["checked_settings", "configs_dir", "write_bundle"]
+__all__ = ["checked_settings", "configs_dir", "update_bundle", "write_bundle"]
 
-_OWN_BACKBONE = {
-    "_target_": "monai_dpmm.bundled_backbone",
-    "architecture": "@backbone_architecture",
-    "blocks": "@backbone_blocks",
-    "precision": "@backbone_precision",
-    "model": "@backbone_weights",
-}
-# found by `calibrate`, after the training; a training in the bundle's folder takes them back
-_NOW = "$monai_dpmm.model_setting(@ckpt_dir + '/model.pt', '{}', @released)"
-_CALIBRATED = {
-    "healthy_scans": _NOW.format("healthy_scans"),
-    "scan_reference": _NOW.format("scan_reference"),
-    "volume_thresholds": _NOW.format("volume_thresholds") + " or []",
-}
-CHECKSUMS = "SHA256SUMS"
 # no text that MONAI would run, look up, or take for what to make
 _PLAIN = re.compile(r"(?!_)[\w .-]*", re.ASCII)
+_TRAINED_ON = "; then trained further on scans of the folder's user."
 _SERVER_WORDS = ("detection", "classification", "deepedit", "deepgrow")
-
-
-def configs_dir() -> Path:
-    """Folder of the bundle's configs: the checkout's, or the copy inside an installed package."""
-    package = Path(__file__).parents[1]
-    installed = package / "bundle" / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
 
 
 def checked_settings(file: Path) -> dict[str, Any]:
@@ -109,27 +95,51 @@ def write_bundle(
         )
     settings = checked_settings(files[1])
     settings.pop("model_digest", None)  # it stays beside the model
-    from monai_dpmm.app.model_card import model_card, read_metrics  # torch, when it is used
+    from monai_dpmm.app.model_card import read_metrics  # torch, when it is used
 
     measured = {} if metrics is None else read_metrics(metrics)
-    template = (_documents_dir() / "docs" / "README.md").read_text()
-    card = model_card(files[0], template, name=out.name, data=data, metrics=measured)
-    entries = {"name": out.name, "eval_metrics": measured, "data_source": data or "not given"}
     make_folder(out.parent)
     with scratch_folder(out.parent) as partial:
         bundle = partial / out.name
-        _copy_documents(bundle)
-        (bundle / "docs" / "README.md").write_text(card)
-        _write_configs(bundle / "configs", settings, entries)
+        copy_configs(bundle)
+        update_configs(bundle / "configs", settings)
         (bundle / "models").mkdir()
         for file in files:
             shutil.copy(file, bundle / "models")
-        (bundle / CHECKSUMS).write_text(_checksums(bundle))
+        write_documents(bundle, settings, data=data, metrics=measured)
+        write_checksums(bundle)
         zipped = shutil.make_archive(str(partial / "zip"), "zip", partial, out.name)
         sync_below(partial)
         bundle.rename(out)
         os.replace(zipped, archive)
     return out
+
+
+def update_bundle(bundle: str | Path, models: str | Path) -> None:
+    """Bring configs, card, metadata and checksums of a released bundle to its present model.
+
+    A training in the bundle's folder ends with it. Where its model went elsewhere, or the folder is
+    no released bundle, nothing is done. The metrics of the model of before are not this one's.
+
+    Args:
+        bundle: the folder.
+        models: folder that the training has written to.
+    """
+    from monai_dpmm.engines.distributed import is_main_process  # torch, when it is used
+
+    folder, model = Path(bundle).absolute(), Path(models).absolute() / "model.pt"
+    released = (folder / CHECKSUMS).is_file() and (folder / "models" / "model.pt").is_file()
+    if not is_main_process() or not released or not model.is_file():
+        return
+    if not model.samefile(folder / "models" / "model.pt"):
+        return
+    settings = checked_settings(model.with_suffix(".json"))
+    settings.pop("model_digest", None)
+    before = json_object(folder / "configs" / "metadata.json").get("data_source", "not given")
+    data = before if before.endswith(_TRAINED_ON) else f"{before.rstrip('.')}{_TRAINED_ON}"
+    update_configs(folder / "configs", settings)
+    write_documents(folder, settings, data=data, metrics={})
+    write_checksums(folder)
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -142,14 +152,6 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(part)
 
 
-def _checksums(bundle: Path) -> str:
-    """A line for each file, as sha256sum writes and reads it."""
-    files = sorted(path for path in bundle.rglob("*") if path.is_file())
-    return "".join(
-        f"{file_digest(file)}  {file.relative_to(bundle).as_posix()}\n" for file in files
-    )
-
-
 def _check_name(name: str) -> None:
     found = [word for word in _SERVER_WORDS if word in name.lower()]
     if found:
@@ -157,56 +159,3 @@ def _check_name(name: str) -> None:
             f"the bundle's name must not contain {found[0]!r}, by which MONAI Label tells another"
             f" kind of model, got {name!r}"
         )
-
-
-def _documents_dir() -> Path:
-    """Folder of what a bundle carries beside configs: the checkout's, or that of the package."""
-    configs = configs_dir()
-    of_checkout = configs.parent / "bundle"
-    return of_checkout if of_checkout.is_dir() else configs.parent
-
-
-def _copy_documents(bundle: Path) -> None:
-    shutil.copytree(_documents_dir(), bundle, ignore=shutil.ignore_patterns("configs"))
-
-
-def _write_configs(folder: Path, settings: dict[str, Any], entries: Mapping[str, Any]) -> None:
-    shutil.copytree(configs_dir(), folder)
-    metadata = json.loads((folder / "metadata.json").read_text())
-    _update(folder / "metadata.json", _of_the_model(metadata, settings) | entries)
-    calibrated = {name: settings[name] for name in _CALIBRATED if name in settings}
-    settings = settings | {name: _CALIBRATED[name] for name in calibrated}
-    where = {"bundle_root": "$monai_dpmm.bundle_folder()", "released": calibrated}
-    _update(folder / "inference.json", settings | where)
-    of_the_folder = {
-        "backbone_weights": "$@bundle_root + '/models/model.pt'",
-        "backbone": _OWN_BACKBONE,
-        # MONAI Label offers every models/*.pt as a model
-        "checkpoint": "$@output_dir + '/checkpoint.pt'",
-    }
-    remembered = {name: value for name, value in settings.items() if SETTINGS[name].remembered}
-    _update(folder / "train.json", remembered | of_the_folder)
-
-
-def _of_the_model(metadata: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the metadata depends on the model: packages, and the range of its scores."""
-    from monai_dpmm.mixture.scores import SCORES  # torch, when it is used
-    from monai_dpmm.network.backbones.registry import BACKBONES
-
-    name = str(settings.get("backbone_architecture"))
-    own = BACKBONES[name].package if name in BACKBONES else None
-    foreign = {backbone.package for backbone in BACKBONES.values()} - {own}
-    needed = metadata["required_packages_version"]
-    pred = metadata["network_data_format"]["outputs"]["pred"]
-    score = SCORES.get(str(settings.get("score")))
-    pred["value_range"] = [] if score is None else list(score.value_range)
-    return {
-        "required_packages_version": {k: v for k, v in needed.items() if k not in foreign},
-        "network_data_format": metadata["network_data_format"],
-    }
-
-
-def _update(file: Path, values: dict[str, Any]) -> None:
-    """Set keys that a config has."""
-    config = json.loads(file.read_text())
-    file.write_text(json.dumps(config | values, indent=4) + "\n")

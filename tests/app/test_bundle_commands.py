@@ -123,7 +123,7 @@ def test_the_workflows_of_a_bundle_lack_no_property(config, kind, bundle, cohort
         dataset_dir=str(cohort),
     )
     assert workflow.check_properties() == []
-    assert workflow.parser["_meta_"]["name"] == "brain_mri_anomaly_dpmm"
+    assert workflow.parser["_meta_"]["name"] == "Brain MRI anomaly DPMM"
 
 
 def test_a_bundle_loads_as_its_network_without_a_download(bundle, trained):

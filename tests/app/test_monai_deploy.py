@@ -1,4 +1,4 @@
-"""MONAI Deploy's own operators run a bundle, as a folder and as TorchScript, from DICOM to DICOM SEG.
+"""MONAI Deploy's own operators run a bundle, as a folder and as TorchScript, to a DICOM SEG.
 
 MONAI_DPMM_DEPLOY_SDK names a folder that holds the SDK's package (see `.ci/run`).
 """

@@ -85,7 +85,10 @@ def test_a_scan_unlike_the_training_says_so(bundle, cohort):
         (np.ones((8, 8, 8), np.complex64), "scan in memory: must be a scalar image, got complex"),
         (np.random.default_rng(0).random((2, 9, 9, 9)), "scan in memory: must have one channel"),
         (np.random.default_rng(0).random(9), r"scan in memory: must be \(X, Y, Z\)"),
-        (np.random.default_rng(0).random((1, 1, 9, 9, 9)), r"must be \(X, Y, Z\).*\(1, 1, 9, 9, 9\)"),
+        (
+            np.random.default_rng(0).random((1, 1, 9, 9, 9)),
+            r"must be \(X, Y, Z\).*\(1, 1, 9, 9, 9\)",
+        ),
         ("", "a scan must have a path, got an empty one"),
     ],
 )

@@ -18,7 +18,7 @@ from workflows import ROOT
 
 from monai_dpmm.app.cli import main
 from monai_dpmm.app.model_card import model_card
-from monai_dpmm.app.release import write_bundle
+from monai_dpmm.app.release import update_bundle, write_bundle
 from monai_dpmm.app.settings import CALIBRATED
 
 pytestmark = pytest.mark.slow  # whole workflows, or processes of their own
@@ -41,9 +41,9 @@ for module, *words in json.loads(sys.argv[1]):
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 """
 SECTIONS = [
-    *("# heads", "## Data", "## Model", "### Input", "### Output", "### Settings"),
-    *("## Performance", "## Commands", "## Limits", "## Not for clinical use", "## References"),
-    "## License",
+    *("# heads", "## Data", "## Training configuration", "### Input", "### Output"),
+    *("### Settings", "## Performance", "## MONAI Bundle Commands", "## Limits"),
+    *("## Not for clinical use", "## References", "## License"),
 ]
 
 
@@ -64,7 +64,11 @@ def test_the_folder_is_a_bundle_and_appears_complete(bundle):
         assert (bundle / name).is_file()
     for name in ("metadata.json", "inference.json", "train.json", "evaluate.json", "logging.conf"):
         assert (bundle / "configs" / name).is_file()
-    assert json.loads((bundle / "configs/metadata.json").read_text())["name"] == "heads"
+    assert len(list((bundle / "configs").glob("*.json"))) <= 8
+    assert json.loads((bundle / "configs/metadata.json").read_text())["name"] == "Heads"
+    card = (bundle / "docs/README.md").read_text()
+    assert (bundle / "README.md").read_text().startswith("---\nlicense: apache-2.0\n")
+    assert (bundle / "README.md").read_text().endswith(f"---\n\n{card}")
     assert sorted(p.name for p in (bundle / "models").iterdir()) == ["model.json", "model.pt"]
     assert sorted(p.name for p in bundle.parent.iterdir()) == ["heads", "heads.zip"]
 
@@ -171,7 +175,8 @@ def test_the_metadata_is_that_of_the_model(
 
 def test_the_card_tells_of_this_very_model(trained, tmp_path):
     measured = tmp_path / "metrics.json"
-    measured.write_text(json.dumps({"metrics": {"pixel_auroc": 0.75, "protocol": "native"}}))
+    metrics = {"pixel_auroc": 0.75, "pixel_aupr": 0.5, "image_auroc": 1, "protocol": "native"}
+    measured.write_text(json.dumps({"metrics": metrics}))
     bundle = write_bundle(
         tmp_path / "b", trained, data="Ten heads of volunteers.", metrics=measured
     )
@@ -187,7 +192,7 @@ def test_the_card_tells_of_this_very_model(trained, tmp_path):
     assert f"Mixture: {len(state['mixture.offsets'])} components, diagonal." in card
     assert "brings their shorter side to 96 pixels" in card
     metadata = json.loads((bundle / "configs/metadata.json").read_text())
-    assert metadata["eval_metrics"] == {"pixel_auroc": 0.75}
+    assert metadata["eval_metrics"] == {"pixel_aupr": 0.5, "image_auroc": 1}
     assert metadata["data_source"] == "Ten heads of volunteers."
 
 
@@ -236,11 +241,34 @@ def test_inference_needs_no_overlay_and_reads_what_the_server_reads(bundle):
     assert torch.isfinite(network.thresholds).all()
     options = parser.get_parsed_content("displayable_configs")
     assert options == {
-        "output": ["mask", "heatmap"],
+        "output": ["mask", "levels"],
         "false_positive_rate": ["default", "0.01", "0.05", "0.1"],
     }
     postprocessing = parser.get_parsed_content("postprocessing")
     assert type(postprocessing.transforms[-1]).__name__ == "AnswerRequestd"
+
+
+def test_card_configs_and_checksums_follow_a_training_in_the_folder(bundle, cohort, tmp_path):
+    shutil.copytree(bundle, tmp_path / "heads", ignore=shutil.ignore_patterns("output"))
+    folder = tmp_path / "heads"
+    digests = (folder / "SHA256SUMS").read_text()
+    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file"]
+    options = ["--dataset_dir", cohort, "--components", 30, "--max_epochs", 2]
+    command += ["configs/train.json", *options]
+    subprocess.run(list(map(str, command)), cwd=folder, check=True, capture_output=True)
+    check = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=folder, capture_output=True)
+    assert check.returncode == 0, check.stdout
+    assert (folder / "SHA256SUMS").read_text() != digests
+    card = (folder / "docs/README.md").read_text()
+    assert "Mixture: 30 components" in card
+    assert "trained further on scans of the folder's user" in card
+    assert "Not measured when this bundle was built." in card
+    assert json.loads((folder / "configs/metadata.json").read_text())["eval_metrics"] == {}
+    config = json.loads((folder / "configs/inference.json").read_text())
+    assert config["components"] == 30
+    assert config["released"]["scan_reference"]["distances"]
+    update_bundle(folder, tmp_path / "elsewhere")  # whose model is none of the bundle's
+    assert (folder / "docs/README.md").read_text() == card
 
 
 def test_a_training_in_the_folder_takes_calibrations_back(trained, tmp_path):
