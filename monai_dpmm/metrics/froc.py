@@ -186,7 +186,7 @@ def _spanning_edges(
     first = np.lexsort((rank, other, one))
     first = first[np.diff(one[first] * last + other[first], prepend=-1) != 0]
     nodes, numbers = np.unique([one[first], other[first]], return_inverse=True)
-    one, other = numbers.reshape(2, -1)
+    one, other = numbers.reshape(2, -1).astype(np.int32)  # scipy up to 1.15 takes no other
     graph = coo_array((rank[first].astype(float), (one, other)), shape=(len(nodes),) * 2)
     return minimum_spanning_tree(graph.tocsr()).data.astype(np.int64)
 

@@ -1,6 +1,7 @@
 """Wheel and sdist hold what a release needs and nothing else; versions are the same everywhere."""
 
 import configparser
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 import monai_dpmm
 
@@ -98,6 +101,7 @@ def test_the_sdist_builds_and_tests_the_package(release):
         files = {f"{folder}/{name}" for name in tree(ROOT / folder) if "__pycache__" not in name}
         assert files <= names
     assert {"README.md", "LICENSE", "CHANGELOG.md", "pyproject.toml", "constraints.txt"} <= names
+    assert "lowest.txt" in names
     grown = ("models/", "output/", "demo/", "data/", "dist/", ".git/", ".venv/")
     assert not [name for name in names if name.startswith(grown) or "__pycache__" in name]
 
@@ -112,6 +116,20 @@ def test_the_metadata_names_the_versions_of_the_constraints():
     assert named.pop("monai-dpmm") == VERSION
     pins = pinned()
     assert named == {name: pins.get(name.lower()) for name in named}
+
+
+def test_the_lowest_versions_that_ci_tries_are_those_that_the_package_allows():
+    lines = (ROOT / "lowest.txt").read_text().splitlines()
+    tried = dict(line.lower().split("==") for line in lines if not line.startswith("#"))
+    bounds = {}
+    for text in importlib.metadata.requires("monai-dpmm"):
+        needed = Requirement(text)
+        if needed.marker is None or needed.marker.evaluate({"extra": "demo"}):
+            (bound,) = needed.specifier
+            bounds[needed.name.lower()] = bound.version
+    assert bounds.keys() - tried.keys() == {"torch"}  # see there
+    for name, version in bounds.items():
+        assert name == "torch" or Version(tried[name]) == Version(version), name
 
 
 def test_the_changelogs_tell_of_this_version():

@@ -76,14 +76,18 @@ class Server:
     def info(self):
         return requests.get(f"{self.url}/info/", timeout=30).json()
 
-    def infer(self, image, folder, **params):
-        """File and JSON of an inference, from the two parts of the response."""
-        response = requests.post(
+    def request(self, image, params):
+        """Answer to a request for an inference."""
+        return requests.post(
             f"{self.url}/infer/{NAME}",
             params={"image": str(image)},
             files={"params": (None, json.dumps(params))},
             timeout=120,
         )
+
+    def infer(self, image, folder, **params):
+        """File and JSON of an inference, from the two parts of the response."""
+        response = self.request(image, params)
         assert response.status_code == 200, self.lines()[-4000:]
         header = f"Content-Type: {response.headers['Content-Type']}\r\n\r\n".encode()
         parts = email.message_from_bytes(header + response.content).get_payload()
@@ -169,8 +173,9 @@ def test_info_lists_the_model_its_label_and_its_options(server):
     info = server.info()
     model = info["models"][NAME]
     assert model["type"] == "segmentation"
-    assert model["labels"] == {"anomaly": 1}
-    assert model["config"]["output"] == ["mask", "heatmap"]
+    assert list(model["labels"].values()) == [1, 2, 3]
+    assert next(iter(model["labels"])) == "anomaly"
+    assert model["config"]["output"] == ["mask", "levels"]
     assert model["config"]["false_positive_rate"] == ["default", "0.01", "0.05", "0.1"]
     assert model["config"]["model_filename"] == ["model.pt"]
     assert list(info["trainers"]) == [NAME]
@@ -191,10 +196,53 @@ def test_slicer_gets_a_label_map_of_the_chosen_threshold(server, tmp_path):
         values = sitk.GetArrayFromImage(mask)
         assert values.any()
         assert np.array_equal(values, (scores > threshold.item()).astype(np.uint8))
-    assert result["label_names"] == {"anomaly": 1}
+    assert result["label_names"] == server.info()["models"][NAME]["labels"]
     assert result["score"] == pytest.approx(
         float(image_score(torch.tensor(scores), 0.001)), rel=1e-4
     )
+
+
+def test_operating_points_are_segments_of_one_label_map(server, tmp_path):
+    state = torch.load(server.bundle / "models/model.pt", weights_only=True)
+    path, _ = server.infer("test_000", tmp_path, output="heatmap")
+    scores = _voxels(path)
+    path, _ = server.infer("test_000", tmp_path, **_slicer(server, output="levels"))
+    levels = sitk.ReadImage(str(path))
+    assert levels.GetPixelID() == sitk.sitkUInt8
+    assert _same_grid(levels, sitk.ReadImage(str(server.studies / "test_000.nii.gz")))
+    expected = sum((scores > value.item()).astype(np.uint8) for value in state["thresholds"])
+    assert np.array_equal(sitk.GetArrayFromImage(levels), expected)
+    assert len(np.unique(expected)) > 2
+
+
+@pytest.mark.parametrize(
+    ("image", "params", "line"),
+    [
+        ("broken.nii.gz", {}, "broken.nii.gz: must be a scalar image"),
+        ("colours.nii.gz", {}, "colours.nii.gz: must"),
+        ("test_000", {"false_positive_rate": "0.2"}, "false_positive_rate must be one of"),
+        ("test_000", {"output": "film"}, "output must be one of mask, levels, heatmap, got 'film'"),
+        ("no_such_scan", {}, "a scan must have a path, got an empty one"),
+    ],
+)
+def test_what_is_refused_reaches_the_client_as_one_line(server, tmp_path, image, params, line):
+    (tmp_path / "broken.nii.gz").write_bytes(b"no image")
+    colours = np.zeros((8, 8, 4), [(c, "u1") for c in "RGB"])
+    nib.save(nib.Nifti1Image(colours, np.eye(4)), tmp_path / "colours.nii.gz")
+    name = str(tmp_path / image) if image.endswith(".gz") else image
+    response = server.request(name, params)
+    assert response.status_code == 400, response.text
+    assert line in response.json()["detail"]
+    assert "\n" not in response.json()["detail"]
+
+
+def test_a_scan_unlike_the_training_says_so(server, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 900, (30, 34, 28)).astype(np.int16)
+    nib.save(nib.Nifti1Image(noise, np.diag([5, 5, 5, 1])), tmp_path / "noise.nii.gz")
+    _, unlike = server.infer(tmp_path / "noise.nii.gz", tmp_path)
+    _, like = server.infer("test_000", tmp_path)
+    assert unlike["scan_check"]["p_value"] < like["scan_check"]["p_value"]
+    assert not like["scan_check"]["suspicious"]
 
 
 def test_the_heat_map_lies_on_the_scans_grid_in_any_orientation(server, tmp_path):
@@ -292,5 +340,9 @@ def test_training_on_final_labels_changes_what_the_server_finds(server, tmp_path
     assert np.isfinite(_voxels(after)).all()
     assert change.max() > 1e-3
     assert result["score"] > 0
+    check = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=server.bundle, check=False)
+    assert check.returncode == 0
+    card = (server.bundle / "docs/README.md").read_text()
+    assert "trained further on scans of the folder's user" in card
     models = server.info()["models"][NAME]["config"]["model_filename"]
     assert models == [path.name for path in (server.bundle / "models").glob("*.pt")]
