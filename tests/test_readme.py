@@ -47,7 +47,7 @@ def test_the_examples_of_the_mixture_say_what_they_do(tmp_path, monkeypatch):
 
 
 def test_the_parts_of_ones_own_pipeline_find_a_hole():
-    volume, network = examples("own_pipeline.md")
+    volume, network, occlusion = examples("own_pipeline.md")
     names = run(volume)
     scores = names["anomaly"][0, 0]
     hole = names["torch"].zeros_like(scores, dtype=bool)
@@ -55,6 +55,7 @@ def test_the_parts_of_ones_own_pipeline_find_a_hole():
     assert hole.flatten()[scores.argmax()]
     assert scores[hole].mean() > 1.5 * scores[~hole].mean()
     assert run(network)["maps"].shape == (8, 1, 64, 64)
+    assert run(network + occlusion)["where"].shape[-2:] == (64, 64)
 
 
 @pytest.mark.parametrize("page", PAGES)
