@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.utils import SpaceKeys
+from monai.utils import SpaceKeys, convert_to_tensor
 from torch import Tensor
 
 from monai_dpmm.errors import InputError
@@ -28,9 +28,7 @@ def image_in_memory(scan: np.ndarray[Any, Any] | Tensor) -> MetaTensor:
         InputError: for other shapes, colours, and voxels that are no real numbers.
     """
     meta = dict(scan.meta) if isinstance(scan, MetaTensor) else {}
-    voxels = torch.as_tensor(scan.as_tensor() if isinstance(scan, MetaTensor) else scan)
-    if voxels.is_complex():
-        raise InputError(f"{IN_MEMORY}: must be a scalar image, got complex numbers")
+    voxels = _voxels(scan)
     bare = meta.get("original_channel_dim") == "no_channel" or voxels.ndim == 2
     if voxels.ndim == 3 and len(voxels) != 1:
         bare = True
@@ -45,3 +43,18 @@ def image_in_memory(scan: np.ndarray[Any, Any] | Tensor) -> MetaTensor:
     grid = {"affine": torch.as_tensor(affine, dtype=torch.float64).clone(), "space": SpaceKeys.RAS}
     shape = {"spatial_shape": np.array(image.shape[1:]), "original_channel_dim": float("nan")}
     return MetaTensor(image.clone(), meta={**kept, **grid, **shape})
+
+
+def _voxels(scan: np.ndarray[Any, Any] | Tensor) -> Tensor:
+    """The numbers, of a type that PyTorch computes with, and in this computer's byte order."""
+    if isinstance(scan, np.ndarray):
+        if scan.dtype.kind not in "biuf":
+            kind = "complex numbers" if scan.dtype.kind == "c" else f"values of type {scan.dtype}"
+            raise InputError(f"{IN_MEMORY}: must be a scalar image, got {kind}")
+        scan = np.ascontiguousarray(scan, scan.dtype.newbyteorder("="))
+        if scan.dtype.itemsize > 8:
+            scan = scan.astype(np.float64)
+    voxels = convert_to_tensor(scan, track_meta=False)
+    if voxels.is_complex():
+        raise InputError(f"{IN_MEMORY}: must be a scalar image, got complex numbers")
+    return voxels.to(torch.uint8) if voxels.dtype == torch.bool else voxels

@@ -70,7 +70,7 @@ def test_whatever_holds_the_voxels_the_results_are_those_of_a_run(kind, bundle, 
 def test_a_scan_unlike_the_training_says_so(bundle, cohort):
     head = nib.load(cohort / "test/images/test_000.nii.gz")
     like = predict(np.asarray(head.dataobj), bundle, affine=head.affine)
-    noise = np.random.default_rng(0).random((30, 36, 28))
+    noise = np.pad(0.1 + np.random.default_rng(0).random((26, 30, 24)), 4)
     unlike = predict(noise, bundle, affine=np.diag([5.0, 5, 5, 1]))
     assert not like.findings["scan_check"]["suspicious"]
     assert unlike.findings["scan_check"]["p_value"] < like.findings["scan_check"]["p_value"]
@@ -83,6 +83,8 @@ def test_a_scan_unlike_the_training_says_so(bundle, cohort):
         (np.full((8, 8, 8), np.nan), "scan in memory: voxels must be finite"),
         (np.ones((8, 8, 8)), "scan in memory: must not be constant"),
         (np.ones((8, 8, 8), np.complex64), "scan in memory: must be a scalar image, got complex"),
+        (torch.ones((8, 8, 8), dtype=torch.complex64), "must be a scalar image, got complex"),
+        (np.full((8, 8), "a"), "scan in memory: must be a scalar image, got values of type"),
         (np.random.default_rng(0).random((2, 9, 9, 9)), "scan in memory: must have one channel"),
         (np.random.default_rng(0).random(9), r"scan in memory: must be \(X, Y, Z\)"),
         (
@@ -97,7 +99,9 @@ def test_what_is_no_scan_is_refused(scan, message):
         LoadVolume()(scan)
 
 
-@pytest.mark.parametrize("kind", [np.float64, np.float32, np.int16, np.uint8, bool, "tensor"])
+@pytest.mark.parametrize(
+    "kind", [np.float64, np.float16, ">i2", ">f4", np.uint16, np.uint32, np.uint8, bool, "tensor"]
+)
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [
@@ -114,6 +118,7 @@ def test_shapes_and_types_in_memory(kind, shape, expected):
     assert image.dtype == torch.float32
     assert torch.equal(image.affine, torch.eye(4, dtype=torch.float64))
     assert np.array_equal(image.numpy().reshape(shape), voxels)
+    assert np.array_equal(LoadVolume()(np.flip(voxels)).numpy().reshape(shape), np.flip(voxels))
     image += 1
     assert np.array_equal(np.asarray(given), voxels)  # which stays as it is
 
