@@ -1,6 +1,7 @@
 """The bundle's workflows as their users run them: MONAI's command line in a subprocess."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,3 +35,14 @@ def run_bundle(run_id, configs, *, expect=0, **overrides):
     )
     assert (result.returncode == 0) == (expect == 0), result.stdout + result.stderr
     return result
+
+
+def with_reference(trained, root):
+    """A trained model whose 20 healthy scans use other prototypes than any scan: all are unlike."""
+    shutil.copytree(trained / "models", root / "models")
+    file = root / "models/model.json"
+    settings = json.loads(file.read_text())
+    usage = " ".join(["100000"] + ["0"] * (settings["components"] - 1))
+    reference = {"usage": [usage] * 3, "distances": [0.001 * i for i in range(20)]}
+    file.write_text(json.dumps(settings | {"scan_reference": reference}))
+    return root

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
-from monai.data import MetaTensor
 from monai.transforms import Compose, SaveImaged
 from torch import Tensor
 
-from monai_dpmm.errors import MissingFileError
+from monai_dpmm.errors import InputError, MissingFileError
+from monai_dpmm.io.in_memory import image_in_memory
 
 __all__ = ["Prediction", "predict"]
 
@@ -67,8 +67,10 @@ def predict(
         if not file.is_file():
             raise MissingFileError(f"{file}: must exist, there is no such file (write a bundle)")
     if affine is not None:
-        voxels = torch.as_tensor(scan)
-        scan = MetaTensor(voxels, affine=torch.as_tensor(affine, dtype=torch.float64))
+        if isinstance(scan, str | Path):
+            raise InputError("affine must be None for the path of a scan, whose file has one")
+        scan = image_in_memory(scan)
+        scan.affine = torch.as_tensor(affine, dtype=torch.float64)
     preprocessing, network, inferer, postprocessing, where = _parts(
         config, model.stat().st_mtime_ns, None if device is None else str(device)
     )

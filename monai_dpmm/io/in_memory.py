@@ -15,6 +15,11 @@ from monai_dpmm.errors import InputError
 __all__ = ["IN_MEMORY", "image_in_memory"]
 
 IN_MEMORY = "scan in memory"  # what errors call it, which has no file
+# types that PyTorch stores, but does not compute with
+_WIDER = {
+    **{torch.bool: torch.uint8, torch.uint16: torch.int32},
+    **{torch.uint32: torch.int64, torch.uint64: torch.float64},
+}
 
 
 def image_in_memory(scan: np.ndarray[Any, Any] | Tensor) -> MetaTensor:
@@ -54,7 +59,7 @@ def _voxels(scan: np.ndarray[Any, Any] | Tensor) -> Tensor:
         scan = np.ascontiguousarray(scan, scan.dtype.newbyteorder("="))
         if scan.dtype.itemsize > 8:
             scan = scan.astype(np.float64)
-    voxels = convert_to_tensor(scan, track_meta=False)
+    voxels: Tensor = convert_to_tensor(scan, track_meta=False)
     if voxels.is_complex():
         raise InputError(f"{IN_MEMORY}: must be a scalar image, got complex numbers")
-    return voxels.to(torch.uint8) if voxels.dtype == torch.bool else voxels
+    return voxels.to(_WIDER.get(voxels.dtype, voxels.dtype))
