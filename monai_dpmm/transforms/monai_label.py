@@ -90,6 +90,7 @@ class AnswerRequestd(Transform):
         anomaly_key: key of the anomaly scores.
         result_keys: keys of numbers, lists and dictionaries that "result" is made of, under the
             same names.
+        component_key: key of the component map.
     """
 
     backend: ClassVar = [TransformBackends.TORCH]
@@ -99,9 +100,12 @@ class AnswerRequestd(Transform):
         mask_key: Hashable = "pred_mask",
         anomaly_key: Hashable = "pred_anomaly",
         result_keys: tuple[str, ...] | list[str] = ("score",),
+        *,
+        component_key: Hashable = "pred_component",
     ) -> None:
         self.mask_key = mask_key
         self.anomaly_key = anomaly_key
+        self.component_key = component_key
         self.result_keys = tuple(result_keys)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -111,7 +115,7 @@ class AnswerRequestd(Transform):
         found = data[self.anomaly_key if output != "mask" else self.mask_key]
         answer = {
             **data,
-            "pred": anomaly_levels(found) if output == "levels" else found,
+            "pred": self._levels(data) if output == "levels" else found,
             "result": {key: data[key] for key in self.result_keys},
         }
         if heatmap:
@@ -121,21 +125,31 @@ class AnswerRequestd(Transform):
             answer["result_extension"] = suffix
         return answer
 
+    def _levels(self, data: Mapping[Hashable, Any]) -> Tensor:
+        """Label map of the anomaly map, by the thresholds of the first map that carries some."""
+        maps = [data[key] for key in (self.anomaly_key, self.component_key) if key in data]
+        carried = [one.meta.get(THRESHOLDS) for one in maps if isinstance(one, MetaTensor)]
+        return anomaly_levels(maps[0], next(filter(None, carried), {}))
 
-def anomaly_levels(anomaly: Tensor) -> Tensor:
+
+def anomaly_levels(anomaly: Tensor, thresholds: Mapping[str, float]) -> Tensor:
     """Label map of an anomaly map's calibrated operating points, the same shape, uint8.
 
     0 is below all thresholds, 1 above that of the highest rate of false positives only, and so on
     to the number of rates above all: the segments of a viewer, which lie within each other.
 
+    Args:
+        anomaly: map.
+        thresholds: by rate.
+
     Raises:
-        InputError: where the map carries no thresholds, as that of `AnomalyInferer` does.
+        InputError: where there are none, or the network was not calibrated.
     """
-    known = anomaly.meta.get(THRESHOLDS) if isinstance(anomaly, MetaTensor) else None
-    if not known or not all(map(math.isfinite, known.values())):
-        raise InputError(f"the anomaly map must carry calibrated thresholds, got {known}")
-    scores, levels = plain(anomaly), torch.zeros(anomaly.shape, dtype=torch.uint8)
-    for threshold in known.values():
+    if not thresholds or not all(map(math.isfinite, thresholds.values())):
+        raise InputError(f"the anomaly map must carry calibrated thresholds, got {thresholds}")
+    scores = plain(anomaly)
+    levels = torch.zeros(scores.shape, dtype=torch.uint8, device=scores.device)
+    for threshold in thresholds.values():
         levels += (scores > threshold).to(levels)
     return like(levels, anomaly)
 

@@ -55,7 +55,7 @@ def test_data_without_a_request_stay_as_they_are():
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({"output": "picture"}, "output must be one of mask, heatmap, got 'picture'"),
+        ({"output": "picture"}, "output must be one of mask, levels, heatmap, got 'picture'"),
         ({"false_positive_rate": "few"}, "false_positive_rate must be a number, got 'few'"),
         ({"false_positive_rate": None}, "false_positive_rate must be a number, got None"),
     ],
@@ -115,3 +115,20 @@ def test_a_result_is_written_in_the_scans_format_or_as_nifti(tmp_path, name, exp
     asked = AnswerRequestd()(_served(image_path=str(path), result_extension=".nrrd"))
     assert asked["result_extension"] == ".nrrd"
     assert "result_extension" not in AnswerRequestd()(_served())
+
+
+def test_operating_points_are_levels_of_one_label_map():
+    scores = torch.tensor([[[[0.02, 0.2, 0.06, 0.05]]]])
+    anomaly = MetaTensor(scores, affine=torch.diag(torch.tensor([2.0, 3, 4, 1])))
+    thresholds = {"0.01": 0.1, "0.05": 0.05, "0.1": 0.01}
+    component = MetaTensor(scores, meta={"thresholds": thresholds})
+    data = _served(output="levels") | {"pred_anomaly": anomaly, "pred_component": component}
+    answer = AnswerRequestd()(data)
+    assert answer["pred"].tolist() == [[[[1, 3, 2, 1]]]]
+    assert answer["pred"].dtype == torch.uint8
+    assert torch.equal(answer["pred"].affine, anomaly.affine)
+    assert "result_dtype" not in answer
+    for known in ({}, {"0.01": float("nan")}):
+        component.meta["thresholds"] = known
+        with pytest.raises(ValueError, match="must carry calibrated thresholds"):
+            AnswerRequestd()(data)
