@@ -186,12 +186,12 @@ SECTIONS: Mapping[str, tuple[Setting, ...]] = {
         Setting(
             "displayable_configs",
             {
-                "output": ["mask", "heatmap"],
+                "output": ["mask", "levels"],
                 "false_positive_rate": "$monai_dpmm.rate_choices(@false_positive_rate)",
             },
             None,
             "what MONAI Label offers its users",
-            default_text="mask or heat map, and rates",
+            default_text="mask or levels, and rates",
         ),
     ),
     "Evaluation": (
