@@ -48,7 +48,7 @@ def test_training_calibrates_as_inference_makes_its_maps():
     assert train["maps"] == infer["maps"]
     own, alone = train["calibrate"]["handlers"][1], calibrate["handlers"][1]
     assert own | {"path": None} == alone | {"path": None}
-    assert train["train"]["inferer"] == infer["inferer"]
+    assert train["train"]["inferer"] | {"detector": "@detector"} == infer["inferer"]
     assert train["preprocessing"] == infer["preprocessing"]
 
 
