@@ -119,9 +119,16 @@ def test_each_irregularity_is_named(tmp_path, spoil, problem, capsys):
     assert re.search(problem, lines[-1])
 
 
+def _table(text):
+    """Lines from the table of splits on; before it volumes are compared with each other."""
+    before, head, rest = text.partition("split  ")
+    assert "volumes beside each other:\n  axes point to " in before
+    return f"{head}{rest}".splitlines()
+
+
 def test_volumes_are_checked_as_well(cohort, capsys):
     main(["check", str(cohort)])
-    lines = capsys.readouterr().out.splitlines()
+    lines = _table(capsys.readouterr().out)
     assert lines[-1] == "  none"
     assert [line.split()[:4] for line in lines[1:4]] == [
         ["train", "3", "3", "0"],
@@ -142,7 +149,7 @@ def test_a_data_set_without_test_images_says_so(tmp_path):
 def test_a_folder_of_healthy_scans_is_one_to_train_on(cohort, capsys):
     """Though inference would take all its scans, they are no test split."""
     main(["check", str(cohort / "train")])
-    lines = capsys.readouterr().out.splitlines()
+    lines = _table(capsys.readouterr().out)
     assert [line.split()[:2] for line in lines[1:3]] == [["train", "2"], ["val", "1"]]
     assert lines[3].startswith("no test split")
     assert lines[-1] == "  none"

@@ -32,20 +32,21 @@ def _run(args: Namespace) -> None:
     from monai_dpmm.io.datalist import datalist
     from monai_dpmm.io.dataset_check import check_dataset
     from monai_dpmm.io.outliers import scan_outliers
+    from monai_dpmm.io.suffixes import is_picture
 
-    problems: list[str] = []
     if origin is None:
         found = check_dataset(args.dataset)
-        print(printable(str(found)))
-        problems = found.problems
         items = [i for name in found.splits for i in datalist(args.dataset, name)]  # type: ignore[arg-type]
     else:
-        items = datalist(args.dataset, "test")
-    lines = scan_outliers([item["image"] for item in items], origin)
-    shown = [f"{len(items)} scans beside each other:", *(f"  {line}" for line in lines)]
-    print(printable("\n".join(["", *shown])))
-    if problems:
-        raise SystemExit(1)
+        found, items = None, datalist(args.dataset, "test")
+    volumes = [item["image"] for item in items if not is_picture(item["image"])]
+    if volumes:
+        lines = "".join(f"\n  {line}" for line in scan_outliers(volumes, origin))
+        print(printable(f"{len(volumes)} volumes beside each other:{lines}\n"))
+    if found is not None:
+        print(printable(str(found)))
+        if found.problems:
+            raise SystemExit(1)
 
 
 def _origin(model: Path) -> dict[str, Any]:
