@@ -53,6 +53,12 @@ from monai_dpmm.engines.handlers import (
     Validation as Validation,
 )
 from monai_dpmm.engines.inferer import AnomalyInferer as AnomalyInferer
+from monai_dpmm.engines.left_out import (
+    LeaveOneOut as LeaveOneOut,
+)
+from monai_dpmm.engines.left_out import (
+    calibration_scans as calibration_scans,
+)
 from monai_dpmm.engines.origin import ModelOrigin as ModelOrigin
 from monai_dpmm.engines.resuming import (
     History as History,

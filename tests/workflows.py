@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 ADDED = (  # to the paper, by `train`
     *("slice_axis", "mask_foreground", "ignore_background", "place_grid", "smoothing_mm"),
-    *("subtract_baseline", "percentiles"),
+    *("subtract_baseline", "percentiles", "leave_one_out"),
 )
 SMALL = {
     "backbone_architecture": "efficientnet_lite0",

@@ -137,6 +137,13 @@ SECTIONS: Mapping[str, tuple[Setting, ...]] = {
             "what `calibrate` finds thresholds for",
         ),
         Setting(
+            "leave_one_out",
+            None,
+            either(rules.FLAG, rules.NONE),
+            "calibrate on the training scans as well, each by the model without it; null where"
+            " fewer than 19 are held back",
+        ),
+        Setting(
             "min_lesion_ml",
             0.1,
             rules.NONNEGATIVE,

@@ -45,7 +45,8 @@ class ScanCalibration:
     - "volume_thresholds" by false-positive volume, see `FalsePositiveVolumes.calibrated` and
       `HealthyFindings.summary`; none of pictures, which have no ml, nor of a volume that is more
       than half of a mean scan's foreground;
-    - "healthy_scans", a dictionary of their "scores";
+    - "healthy_scans", a dictionary of their "scores", and how many of them were trained on and
+      scored by a model without them ("left_out", see `LeaveOneOut`);
     - "scan_reference", see `scan_reference`; None for fewer than 3 scans.
 
     The detector's thresholds at rates become those of the maps' voxels, unless they are those of
@@ -62,6 +63,7 @@ class ScanCalibration:
         baseline_key: key of what was taken off the map, where that was done.
         min_lesion_ml: of the findings that are counted.
         score_fraction: of the foreground's scores that the score of a scan is the mean of.
+        held_back: how many scans, the first ones, were held back from the training; all if None.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class ScanCalibration:
         baseline_key: str = "baseline",
         min_lesion_ml: float = 0.0,
         score_fraction: float = 0.001,
+        held_back: int | None = None,
     ) -> None:
         self.path = Path(path)
         self.detector = detector
@@ -85,6 +88,7 @@ class ScanCalibration:
         self.foreground_key = foreground_key
         self.baseline_key = baseline_key
         self.min_lesion_ml = min_lesion_ml
+        self.held_back = held_back
         self._score = ImageScore(score_fraction)
         self._clear()
 
@@ -128,18 +132,21 @@ class ScanCalibration:
             self.detector.thresholds.copy_(thresholds)
         enough = len(self._usages) >= MIN_SCANS
         baselines = self._baselines or None
+        scans = len(self._scores)
+        left_out = scans - min(scans, scans if self.held_back is None else self.held_back)
+        scores = [float(f"{score:.6g}") for score in self._scores]
         found: dict[str, Any] = {
             "volume_thresholds": self._volume_thresholds(),
-            "healthy_scans": {"scores": [float(f"{score:.6g}") for score in self._scores]},
+            "healthy_scans": {"scores": scores, "left_out": left_out},
             "scan_reference": scan_reference(self._usages, baselines) if enough else None,
         }
         self._write(json_object(self.path) | found)
         if found["volume_thresholds"]:
-            print(_volume_table(found["volume_thresholds"]))
+            print(_volume_table(found["volume_thresholds"], _scans_text(scans, left_out)))
         print(_check_line(found["scan_reference"], len(self._usages)))
         print(f"Written to {self.path}")
         if found["volume_thresholds"]:
-            print(expected_sentence(found["volume_thresholds"]))
+            print(expected_sentence(found["volume_thresholds"], left_out))
 
     def _volume_thresholds(self) -> list[dict[str, Any]]:
         """Thresholds by volume and what lies above them in healthy scans; none of pictures."""
@@ -187,18 +194,33 @@ class SuspiciousScans:
                 print(printable(f"{name}: not like the training data: {reason}"))
 
 
-def expected_sentence(thresholds: Sequence[Mapping[str, Any]]) -> str:
-    """What to expect of a healthy scan at the default threshold, or else the lowest volume's."""
+def expected_sentence(thresholds: Sequence[Mapping[str, Any]], left_out: int = 0) -> str:
+    """What to expect of a healthy scan at the default threshold, or else the lowest volume's.
+
+    Args:
+        thresholds: see `FalsePositiveVolumes.calibrated` and `HealthyFindings.summary`.
+        left_out: how many of the scans were trained on, see `LeaveOneOut`.
+    """
     chosen = [one for one in thresholds if one["ml_per_scan"] == DEFAULT_VOLUME]
     one = (chosen or list(thresholds))[0]
     scans, smallest = one["scans"], one["min_lesion_ml"]
     of_size = f" of at least {smallest:g} ml" if smallest else ""
+    alone = ", which says nothing about how scans differ" if scans == 1 else ""
     return (
         f"At the threshold for {one['ml_per_scan']:g} ml, expect {one['mean_ml']:.1f} ml"
         f"{_shown(one['interval'])} and {one['findings_per_scan']:.1f} findings{of_size}"
-        f"{_shown(one['findings_interval'])} in a healthy scan (from {scans} held-back"
-        f" scan{'s' if scans > 1 else ', which says nothing about how scans differ'})."
+        f"{_shown(one['findings_interval'])} in a healthy scan (from"
+        f" {_scans_text(scans, left_out)}{alone})."
     )
+
+
+def _scans_text(scans: int, left_out: int) -> str:
+    """Which healthy scans a calibration has seen, in words."""
+    held_back = scans - left_out
+    text = f"{held_back} held-back scan{'' if held_back == 1 else 's'}"
+    if left_out:
+        text += f" and {left_out} training scans, each scored by the model without it"
+    return text
 
 
 def _shown(interval: Sequence[float] | None) -> str:
@@ -206,12 +228,12 @@ def _shown(interval: Sequence[float] | None) -> str:
     return "" if interval is None else f" (95 % interval {interval[0]:.1f} to {interval[1]:.1f})"
 
 
-def _volume_table(thresholds: Sequence[Mapping[str, Any]]) -> str:
+def _volume_table(thresholds: Sequence[Mapping[str, Any]], which: str) -> str:
     """False-positive volumes with their thresholds and how sure they are, for the screen."""
     scans = thresholds[0]["scans"]
     header = "{:>10} {:>10} {:>26} {:>13} {:>10}"
     lines = [
-        f"False-positive volume of {scans} healthy validation scans, ml a scan",
+        f"False-positive volume of healthy scans, ml a scan: {which}",
         header.format(
             "asked for", "threshold", "95 % interval of the mean", "highest scan", "findings"
         ),

@@ -229,16 +229,21 @@ class DPMM(Mixture):
         return Moments(r.sum(0).double(), first, second, count, log_likelihood.double().sum())
 
     @exact
-    def m_step(self, moments: Moments) -> None:
+    def m_step(self, moments: Moments, *, whole: bool = False) -> None:
         """Blend moments into the moving averages (Eq. 7-9), then maximise (Eq. 5, 6, 10).
 
         Moments of no patches change nothing, nor do those of a patch that is not finite.
+
+        Args:
+            moments: of the E-step.
+            whole: they are of all patches and take the place of the averages, γ = 1.
         """
         self._check_fitted()
         moments = moments.unless_broken()
         there = moments.count > 0
         self.steps += there
-        step_size = torch.where(there, self._step_size(self.steps.double()), 0)
+        blended = self._step_size(self.steps.double())
+        step_size = torch.where(there, 1 if whole else blended, 0).double()
         narrow = step_size.to(self.offsets.dtype)
         count = moments.count.clamp_min(1)
         self.average_weight.lerp_(moments.weight / count, step_size)

@@ -40,7 +40,9 @@ def test_the_model_has_directions_places_and_an_operating_point(results):
         assert float(state["score_moments"][direction, 1]) > 0
     assert state["thresholds"].isfinite().all()
     assert {one["ml_per_scan"] for one in model["volume_thresholds"]} <= {0.5, 2.0}
-    assert len(model["healthy_scans"]["scores"]) == model["volume_thresholds"][0]["scans"]
+    healthy = model["healthy_scans"]
+    assert len(healthy["scores"]) == model["volume_thresholds"][0]["scans"]
+    assert 0 < healthy["left_out"] < len(healthy["scores"])  # few were held back
 
 
 def test_air_is_lowest_and_belongs_to_no_prototype(results, cohort):

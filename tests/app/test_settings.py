@@ -46,8 +46,9 @@ def test_a_model_remembers_what_the_table_says(name):
 def test_training_calibrates_as_inference_makes_its_maps():
     train, infer, calibrate = (_config(name) for name in ("train", "inference", "calibrate"))
     assert train["maps"] == infer["maps"]
-    own, alone = train["calibrate"]["handlers"][1], calibrate["handlers"][1]
-    assert own | {"path": None} == alone | {"path": None}
+    own, alone = train["calibrate"]["handlers"][2], calibrate["handlers"][1]
+    differ = {"path": None, "held_back": None}
+    assert own | differ == alone | differ
     assert train["train"]["inferer"] | {"detector": "@detector"} == infer["inferer"]
     assert train["preprocessing"] == infer["preprocessing"]
 
@@ -128,6 +129,7 @@ def test_the_formats_are_those_of_the_code():
         ("concentration", [0.5, 2], [0, -1.0, float("nan"), float("inf"), "x"]),
         ("step_size", [0.2, 1], [0, 1.5, "x"]),
         ("min_lesion_ml", [0, 0.5], [-1, "a"]),
+        ("leave_one_out", [None, True, False], [1, "yes"]),
         ("val_fraction", [0.2], [0, 1, "abc"]),
         ("warm_start", ["a.pt", None], [True, ""]),
         ("orientation", ["PLI", "RAS", "ARS"], ["XYZ", "RA", "RLS", "pli", 3]),
