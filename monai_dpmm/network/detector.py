@@ -15,6 +15,7 @@ from monai_dpmm.mixture.dpmm import DPMM
 from monai_dpmm.mixture.planes import PlaneMixtures, mixture_of, mixtures
 from monai_dpmm.mixture.precision import is_traced
 from monai_dpmm.mixture.scores import ScoreKind
+from monai_dpmm.network.exports import warn_of_what_is_left_out
 from monai_dpmm.network.geometry import (
     foreground_patches,
     like_input,
@@ -153,7 +154,7 @@ class AnomalyDetector(nn.Module):
 
     @property
     def patch_size(self) -> int:
-        """Pixels that the sides of the backbone's input must be multiples of."""
+        """What the sides of the backbone's input must be multiples of, pixels."""
         return int(getattr(self.backbone, "patch_size", 1))
 
     @property
@@ -173,14 +174,17 @@ class AnomalyDetector(nn.Module):
         return not (self.refined or self.level_slices or others or placed)
 
     def forward(self, slices: Tensor, direction: int = 0, places: Tensor | None = None) -> Tensor:
-        """Anomaly maps: (S, C, H, W) in [0, 1] -> (S, 1, H, W), float32.
+        """Anomaly maps of slices in one direction: (S, C, H, W) in [0, 1] -> (S, 1, H, W), float32.
 
         Args:
             slices: of one direction; the maps of a MetaTensor are one, with its metadata.
             direction: number of it.
             places: of the patches (S, h, w, 3), see `patch_places`; without them the weights of
-                components are the same everywhere.
+                components are the same everywhere. An export has neither them nor other
+                directions.
         """
+        if torch.jit.is_tracing():
+            warn_of_what_is_left_out(self.mixtures, places)
         scores = self.patch_scores(self.embed(slices), direction, places)
         return like_input(upsample_scores(scores, slices.shape[-2:]), slices)
 

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from monai_dpmm.mixture.dpmm import DPMM
+from monai_dpmm.mixture.planes import create_mixture
 from monai_dpmm.mixture.scores import SCORES
 from monai_dpmm.network.detector import AnomalyDetector, embed_patches
 from monai_dpmm.network.geometry import prepare_slices
@@ -209,6 +210,21 @@ def test_a_traced_detector_gives_the_same_maps_for_other_slices(ignore_backgroun
         slices = torch.rand(3, 1, *shape)
         slices[:, :, :20] = 0
         torch.testing.assert_close(traced(slices), detector(slices), rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+def test_an_export_says_what_it_leaves_out():
+    backbone = Patches()
+    mixture = create_mixture(2, features=backbone.embedding_dim, components=4, place_grid=(2, 2))
+    detector = AnomalyDetector(backbone, mixture, image_size=56).eval()
+    for one in detector.mixtures:
+        one.initialize(torch.nn.functional.normalize(torch.rand(20, one.features), dim=1))
+    with pytest.warns(UserWarning, match="leaves out the other 1 of 2 slice directions: its maps"):
+        torch.jit.trace(detector, _healthy(1))
+    detector.mixtures[0].places.used.fill_(True)
+    with pytest.warns(UserWarning, match="slice directions and where in the body a patch is"):
+        torch.jit.trace(detector, _healthy(1))
 
 
 def test_errors_name_argument_rule_and_value():
