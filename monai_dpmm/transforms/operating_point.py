@@ -62,6 +62,10 @@ class FalsePositiveVolumes:
         above = len(scores) - torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         self._curves.append((bins, above.double() * ml))
 
+    def merge(self, other: FalsePositiveVolumes) -> None:
+        """Count the scans of another."""
+        self._curves += other._curves
+
     @property
     def mean_ml(self) -> float:
         """Mean volume of the scans, ml, as far as it was counted."""

@@ -6,6 +6,7 @@ from itertools import accumulate
 import pytest
 import torch
 from oracle import clustered
+from torch.nn import functional as F
 
 from monai_dpmm.mixture.dpmm import DPMM
 from monai_dpmm.mixture.em import stick_breaking
@@ -114,3 +115,31 @@ def test_equal_weights_keep_more_components_than_falling_ones():
             model.step(x)
         survivors[initial_weights] = int(model.num_surviving)
     assert survivors["uniform"] > survivors["beta"]
+
+
+def test_sticks_choose_the_number_of_components_and_equal_weights_do_not():
+    """Twice the truncation is no tenth more components: the truncation is a bound, as intended."""
+    x = F.normalize(clustered(3000, 24, 60, spread=0.4), dim=1)
+    x = x[torch.randperm(3000, generator=seeded())]
+
+    def survivors(initial_weights, components):
+        counts = []
+        for seed in range(2):
+            model = DPMM(
+                24,
+                components,
+                initial_weights=initial_weights,
+                variance_floor=1e-3,
+                step_size=0.05,
+                seed=seed,
+            )
+            model.initialize(x)
+            for batch in x.split(500) * 3:
+                model.step(batch)
+            counts.append(int(model.num_surviving))
+        return sum(counts) / 2
+
+    few, many = (survivors("beta", components) for components in (300, 600))
+    assert few < 200
+    assert many == pytest.approx(few, rel=0.1)
+    assert survivors("uniform", 600) > 590
