@@ -77,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("target", type=Path, help="folder to make")
     parser.add_argument("--train", type=int, default=150, help="healthy pictures")
-    parser.add_argument("--valid", type=int, default=60, help="healthy pictures")
+    parser.add_argument("--valid", type=int, default=60, help="pictures with a lesion, and without")
     parser.add_argument("--test", type=int, default=60, help="pictures with a lesion, and without")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -85,6 +85,7 @@ def main() -> None:
     groups = (
         ("train/good", args.train, False),
         ("valid/good", args.valid, False),
+        ("valid/Ungood", args.valid, True),
         ("test/good", args.test, False),
         ("test/Ungood", args.test, True),
     )
