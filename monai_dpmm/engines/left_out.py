@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ignite.engine import Engine, Events
+from monai.utils import convert_to_tensor
 
 from monai_dpmm.mixture.leave_one_out import exact_moments, without
 from monai_dpmm.mixture.planes import mixture_of
@@ -121,10 +122,12 @@ class LeaveOneOut:
         item = self.embeddings[index]
         device = self.detector.thresholds.device
         for one in item if isinstance(item, list) else [item]:
-            there, direction = one["image"].any(dim=-1), int(one[DIRECTION])
+            grid, direction = convert_to_tensor(one["image"], track_meta=False), _direction(one)
+            there = grid.any(dim=-1)
             if bool(there.any()) and mixture_of(self.detector.mixture, direction).fitted:
-                x, u = one["image"][there], one[PLACE][there]
-                yield direction, x.to(device), u.to(device)
+                # transforms of one's own may give no places: all patches are in the middle then
+                place = one.get(PLACE, grid.new_full((*grid.shape[:-1], 3), 0.5))
+                yield direction, grid[there].to(device), place[there].to(device)
 
     def _load_fitted(self) -> None:
         for mixture, state in zip(self.detector.mixtures, self._fitted, strict=False):
@@ -153,6 +156,10 @@ class _Sums(NamedTuple):
         if counts is not None and other.place_counts is not None:
             counts = counts + other.place_counts
         return _Sums(self.moments + other.moments, counts)
+
+
+def _direction(item: Mapping[str, Any]) -> int:
+    return int(item.get(DIRECTION, 0))
 
 
 def _patients(items: Sequence[Mapping[str, Any]]) -> list[Any]:
