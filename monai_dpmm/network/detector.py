@@ -49,8 +49,7 @@ def embed_patches(
             their own; None keeps these.
 
     Raises:
-        ValueError: where the backbone does not return (S, D, h, w), or the grid is not two positive
-            whole numbers.
+        ValueError: for features that are no (S, D, h, w), or a grid of no positive whole numbers.
     """
     grid = _grid(patch_grid)
     features = backbone(images)
@@ -178,10 +177,8 @@ class AnomalyDetector(nn.Module):
 
         Args:
             slices: of one direction; the maps of a MetaTensor are one, with its metadata.
-            direction: number of it.
-            places: of the patches (S, h, w, 3), see `patch_places`; without them the weights of
-                components are the same everywhere. An export has neither them nor other
-                directions.
+            direction: its number. An export has the first, and no places.
+            places: of patches (S, h, w, 3), see `patch_places`.
         """
         if torch.jit.is_tracing():
             warn_of_what_is_left_out(self.mixtures, places)

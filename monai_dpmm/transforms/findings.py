@@ -21,11 +21,7 @@ from monai_dpmm.transforms.healthy_maps import rank_p_value
 from monai_dpmm.transforms.regions import connected_regions
 from monai_dpmm.transforms.where import look_around
 
-__all__ = [
-    "AnomalyFindingsd",
-    "SaveFindingsd",
-    "anomaly_findings",
-]
+__all__ = ["AnomalyFindingsd", "SaveFindingsd", "anomaly_findings"]
 
 
 def anomaly_findings(
@@ -102,13 +98,10 @@ class AnomalyFindingsd(Transform):
     "warnings" are lines that say why the scan may not be one for the model, see `look_around`.
 
     Args:
-        detector: deprecated and without effect, as are the rate and the volume: the threshold is
-            among the data.
-        false_positive_rate: see `detector`.
+        detector, false_positive_rate, false_positive_volume: deprecated and without effect, the
+            threshold is among the data.
         smallest: see `anomaly_findings`.
-        false_positive_volume: see `detector`.
-        volume_thresholds: what `ScanCalibration` found (models/model.json).
-        healthy_scans: likewise.
+        volume_thresholds, healthy_scans: what `ScanCalibration` found (models/model.json).
         origin: of the model, see `ModelOrigin`.
         anomaly_key: key of the anomaly scores on the scan's own grid, (1, spatial...).
         mask_key: key of the mask.
