@@ -208,6 +208,7 @@ from monai_dpmm.transforms.monai_label import (
     rate_choices as rate_choices,
 )
 from monai_dpmm.transforms.operating_point import OperatingPoint as OperatingPoint
+from monai_dpmm.transforms.orientation import OrientScand as OrientScand
 from monai_dpmm.transforms.refinement import RefineAnomalyd as RefineAnomalyd
 from monai_dpmm.transforms.scan_check import CheckBaselined as CheckBaselined
 from monai_dpmm.transforms.scan_check import CheckScand as CheckScand

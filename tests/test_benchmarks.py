@@ -31,9 +31,16 @@ def peers(result):
         assert ratio["log_likelihood_gain"] == pytest.approx(mine - theirs)
 
 
+def reading(result):
+    assert list(result) == ["int16", "float32", "uint8"]
+    for found in result.values():
+        assert found["ratio"] == pytest.approx(found["ours_s"] / found["nibabel_s"])
+
+
 @pytest.mark.parametrize(
     ("script", "options", "check"),
     [
+        ("reading.py", "--shape 64 64 48 --repeats 2", reading),
         (
             "peers.py",
             "--patches 400 --held-out 100 --features 16 --components 8 --passes 2",

@@ -28,7 +28,7 @@ MODEL_SECTIONS: Mapping[str, tuple[Setting, ...]] = {
             "PLI",
             rules.ORIENTATION,
             "axes that scans are turned to: towards Posterior, Left, Inferior; axis 2 is then"
-            " axial. `ARS` keeps pictures upright",
+            " axial. Pictures stay upright",
         ),
         _scan(
             "slice_axis",

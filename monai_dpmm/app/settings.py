@@ -30,6 +30,13 @@ SECTIONS: Mapping[str, tuple[Setting, ...]] = {
             default_text="`data` in it",
         ),
         Setting(
+            "pattern",
+            None,
+            either(rules.TEXT, rules.NONE),
+            "of the names of scans, such as `'*_T1w.nii.gz'`, or of their paths below the data set"
+            " where it has a `/`; null takes all",
+        ),
+        Setting(
             "output_dir",
             "$@bundle_root + '/output'",
             rules.TEXT,

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 from monai_dpmm.files import atomic_write, file_digest, json_object
+from monai_dpmm.io.dicom_files import is_dicom, scan_files
+from monai_dpmm.io.suffixes import format_of
 
 __all__ = ["FileDigests"]
 
@@ -85,6 +87,8 @@ def _files(path: Path) -> list[tuple[str, Path]]:
     """The files of a scan, with what tells them apart, whatever the scan is called."""
     if path.is_dir():
         return [(str(p.relative_to(path)), p) for p in sorted(path.rglob("*")) if p.is_file()]
+    if format_of(path) is None and is_dicom(path):
+        return [(file.name, file) for file in scan_files(path)]
     if path.suffix.lower() in _DETACHED:
         beside = sorted(p for p in path.parent.iterdir() if p.stem == path.stem and p.is_file())
         return [(p.suffix, p) for p in beside]

@@ -34,7 +34,9 @@ def fingerprint(*parts: Any) -> str:
 def scan_content(item: Any, digest: Callable[[Path], str]) -> Any:
     """An item of a data set with the digest of its bytes in the place of each scan's path."""
     if isinstance(item, Mapping):
-        return {str(key): scan_content(value, digest) for key, value in item.items()}
+        named = {"patient": item["patient"]} if "patient" in item else {}  # a name, no path
+        files = {str(key): scan_content(item[key], digest) for key in item if key not in named}
+        return files | named
     if isinstance(item, str | Path) and (path := Path(item).expanduser()).exists():
         return digest(path)
     return item

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import random
-from collections import defaultdict
+from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from monai.data import load_decathlon_datalist
-
-from monai_dpmm.errors import InputError, cause
-from monai_dpmm.files import LAST, json_object
+from monai_dpmm.errors import InputError
+from monai_dpmm.io.decathlon import listed_items
+from monai_dpmm.io.dicom_files import scan_files
 from monai_dpmm.io.formats import named
 from monai_dpmm.io.layouts import (
     Group,
@@ -21,60 +20,27 @@ from monai_dpmm.io.layouts import (
     slice_groups,
     split_groups,
 )
-from monai_dpmm.io.suffixes import IMAGE_SUFFIXES, format_of
+from monai_dpmm.io.names import Labels, contrasts, is_ill, is_mask, mixed_contrasts, subject
+from monai_dpmm.io.suffixes import format_of, stem
+from monai_dpmm.io.survey import (
+    Survey,
+    find_images,
+    left_out_line,
+    matching,
+    survey,
+    tell_once,
+    without,
+)
 
-__all__ = ["data_root", "datalist", "existing_file", "find_images"]
+__all__ = ["data_root", "datalist", "existing_file", "find_images", "healthy_scans"]
 
-# Folders that no folder of healthy scans holds: to train on masks or lesions would show nowhere.
-_NOT_HEALTHY = {"test", "testing", "ungood", "ground_truth", "label", "labels", "mask", "masks"}
-
-
-def find_images(folder: str | Path) -> list[Path]:
-    """Image files below a folder, sorted; a folder with a DICOM series counts as one image.
-
-    What this package has written there of scans, results and reports, is left out.
-
-    Raises:
-        InputError: where the folder is missing, is no folder, or holds no image.
-    """
-    root = Path(folder).expanduser()
-    if not root.is_dir():
-        raise InputError(f"{root}: must be a folder of images, there is no such folder")
-    files = _without_results(root, [p for p in root.rglob("*") if p.is_file()])
-    images = {p for p in files if format_of(p)}
-    images |= {p.parent for p in files if p.suffix.lower() == ".dcm"}
-    if not images:
-        known = ", ".join(IMAGE_SUFFIXES)
-        raise InputError(
-            f"{root}: must hold images ({known} or DICOM series), got {len(files)} other files"
-        )
-    return sorted(images)
-
-
-def _without_results(root: Path, files: list[Path]) -> list[Path]:
-    """The files but hidden ones, those that inference and evaluation have written, and reports.
-
-    What a run that was killed had begun to put in place counts as written.
-    """
-    end, page, parts = "_findings.json", "report.html", ("figures", "viewers")
-    results: defaultdict[Path, list[str]] = defaultdict(list)  # how they begin, by folder
-    reports: set[Path] = set()
-    for path in files:
-        begun = path.name.startswith(LAST)
-        folder, name = path.parent, path.name.removeprefix(LAST)
-        folder = folder.parent if begun else folder
-        if name.endswith(end):
-            results[folder].append(f"{name.removesuffix(end)}_")
-        old = name == "metrics.json" and any((folder / part).is_dir() for part in parts)
-        if old or (name == page and (begun or (folder / "metrics.json").is_file())):
-            reports.add(folder)
-    return [
-        path
-        for path in files
-        if not path.name.startswith(tuple(results.get(path.parent, ())))
-        and not reports.intersection(path.parents)
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-    ]
+_TEST = {"test", "testing"}  # folders that no folder of healthy scans holds
+_IMAGES = ("images", "img", "imgs", "scans")
+_LABELS = (
+    *("labels", "label", "masks", "mask", "segmentations", "segmentation", "seg", "gt"),
+    "ground_truth",
+)
+_NOT_RAW = {"derivatives", "sourcedata", "code", "stimuli"}  # of BIDS
 
 
 def datalist(
@@ -84,23 +50,27 @@ def datalist(
     val_fraction: float = 0.2,
     seed: int = 0,
     labels: bool = False,
+    pattern: str | None = None,
 ) -> list[dict[str, Any]]:
     """Items {"image": path, "label": path where there is one} of a section of a data set.
 
-    Four layouts are understood:
+    These layouts are understood:
 
-    - `dataset.json`, a Medical Segmentation Decathlon datalist, with the lists "training",
-      "validation" and "test" of such items;
+    - `dataset.json` of the Medical Segmentation Decathlon or of nnU-Net, see
+      `monai_dpmm.io.decathlon`;
     - slices as BMAD and MVTec AD ship them, see `monai_dpmm.io.layouts`: "train" and "val" are the
       healthy ones, "val" is drawn from "train" where there is none, and an item of "test" also
       says whether it is "anomalous"; "patient" is there where the names tell;
     - folders `train`, `val` (healthy scans) and `test/images` with `test/labels` (masks under the
-      same file names; an image without one has no label) or just `test`;
-    - one folder of healthy scans: `val_fraction` of them, at least one, drawn with `seed`, are
-      the validation section, the others the training section; it has no test section.
+      same file names or their variants, see `Labels.of`; an image without one has no label) or
+      just `test`, where masks may lie beside their images, as in BraTS;
+    - one folder of healthy scans, BIDS among them: `val_fraction` of the patients, at least one,
+      drawn with `seed`, are the validation section, the others the training section; it has no test
+      section.
 
     For "test" the folder may also be one split of a data set of slices, or a folder of `img` and
-    `label`.
+    `label`. Healthy scans are those whose names do not say otherwise, see `healthy_scans`; what was
+    left out is logged.
 
     Args:
         dataset_dir: root of the data set, or for "test" one file.
@@ -109,28 +79,51 @@ def datalist(
         seed: of the draw.
         labels: every item must have a label, as an evaluation needs it, unless it is known to be
             healthy; a healthy scan's is all 0.
+        pattern: of the names of scans, or of their paths where it has a "/", such as
+            `*_T1w.nii.gz`; None for all.
 
     Raises:
         InputError: where the folder is missing, the section is empty, there are too few scans, a
-            label is missing, the results of two scans to test would have one name, or
-            `dataset.json` is broken or has scans to test that lie elsewhere.
+            label is missing, the results of two scans to test would have one name, scans to train
+            on or to evaluate are of several contrasts, or `dataset.json` is broken or has scans to
+            test that lie elsewhere.
         ValueError: for an unknown section or a fraction outside (0, 1).
     """
     if section not in ("train", "val", "test"):
         raise InputError(f"section must be one of train, val, test, got {section!r}")
     if not 0 < val_fraction < 1:
         raise InputError(f"val_fraction must lie in (0, 1), got {val_fraction}")
-    items = _section_items(Path(dataset_dir).expanduser(), section, val_fraction, seed)
+    root = Path(dataset_dir).expanduser()
+    items = _section_items(root, section, val_fraction, seed, pattern)
     if section == "test":
         _check_names(items)
-    if labels and (
-        unlabelled := [i["image"] for i in items if "label" not in i and i.get("anomalous", True)]
-    ):
-        raise InputError(
-            f"{unlabelled[0]}: must have a mask of its lesions (all 0 for a healthy scan) in the"
-            f" folder labels beside images, {len(unlabelled)} of {len(items)} images have none"
-        )
+    if labels:
+        if pattern is None:
+            _check_contrasts(root, [Path(item["image"]) for item in items])
+        _check_labels(items)
     return items
+
+
+def _check_labels(items: list[dict[str, Any]]) -> None:
+    """Refuse images without a label, unless they are known to be healthy."""
+    missing = [i["image"] for i in items if "label" not in i and i.get("anomalous", True)]
+    if missing:
+        raise InputError(
+            f"{missing[0]}: must have a mask of its lesions (all 0 for a healthy scan) in the"
+            " folder labels or masks beside images, under the image's name or that with _seg, _mask"
+            f" or _label, {len(missing)} of {len(items)} images have none"
+        )
+
+
+def _check_contrasts(root: Path, images: list[Path]) -> None:
+    """Refuse several contrasts of one scan, and ask which of them is meant."""
+    if mixed_contrasts(images):
+        kinds = contrasts(images)
+        shown = ", ".join(f"{kind} ({count})" for kind, count in sorted(kinds.items()))
+        raise InputError(
+            f"{root}: must hold scans of one contrast, got {shown}: choose with pattern, as in"
+            f" pattern='*{kinds.most_common(1)[0][0]}*', where '*' takes all"
+        )
 
 
 def _check_names(items: list[dict[str, Any]]) -> None:
@@ -149,7 +142,10 @@ def _check_names(items: list[dict[str, Any]]) -> None:
 def data_root(dataset_dir: str | Path) -> str:
     """Folder that results keep their relative paths from: the data set's, or a single scan's."""
     root = Path(dataset_dir).expanduser()
-    is_scan = root.is_file() or any(p.suffix.lower() == ".dcm" for p in root.glob("*"))
+    is_scan = root.is_file()
+    if root.is_dir():
+        with suppress(InputError):
+            is_scan = bool(scan_files(root))
     return str(root.absolute().parent if is_scan else root)
 
 
@@ -165,7 +161,7 @@ def existing_file(path: str | Path) -> str:
 
 
 def _section_items(
-    root: Path, section: Section, val_fraction: float, seed: int
+    root: Path, section: Section, val_fraction: float, seed: int, pattern: str | None
 ) -> list[dict[str, Any]]:
     if section == "test" and root.is_file():
         return [{"image": str(root)}]
@@ -173,45 +169,17 @@ def _section_items(
         missing = "a file is none" if root.exists() else "there is no such file or folder"
         raise InputError(f"{root}: must be a data set's folder, {missing}")
     if (root / "dataset.json").is_file():
-        return _decathlon_items(root / "dataset.json", section)
+        items, drawn = listed_items(root / "dataset.json", section, pattern)
+        return _drawn(root, items, section, val_fraction, seed) if drawn else items
     if groups := slice_groups(root):
-        return _slice_items(root, groups, section, val_fraction, seed)
+        items = _slice_items(root, groups, section, val_fraction, seed)
+        return [item for item in items if fnmatchcase(Path(item["image"]).name, pattern or "*")]
     if section == "test":
-        return _test_items(root)
+        return _test_items(root, pattern)
     if (root / "train").is_dir() and (root / "val").is_dir():
-        return _healthy_items(root / section)
-    items = _healthy_items(root / "train" if (root / "train").is_dir() else root)
-    return _drawn(root, items, section, val_fraction, seed)
-
-
-def _decathlon_items(file: Path, section: Section) -> list[dict[str, str]]:
-    key = {"train": "training", "val": "validation", "test": "test"}[section]
-    try:
-        lists = json_object(file)
-    except ValueError as error:
-        raise InputError(f"{file}: must be JSON with lists by name, {error}") from error
-    if not lists.get(key):
-        found = ", ".join(name for name, value in lists.items() if isinstance(value, list))
-        raise InputError(f"{file}: must have a list {key!r} that is not empty, got lists {found}")
-    try:
-        items = load_decathlon_datalist(str(file), data_list_key=key, base_dir=str(file.parent))
-        paths = [os.fspath(item["image"]) for item in items]
-        # what else an item says is not a scan's to say: the pipeline reads settings by such names
-        items = [{k: item[k] for k in ("image", "label") if k in item} for item in items]
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(
-            f"{file}: {key} must be a list of paths by name, {cause(error)}"
-        ) from error
-    if section == "test":
-        _check_inside(file, paths)
-    return items
-
-
-def _check_inside(file: Path, images: list[str]) -> None:
-    """Refuse scans elsewhere: results keep the scans' paths, and would lie elsewhere as well."""
-    for image in images:
-        if os.pardir in Path(os.path.relpath(image, file.parent)).parts:
-            raise InputError(f"{file}: scans to test must lie below its folder, got {image}")
+        return _healthy_items(root / section, pattern)
+    folder = root / "train" if (root / "train").is_dir() else root
+    return _drawn(root, _healthy_items(folder, pattern), section, val_fraction, seed)
 
 
 def _slice_items(
@@ -231,31 +199,82 @@ def _slice_items(
     return items
 
 
-def _test_items(root: Path) -> list[dict[str, Any]]:
+def _test_items(root: Path, pattern: str | None) -> list[dict[str, Any]]:
     folder = child(root, "test", "testing") or root
     for split in (root, folder):
         if items := group_items(split_groups(split) or []):
             return items
-    images = child(folder, "images", "img") or folder
-    labels = child(folder, "labels", "label")
-    items = []
-    for path in find_images(images):
-        label = None if labels is None else labels / path.relative_to(images)
-        found = label is not None and label.exists()
-        items.append({"image": str(path)} | ({"label": str(label)} if found else {}))
-    return items
+    images, labels = child(folder, *_IMAGES) or folder, child(folder, *_LABELS)
+    found = _raw(survey(images), images)
+    beside = labels is None
+    masks = [p for p in found.images if is_mask(p.name)] if labels is None else _images(labels)
+    of_image = Labels(masks, images if labels is None else labels)
+    label = {p: of_image.of(p.relative_to(images), beside=beside) for p in found.images}
+    gone = {*label.values()} if beside else {p for p in found.images if labels in p.parents}
+    found = without(found, images, "masks of other scans", lambda p: images / p in gone)
+    found = matching(found, images, pattern)
+    tell_once(images, found.left_out)
+    return [_item(path, images, label[path]) for path in found.images]
 
 
-def _healthy_items(folder: Path) -> list[dict[str, Any]]:
-    """Scans below a folder that is said to hold healthy ones only."""
-    images = find_images(folder)
-    parts = {part for path in images for part in path.relative_to(folder).parent.parts}
-    if odd := sorted(part for part in parts if part.lower() in _NOT_HEALTHY):
+def _images(folder: Path) -> list[Path]:
+    with suppress(InputError):
+        return find_images(folder)
+    return []
+
+
+def _item(path: Path, root: Path, label: Path | None = None) -> dict[str, Any]:
+    """An item of an image below a folder, with its label and its patient where they are known."""
+    patient = subject(path.relative_to(root))
+    known = {"label": None if label is None else str(label), "patient": patient}
+    return {"image": str(path), **{key: value for key, value in known.items() if value}}
+
+
+def _raw(found: Survey, root: Path) -> Survey:
+    """A survey of a BIDS data set less what was made of its scans."""
+    if not (root / "dataset_description.json").is_file():
+        return found
+    return without(found, root, "files of BIDS derivatives", lambda p: p.parts[0] in _NOT_RAW)
+
+
+def healthy_scans(folder: Path, pattern: str | None = None) -> Survey:
+    """Scans below a folder that is said to hold healthy ones only.
+
+    Left out are masks and what is ill, by the words of their names, unless a pattern chooses the
+    names.
+
+    Raises:
+        InputError: where none is left, where the name of a folder below says that it holds masks or
+            what is ill, unless a pattern chooses paths, and for several contrasts of one scan,
+            unless a pattern chooses one.
+    """
+    found = matching(_raw(survey(folder), folder), folder, pattern)
+    parts = {part for path in found.images for part in path.relative_to(folder).parent.parts}
+    odd = sorted(p for p in parts if p.lower() in _TEST or is_mask(p) or is_ill(p))
+    if odd and "/" not in (pattern or ""):
         raise InputError(
             f"{folder}: must hold healthy scans only, or be a data set in one of the layouts of"
             f" monai_dpmm.datalist, got a folder named {odd[0]}"
         )
-    return [{"image": str(path)} for path in images]
+    if pattern is None:
+        found = without(found, folder, "masks by their names", lambda p: is_mask(_name(p)))
+        found = without(found, folder, "scans not healthy by name", lambda p: is_ill(_name(p)))
+        if not found.images:
+            told = "; ".join(left_out_line(*item, folder) for item in found.left_out.items())
+            raise InputError(f"{folder}: must hold healthy scans, got {told}")
+        _check_contrasts(folder, found.images)
+    return found
+
+
+def _name(path: Path) -> str:
+    """Name without its suffix, of a DICOM series its folder's."""
+    return stem(path) if format_of(path) else path.name
+
+
+def _healthy_items(folder: Path, pattern: str | None) -> list[dict[str, Any]]:
+    found = healthy_scans(folder, pattern)
+    tell_once(folder, found.left_out)
+    return [_item(path, folder) for path in found.images]
 
 
 def _drawn(

@@ -15,11 +15,13 @@ from monai_dpmm.errors import InputError
 from monai_dpmm.io.datalist import datalist
 from monai_dpmm.io.layouts import Section, group_items, images_in, slice_groups
 from monai_dpmm.io.loading import LoadVolume
-from monai_dpmm.io.suffixes import stem
+from monai_dpmm.io.names import contrasts
+from monai_dpmm.io.suffixes import format_of, stem
 
 __all__ = ["DatasetCheck", "SplitCheck", "check_dataset"]
 
 _SHOWN = 5  # files of one irregularity
+_LEVELS = 16  # more values than a mask's labels have
 
 
 class SplitCheck(NamedTuple):
@@ -41,37 +43,54 @@ class SplitCheck(NamedTuple):
 
 
 class DatasetCheck(NamedTuple):
-    """Splits by name, and irregularities, one line each; `str` shows both."""
+    """What a data set holds, which `str` shows.
+
+    Attributes:
+        splits: by name.
+        problems: irregularities, one line each.
+        kinds: how many scans have which suffix and contrast.
+    """
 
     splits: dict[str, SplitCheck]
     problems: list[str]
+    kinds: dict[str, int]
 
     def __str__(self) -> str:
         head = f"{'split':8}{'images':>8}{'healthy':>9}{'anomalous':>11}{'masks':>7}  sizes"
         lines = [head, *(_row(name, split) for name, split in self.splits.items())]
         if "test" not in self.splits:
             lines.append("no test split: scans to train on, none to measure with")
+        lines.append(f"kinds: {', '.join(f'{k} ({n})' for k, n in self.kinds.items())}")
         found = [f"  {problem}" for problem in self.problems] or ["  none"]
         return "\n".join([*lines, "", f"irregularities: {len(self.problems)}", *found])
 
 
-def check_dataset(dataset_dir: str | Path, *, val_fraction: float = 0.2) -> DatasetCheck:
-    """Read every file of a data set, see `monai_dpmm.scans.datalist` for its layouts.
+def check_dataset(
+    dataset_dir: str | Path, *, val_fraction: float = 0.2, pattern: str | None = None
+) -> DatasetCheck:
+    """Read every file of a data set, see `monai_dpmm.io.datalist.datalist` for its layouts.
 
-    Irregular are: images that `LoadVolume` cannot use (damaged, in colour, of one
-    value) and masks that cannot be read; masks of another size than their image, of no image, all 0
-    where the image is anomalous or not where it is healthy; anomalous images without a mask, and
-    images of which nothing is known in a test split; a patient in two splits; and the same content
-    in two splits. A folder of healthy scans has no test split, which is none.
+    Irregular are: images that `LoadVolume` cannot use (damaged, of one value) and masks that cannot
+    be read; masks of another size than their image, of many grey levels, of no image, all 0 where
+    the image is anomalous or not where it is healthy; pictures in colour among grey ones; anomalous
+    images without a mask, and images of which nothing is known in a test split; a patient in two
+    splits; and the same content in two splits. A folder of healthy scans has no test split, which
+    is none.
+
+    Args:
+        dataset_dir: see `datalist`.
+        val_fraction: likewise.
+        pattern: likewise.
 
     Raises:
         InputError: where there is no data set, or no healthy image to train on.
     """
     root = Path(dataset_dir).expanduser()
     healthy: tuple[Section, ...] = ("train", "val")
-    items = {name: datalist(root, name, val_fraction=val_fraction) for name in healthy}
+    drawn = {"val_fraction": val_fraction, "pattern": pattern}
+    items = {name: datalist(root, name, **drawn) for name in healthy}
     with suppress(InputError):
-        items["test"] = datalist(root, "test")
+        items["test"] = datalist(root, "test", pattern=pattern)
     if _same_scans(items):  # a folder of healthy scans, all of which an inference would take
         del items["test"]
     if groups := slice_groups(root):
@@ -81,7 +100,14 @@ def check_dataset(dataset_dir: str | Path, *, val_fraction: float = 0.2) -> Data
         splits[name], found = _checked(name, of_split)
         problems += found
     problems += [*_extra_masks(root), *_shared_patients(items), *_shared_content(items)]
-    return DatasetCheck(splits, problems)
+    kinds = Counter(_kind(Path(item["image"])) for of in items.values() for item in of)
+    return DatasetCheck(splits, problems, dict(kinds.most_common()))
+
+
+def _kind(image: Path) -> str:
+    """Suffix and contrast of an image, by its name."""
+    found, contrast = format_of(image), contrasts([image])
+    return " ".join(["DICOM" if found is None else found.suffix, *contrast])
 
 
 def _same_scans(items: Mapping[str, Sequence[Mapping[str, Any]]]) -> bool:
@@ -104,20 +130,28 @@ def _checked(name: str, items: Sequence[Mapping[str, Any]]) -> tuple[SplitCheck,
     counts: Counter[str] = Counter()
     problems: defaultdict[str, list[str]] = defaultdict(list)
     load, load_mask = LoadVolume(), LoadVolume(allow_constant=True)
+    colours, many = [], f"{name}: masks of many grey levels, all above 0 are lesion"
     for item in tqdm(items, desc=name):
         try:
-            size = tuple(load(item["image"]).shape[1:])
-            lesion = _lesion(item, size, load_mask)
+            channels, *sides = load(item["image"]).shape
+            size = tuple(sides)
+            lesion, levels = _lesion(item, size, load_mask)
         except ValueError as error:
             problems[str(error)].append(str(item["image"]))
             continue
         sizes[size] += 1
+        if channels > 1:
+            colours.append(str(item["image"]))
+        if levels > _LEVELS:
+            problems[f"{many} (lesion_label=255 takes the highest)"].append(str(item["label"]))
         anomalous = lesion if item.get("anomalous") is None else item["anomalous"]
         anomalous = False if name != "test" and anomalous is None else anomalous
         counts[{True: "anomalous", False: "healthy", None: "unknown"}[anomalous]] += 1
         counts["masks"] += "label" in item
         for problem in _mask_problems(name, item, lesion, anomalous):
             problems[problem].append(str(item["image"]))
+    if 0 < len(colours) < sizes.total():
+        problems[f"{name}: pictures in colour among grey ones"] = colours
     split = SplitCheck(
         len(items), counts["healthy"], counts["anomalous"], counts["masks"], dict(sizes)
     )
@@ -145,17 +179,20 @@ def _line(problem: str, files: Sequence[str]) -> str:
     return f"{problem}: {len(files)} ({', '.join(files[:_SHOWN])}{more})"
 
 
-def _lesion(item: Mapping[str, Any], size: tuple[int, ...], load: LoadVolume) -> bool | None:
-    """Whether a mask holds a lesion, None without a mask."""
+def _lesion(
+    item: Mapping[str, Any], size: tuple[int, ...], load: LoadVolume
+) -> tuple[bool | None, int]:
+    """Whether a mask holds a lesion, None without a mask, and how many values it has."""
     if "label" not in item:
-        return None
+        return None, 0
     mask = load(item["label"])
     if tuple(mask.shape[1:]) != size:
         raise InputError(
             f"{item['label']}: must have the size {size} of {item['image']},"
             f" got {tuple(mask.shape[1:])}"
         )
-    return bool((mask.as_tensor() > 0).any())
+    plain = mask.as_tensor()
+    return bool((plain > 0).any()), len(plain.unique())
 
 
 def _extra_masks(root: Path) -> Iterator[str]:

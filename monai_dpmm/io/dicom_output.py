@@ -15,6 +15,7 @@ from monai.utils import TransformBackends
 
 from monai_dpmm.errors import InputError, MissingPackageError
 from monai_dpmm.files import atomic_write
+from monai_dpmm.io.dicom_files import is_dicom, scan_files
 from monai_dpmm.io.formats import saved_beside
 
 __all__ = [
@@ -38,34 +39,40 @@ _OPTIONAL = (
 
 
 def dicom_sources(items: list[dict[str, str]], dicom_output: bool) -> list[dict[str, str]]:
-    """The items, all of which are folders of a DICOM series where DICOM output is asked for.
+    """The items, all of which are DICOM series where DICOM output is asked for.
 
     Raises:
         ImportError: where it is asked for and highdicom is not installed.
-        InputError: where it is asked for and an item is no folder, before any is computed.
+        InputError: where it is asked for and an item is no DICOM, before any is computed.
     """
     if dicom_output:
         require_highdicom()
         for item in items:
-            _require_folder(Path(item["image"]))
+            _require_dicom(Path(item["image"]))
     return items
 
 
-def series_slices(folder: str | Path) -> list[Any]:
-    """Headers of a DICOM series in a folder, along the normal of its slices, whatever their names.
+def series_slices(path: str | Path) -> list[Any]:
+    """Headers of a DICOM series, along the normal of its slices, whatever their names.
+
+    It is the only one in a folder, or that which a file belongs to.
 
     A series without a frame of reference, as some anonymisers leave it, gets one that is made from
     its series UID.
 
     Raises:
-        InputError: for no folder, a folder with no DICOM file, a multi-frame file, or a header
+        InputError: for another file, a folder with no DICOM file, a multi-frame file, or a header
             that lacks what places a slice in the world.
     """
-    folder = Path(folder)
-    _require_folder(folder)
-    headers = [header for header in map(_header, sorted(folder.iterdir())) if header is not None]
-    if not headers:
-        raise InputError(f"{folder}: must be a DICOM series, there is no DICOM file in the folder")
+    import pydicom
+
+    folder = Path(path)
+    _require_dicom(folder)
+    try:
+        files = scan_files(folder)
+    except InputError as error:
+        raise InputError(f"{folder}: must be a DICOM series, {error}") from error
+    headers = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
     for header in headers:
         _check_header(header, folder)
         _complete(header)
@@ -194,20 +201,9 @@ def require_highdicom() -> None:
         )
 
 
-def _require_folder(path: Path) -> None:
-    if not path.is_dir():
+def _require_dicom(path: Path) -> None:
+    if not (path.is_dir() or is_dicom(path)):
         raise InputError(f"{path}: must be a folder with a DICOM series for dicom_output")
-
-
-def _header(file: Path) -> Any | None:
-    """Header of a DICOM file, None of anything else."""
-    import pydicom
-    from pydicom.errors import InvalidDicomError
-
-    try:
-        return pydicom.dcmread(file, stop_before_pixels=True) if file.is_file() else None
-    except InvalidDicomError:
-        return None
 
 
 def _complete(header: Any) -> None:

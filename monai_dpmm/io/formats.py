@@ -17,8 +17,16 @@ from torch import Tensor
 
 from monai_dpmm.errors import FileError, InputError, cause
 from monai_dpmm.files import atomic_write
+from monai_dpmm.io.dicom_files import is_dicom
 from monai_dpmm.io.nifti import with_grid
-from monai_dpmm.io.suffixes import FORMATS, IMAGE_SUFFIXES, WRITTEN_SUFFIXES, stem
+from monai_dpmm.io.suffixes import (
+    DICOM_SUFFIXES,
+    FORMATS,
+    IMAGE_SUFFIXES,
+    WRITTEN_SUFFIXES,
+    format_of,
+    stem,
+)
 
 __all__ = [
     *("SaveVolumed", "named", "saved_beside", "source_name"),
@@ -151,7 +159,8 @@ def named(scan: str) -> str:
     Of two scans that differ in their suffix only, seg.mha and seg.nrrd, results keep the suffix.
     """
     path = Path(scan)
-    if path.is_dir():
+    known = format_of(path) is not None or path.suffix.lower() in DICOM_SUFFIXES
+    if path.is_dir() or (not known and is_dicom(path)):
         return f"{scan}.dcm"
     return f"{scan}.file" if _has_twin(path) else scan
 

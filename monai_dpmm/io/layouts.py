@@ -94,7 +94,8 @@ def group_items(groups: Sequence[Group]) -> list[dict[str, object]]:
         masks = {stem(path): path for path in images_in(group.masks)}
         for path in images_in(group.images):
             item: dict[str, object] = {"image": str(path), "anomalous": group.anomalous}
-            mask, patient = masks.get(stem(path) + group.ending), patient_of(path)
+            mask = masks.get(stem(path) + group.ending) or masks.get(stem(path))
+            patient = patient_of(path)
             items.append(
                 item
                 | ({"label": str(mask)} if mask else {})

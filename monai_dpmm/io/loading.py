@@ -4,48 +4,47 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from monai.data import MetaTensor, get_track_meta, set_track_meta
-from monai.transforms import LoadImage, Transform
+from monai.data import MetaTensor, get_track_meta
+from monai.transforms import Transform
 from monai.utils import SpaceKeys, TransformBackends, convert_to_tensor
 
 from monai_dpmm.errors import InputError
 from monai_dpmm.io.dicom import check_series
+from monai_dpmm.io.dicom_files import is_dicom
 from monai_dpmm.io.in_memory import IN_MEMORY, image_in_memory
 from monai_dpmm.io.nifti import Nifti, read_nifti
-from monai_dpmm.io.suffixes import FORMATS, format_of
+from monai_dpmm.io.reading_process import Pixels, read_apart
+from monai_dpmm.io.suffixes import format_of
 from monai_dpmm.io.text_headers import check_header
 
 __all__ = ["LoadVolume"]
 
 _logger = logging.getLogger(__name__)
 _UNKNOWN = 0.01  # share of the body that may be NaN
-
-# what the pipeline reads of an image; others are untrusted, and could say where MONAI writes
-_META = {
-    *("affine", "original_affine", "spatial_shape", "space"),
-    *("original_channel_dim", "filename_or_obj", "nifti_grid"),
-}
+_SMALL = 1000  # voxels: fewer do not tell a mask from a scan
+_LABELS, _FLAT = 64, 0.8  # most values of a mask, least share of neighbours within one of them
 
 
 class LoadVolume(Transform):
-    """Scan as a channel-first `MetaTensor`, float32: a path -> (1, X, Y, Z), or (1, H, W) for 2D.
+    """Scan as a channel-first `MetaTensor`, float32: a path -> (1, X, Y, Z), or (1, W, H) for 2D.
 
     An array or tensor in memory is taken, too, see `image_in_memory`. After MONAI's
     `set_track_meta(False)` the result is a plain tensor, of the same checks.
 
-    Reads NIfTI and FreeSurfer .mgz as nibabel does, and what MONAI's readers read: NRRD, MetaImage,
-    a folder with one DICOM series, PNG, JPEG, TIFF. Refuses what is not one scalar image. A picture
-    whose colour channels are equal is grey, and one channel of it is taken; a series of one volume
-    is that volume. NaN is background: it becomes the lowest value, or 0 of a mask, and its share is
-    logged. The affine is in mm, of a file in metres as well. Of what else a header says,
+    Reads NIfTI and FreeSurfer .mgz as nibabel does, NRRD, MetaImage and DICOM by ITK, and PNG,
+    JPEG, TIFF and BMP by Pillow, the latter two in a process of their own, see
+    `monai_dpmm.io.reading_process`; a file of another name is NumPy's .npy or left to ITK. Of DICOM
+    the path is a folder with one scan, or a file, which stands for the series that it belongs to.
+
+    Refuses what is not one image. A picture in colour is (3, W, H), one whose colour channels are
+    equal is grey, and one channel of it is taken; a series of one volume is that volume. NaN is
+    background: it becomes the lowest value, or 0 of a mask, and its share is logged. The affine is
+    in mm, of a file in metres as well; that of a picture is in pixels. Of what else a header says,
     nothing is kept: `meta` holds the grid, that of a NIfTI file as it is written ("nifti_grid", see
     `read_nifti`), and the file's name.
 
@@ -54,11 +53,11 @@ class LoadVolume(Transform):
         allow_constant: take an image of one value: it is a mask.
 
     Raises:
-        InputError: for a missing, damaged or unreadable file, a folder that is not one DICOM series
-            with all its slices readable, several channels (4D series, RGB), infinite voxels, NaN in
-            more than 1 % of the body, a constant image, a grid without volume (a spacing of zero),
-            or a header that cannot be trusted (see `check_header`); the message names file, rule
-            and value.
+        InputError: for a missing, damaged or unreadable file, one whose reading crashes or does not
+            end, DICOM that is not one series with all its slices readable, several channels (4D
+            series, colours but of a picture), infinite voxels, NaN in more than 1 % of the body, a
+            constant image, a map of labels, a grid without volume (a spacing of zero), or a header
+            that cannot be trusted (see `check_header`); the message names file, rule and value.
     """
 
     backend: ClassVar = [TransformBackends.TORCH]
@@ -68,11 +67,6 @@ class LoadVolume(Transform):
     ) -> None:
         self.dtype = dtype
         self.allow_constant = allow_constant
-        common: dict[str, Any] = {"ensure_channel_first": True, "dtype": None, "image_only": True}
-        with _silence_on_decoders():
-            self._loader = LoadImage(**common)
-            itk = LoadImage("ITKReader", **common)
-        self._readers = {row.suffix: itk for row in FORMATS if row.reader == "itk"}
 
     def __call__(self, path: str | Path | np.ndarray | torch.Tensor) -> MetaTensor:
         if isinstance(path, np.ndarray | torch.Tensor):
@@ -87,18 +81,17 @@ class LoadVolume(Transform):
             image = self._read(file)
         except InputError as error:
             raise InputError(f"{file}: {error}") from error
-        except Exception as error:  # the readers raise whatever their libraries raise
+        except Exception as error:  # nibabel raises whatever it likes
             raise InputError(
-                f"{file}: must be a scalar image that MONAI reads, got {_reason(error)}"
+                f"{file}: must be a scalar image that can be read, got {_reason(error)}"
             ) from error
-        image.meta = {key: image.meta[key] for key in _META & image.meta.keys()}
         return self._checked(image, file)
 
     def _checked(self, image: MetaTensor, file: Path) -> MetaTensor:
         """The image, of the type that is asked for."""
         image.meta["original_affine"] = image.affine.numpy().copy()
         _check_affine(image.affine, file)
-        _check_shape(image, file)
+        _check_shape(image, file, colours=image.ndim == 3 and not self.allow_constant)
         if image.is_floating_point():
             _fill_background(image, file, label=self.allow_constant)
         _check_values(image, file, self.dtype, allow_constant=self.allow_constant)
@@ -109,39 +102,17 @@ class LoadVolume(Transform):
     def _read(self, file: Path) -> MetaTensor:
         """Image of a file's own type, not yet checked."""
         found = format_of(file) if file.is_file() else None
-        if found is not None and found.reader == "nibabel":
+        if found is None and file.suffix.lower() == ".npy":
+            array = np.load(file, allow_pickle=False)[None]
+            return _from_pixels(Pixels(array, np.eye(min(array.ndim, 4))), file, self.dtype)
+        if found is None and file.is_file() and not is_dicom(file):
+            return _from_pixels(read_apart("itk", [file]), file, self.dtype)
+        if found is None:
+            return _from_pixels(_read_dicom(file), file, self.dtype)
+        if found.reader == "nibabel":
             return _from_nifti(read_nifti(file), file, self.dtype)
-        positions = _series_positions(file) if file.is_dir() else None
-        with _tracked():
-            image = _grey(self._readers.get(file.suffix.lower(), self._loader)(file))
-        if positions is not None and len(positions):
-            _place_slices(image, positions)
-        return image
-
-
-@contextmanager
-def _silence_on_decoders() -> Iterator[None]:
-    """Nothing is said of optional DICOM decoders that are not installed."""
-    logger = logging.getLogger("monai.data.nvimgcodec_pydicom_plugin")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*nvImageCodec")
-            yield
-    finally:
-        logger.setLevel(before)
-
-
-@contextmanager
-def _tracked() -> Iterator[None]:
-    """MONAI's readers tell of the grid, also where `set_track_meta(False)` is on."""
-    before = get_track_meta()
-    set_track_meta(True)
-    try:
-        yield
-    finally:
-        set_track_meta(before)
+        options = {"label": self.allow_constant} if found.picture else {}
+        return _from_pixels(read_apart(found.reader, [file], **options), file, self.dtype)
 
 
 def _from_nifti(nifti: Nifti, file: Path, dtype: torch.dtype | None) -> MetaTensor:
@@ -151,37 +122,55 @@ def _from_nifti(nifti: Nifti, file: Path, dtype: torch.dtype | None) -> MetaTens
     """
     array, shape = nifti.array, nifti.array.shape
     image = np.moveaxis(array, -1, 0) if array.ndim > 3 else array[None]
-    meta = {
-        "affine": torch.from_numpy(nifti.affine),
-        "spatial_shape": np.array(shape[:3]),
-        "space": SpaceKeys.RAS,
-        "original_channel_dim": -1 if array.ndim > 3 else float("nan"),
-        "filename_or_obj": str(file),
-    }
+    meta = _meta(file, nifti.affine, shape[:3])
     if nifti.grid is not None:
         meta["nifti_grid"] = nifti.grid
-    at_once = dtype == torch.float32 and image.dtype.itemsize <= 4
-    native = np.dtype(np.float32) if at_once else image.dtype.newbyteorder("=")
-    return MetaTensor(convert_to_tensor(np.ascontiguousarray(image, native)), meta=meta)
+    return MetaTensor(_tensor(image, dtype), meta=meta)
 
 
-def _series_positions(folder: Path) -> np.ndarray:
-    """Positions of the slices of a DICOM series, see `check_series`."""
+def _from_pixels(pixels: Pixels, file: Path, dtype: torch.dtype | None) -> MetaTensor:
+    """Image of what the reading process has answered."""
+    meta = _meta(file, pixels.affine, pixels.array.shape[1:])
+    return MetaTensor(_tensor(pixels.array, dtype), meta=meta)
+
+
+def _meta(file: Path, affine: np.ndarray, shape: tuple[int, ...]) -> dict[str, Any]:
+    """What MONAI's readers say of an image, and what the pipeline reads."""
+    return {
+        "affine": torch.from_numpy(affine),
+        "spatial_shape": np.array(shape),
+        "space": SpaceKeys.RAS,
+        "original_channel_dim": float("nan"),
+        "filename_or_obj": str(file),
+    }
+
+
+def _tensor(array: np.ndarray, dtype: torch.dtype | None) -> torch.Tensor:
+    """Tensor of an array that may lie otherwise in memory, and have another byte order."""
+    at_once = dtype == torch.float32 and array.dtype.itemsize <= 4
+    native = np.dtype(np.float32) if at_once else array.dtype.newbyteorder("=")
+    if array.ndim < 3:  # no image, as is found out later
+        return convert_to_tensor(np.ascontiguousarray(array, native))
+    ordered = np.empty(array.shape, native)
+    for y in range(array.shape[2]):  # a fraction of the time of all at once: caches hold a plane
+        ordered[:, :, y] = array[:, :, y]
+    return convert_to_tensor(ordered)
+
+
+def _read_dicom(path: Path) -> Pixels:
+    """The slices of a DICOM scan, placed where their headers have them.
+
+    ITK straightens a tilted gantry.
+    """
     try:
-        return check_series(folder)
-    except ValueError as error:
+        series = check_series(path)
+        pixels = read_apart("series", series.files, exact=series.exact)
+    except InputError as error:
         raise InputError(f"must be one DICOM series: {error}") from error
-
-
-def _place_slices(image: MetaTensor, positions: np.ndarray) -> None:
-    """Put the slices of a series where its headers have them: ITK straightens a tilted gantry."""
-    if image.shape[-1] != len(positions):
-        raise InputError(
-            f"must be one DICOM series: {image.shape[-1]} of {len(positions)} slices can be read"
-        )
-    step = torch.from_numpy(positions[-1] - positions[0]) / (len(positions) - 1)
-    forward = float(image.affine[:3, 2].double() @ step) > 0
-    image.affine[:3, 2] = step if forward else -step
+    if len(series.positions):
+        first, last = series.positions[0], series.positions[-1]
+        pixels.affine[:3, 2] = (last - first) / (len(series.positions) - 1)
+    return pixels
 
 
 def _check_affine(affine: torch.Tensor, file: Path) -> None:
@@ -197,22 +186,12 @@ def _check_affine(affine: torch.Tensor, file: Path) -> None:
         )
 
 
-def _grey(image: MetaTensor) -> MetaTensor:
-    """One channel of a picture that is grey, or red, green and blue that are equal, and opaque."""
-    if image.ndim != 3 or image.shape[0] not in (2, 3, 4):
-        return image
-    grey, *others = image.as_tensor()
-    alpha = None if image.shape[0] == 3 else others.pop()
-    opaque = alpha is None or bool((alpha == alpha.max()).all())
-    return image[:1] if opaque and all(torch.equal(grey, other) for other in others) else image
-
-
-def _check_shape(image: MetaTensor, file: Path) -> None:
-    """Refuse what is not one image of one channel."""
+def _check_shape(image: MetaTensor, file: Path, *, colours: bool) -> None:
+    """Refuse what is not one image of one channel, or of three colours where those are taken."""
     shape = tuple(image.shape)
     if image.ndim not in (3, 4) or min(shape) < 1:
         raise InputError(f"{file}: must be one 2D or 3D image, got shape {shape[1:]}")
-    if shape[0] != 1:
+    if shape[0] != 1 and not (colours and shape[0] == 3):
         raise InputError(
             f"{file}: must have one channel, got {shape[0]} of shape {shape[1:]}"
             " (a 4D series or a colour image)"
@@ -273,8 +252,32 @@ def _check_values(
             raise InputError(
                 f"{file}: voxels must lie within ±{most:.3g}, got finite ones to {furthest:.3g}"
             )
-    if low == high and not allow_constant:
+    if allow_constant:
+        return
+    if low == high:
         raise InputError(f"{file}: must not be constant, every voxel is {low.item():g}")
+    if plain.numel() >= _SMALL and len(plain) == 1 and (values := _labels(plain[0])):
+        raise InputError(
+            f"{file}: must be a scan, got {values} values in flat regions, as a mask has them"
+        )
+
+
+def _labels(image: torch.Tensor) -> int:
+    """How many labels a map of labels has, (X, Y, Z) or (H, W); 0 of a scan.
+
+    A map has few values, and but for its commonest one they go on in most neighbours.
+    """
+    some = image.flatten()[:: max(1, image.numel() // 10_000)]
+    if len(some.unique()) > _LABELS or len(values := image.unique()) > _LABELS:
+        return 0
+    there = image != some.mode().values
+    equal = pairs = 0
+    for axis, length in enumerate(image.shape):
+        one, other = (image.narrow(axis, start, length - 1) for start in (0, 1))
+        both = there.narrow(axis, 0, length - 1) & there.narrow(axis, 1, length - 1)
+        equal += int(((one == other) & both).sum())
+        pairs += int(both.sum())
+    return len(values) if equal >= _FLAT * pairs > 0 else 0
 
 
 def _reason(error: BaseException) -> str:

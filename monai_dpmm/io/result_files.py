@@ -16,6 +16,7 @@ from monai.utils import TransformBackends
 from monai_dpmm.errors import FileError, InputError
 from monai_dpmm.files import replacement
 from monai_dpmm.io.dicom_fields import without_details
+from monai_dpmm.io.dicom_files import is_dicom
 from monai_dpmm.io.dicom_output import (
     parametric_map,
     require_highdicom,
@@ -23,7 +24,8 @@ from monai_dpmm.io.dicom_output import (
     series_slices,
 )
 from monai_dpmm.io.formats import named, source_name, volume_writer, writer_error
-from monai_dpmm.io.suffixes import WRITTEN_SUFFIXES, format_of, stem
+from monai_dpmm.io.pictures import heat_map, save_picture
+from monai_dpmm.io.suffixes import WRITTEN_SUFFIXES, format_of, is_picture, stem
 
 __all__ = ["VOLUMES", "SaveResultsd", "result_files", "scan_name"]
 
@@ -57,17 +59,18 @@ def scan_name(path: str) -> str:
     """File name without its suffixes, or the whole name of a folder."""
     if Path(path).is_dir():
         return Path(path).name
-    return stem(path) if format_of(path) else Path(path).stem
+    return stem(path) if format_of(path) or is_dicom(Path(path)) else Path(path).stem
 
 
 class SaveResultsd(SaveImaged):
     """Data as they are, their results written: all files of a scan appear together, or none.
 
     NAME_anomaly, NAME_component and NAME_mask are volumes on the scan's own grid,
-    NAME_findings.json holds the findings, see `AnomalyFindingsd`. With DICOM output NAME_mask.dcm
-    is a segmentation, and NAME_anomaly.dcm a parametric map; both refer to the series that the scan
-    was read from. A folder with a series lends its whole name to its results, also one like
-    1.2.840.113.7.
+    NAME_findings.json holds the findings, see `AnomalyFindingsd`. Of a picture, NAME_anomaly.png is
+    a heat map in colours (see `heat_map`), and NAME_mask.png is 255 in the mask. With DICOM output
+    NAME_mask.dcm is a segmentation, and NAME_anomaly.dcm a parametric map; both refer to the series
+    that the scan was read from. A folder with a series lends its whole name to its results, also
+    one like 1.2.840.113.7.
 
     It is a `SaveImaged`, in class and name, which MONAI Label and MONAI Deploy leave out: they send
     results themselves.
@@ -128,7 +131,11 @@ class SaveResultsd(SaveImaged):
         paths = {end: self._path(end, self.saver.output_ext, names) for end in VOLUMES}
         series = {end: self._path(end, ".dcm", names) for end in ("mask", "anomaly") if self.dicom}
         findings = self._path("findings", ".json", names)
-        files = [path.name for path in (*paths.values(), *series.values(), findings)]
+        pictures = {}
+        if is_picture(str(meta.get("filename_or_obj", ""))):
+            pictures = {end: self._path(end, ".png", names) for end in ("mask", "anomaly")}
+        written = (*paths.values(), *series.values(), *pictures.values(), findings)
+        files = [path.name for path in written]
         try:
             with replacement(findings.parent, {}, files) as partial:
                 for end, path in paths.items():
@@ -138,6 +145,8 @@ class SaveResultsd(SaveImaged):
                     slices = without_details(slices) if self.dicom_minimal else slices
                     for end, made in (("mask", segmentation), ("anomaly", parametric_map)):
                         made(result[self.volumes[end]], slices).save_as(partial / series[end].name)
+                if pictures:
+                    self._save_pictures(result, {k: partial / p.name for k, p in pictures.items()})
                 text = json.dumps(result[self.findings_key], indent=2, allow_nan=False)
                 (partial / findings.name).write_text(f"{text}\n")
         except (OSError, RuntimeError) as error:
@@ -166,6 +175,12 @@ class SaveResultsd(SaveImaged):
         self.saver.set_options(init_kwargs={"output_dtype": VOLUMES[end]})
         stem = str(path).removesuffix(self.saver.output_ext)
         self.saver(img=data[self.volumes[end]], filename=stem)
+
+    def _save_pictures(self, data: Mapping[Hashable, Any], paths: Mapping[str, Path]) -> None:
+        scores, mask = (data[self.volumes[end]][0].cpu().numpy() for end in ("anomaly", "mask"))
+        threshold = data[self.findings_key].get("threshold") or 0.0
+        save_picture(heat_map(scores, threshold), paths["anomaly"])
+        save_picture((255 * (mask.T > 0)).astype(np.uint8), paths["mask"])
 
 
 SaveResultsd.__name__ = "SaveImageResultsd"  # MONAI Deploy leaves out what has SaveImage in it

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 __all__ = [
-    *("FORMATS", "IMAGE_SUFFIXES", "PICTURE_SUFFIXES", "WRITTEN_SUFFIXES"),
+    *("DICOM_SUFFIXES", "FORMATS", "IMAGE_SUFFIXES", "PICTURE_SUFFIXES", "WRITTEN_SUFFIXES"),
     *("Format", "format_of", "is_picture", "stem"),
 ]
 
@@ -19,18 +19,20 @@ class Format(NamedTuple):
 
     Attributes:
         suffix: end of a file's name, lower case.
-        reader: "nibabel" (see `read_nifti`), or MONAI's reader by ITK; None for the one that MONAI
-            chooses.
+        reader: "nibabel" (see `read_nifti`), ITK, or Pillow for pictures.
         writer: of volumes, by the library; None where none are written.
-        picture: whether it has pixels only, no place in the world.
         header: of text, that a reader would follow to other files, see `check_header`.
     """
 
     suffix: str
-    reader: Literal["nibabel", "itk"] | None = None
+    reader: Literal["nibabel", "itk", "picture"]
     writer: Literal["nibabel", "itk"] | None = None
-    picture: bool = False
     header: Literal["nrrd", "metaimage"] | None = None
+
+    @property
+    def picture(self) -> bool:
+        """Whether it has pixels only, no place in the world."""
+        return self.reader == "picture"
 
 
 FORMATS = (
@@ -38,13 +40,13 @@ FORMATS = (
     Format(".nii", "nibabel", "nibabel"),
     Format(".mgz", "nibabel"),
     Format(".mgh", "nibabel"),
-    # MONAI leaves NRRD to pynrrd, and takes then all spaces but left-posterior-superior for RAS
     Format(".nrrd", "itk", "itk", header="nrrd"),
     Format(".nhdr", "itk", header="nrrd"),
-    Format(".mha", None, "itk", header="metaimage"),
-    Format(".mhd", header="metaimage"),
-    *(Format(s, picture=True) for s in (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")),
+    Format(".mha", "itk", "itk", header="metaimage"),
+    Format(".mhd", "itk", header="metaimage"),
+    *(Format(s, "picture") for s in (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")),
 )
+DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
 IMAGE_SUFFIXES = tuple(row.suffix for row in FORMATS)
 WRITTEN_SUFFIXES = tuple(row.suffix for row in FORMATS if row.writer)
 PICTURE_SUFFIXES = tuple(row.suffix for row in FORMATS if row.picture)
@@ -65,4 +67,5 @@ def is_picture(path: str | Path) -> bool:
 def stem(path: str | Path) -> str:
     """Name of an image file without its suffix; of any other file the name."""
     found, name = format_of(path), Path(path).name
-    return name if found is None else name[: len(name) - len(found.suffix)]
+    suffix = next((s for s in DICOM_SUFFIXES if name.lower().endswith(s)), "")
+    return name[: len(name) - len(suffix if found is None else found.suffix)]

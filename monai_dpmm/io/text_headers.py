@@ -20,6 +20,13 @@ _DATA_FIELDS = {
     "nrrd": r"^data ?file:(.*)$",
     "metaimage": r"^\s*ElementDataFile\s*[=:](.*)$",
 }
+_DIMENSION = {"nrrd": r"^dimension:(.*)$", "metaimage": r"^\s*NDims\s*[=:](.*)$"}
+_MOST_AXES = 4
+# fields of one value for each axis
+_PER_AXIS = {
+    "nrrd": r"^(sizes|spacings|thicknesses|axis ?m(?:in|ax)s|cent(?:er|ering)s|kinds):(.*)$",
+    "metaimage": r"^\s*(DimSize|ElementSpacing|ElementSize)\s*[=:](.*)$",
+}
 
 
 def check_header(file: Path) -> None:
@@ -30,7 +37,7 @@ def check_header(file: Path) -> None:
     Raises:
         ValueError: for an NRRD file of a space that does not exist, which some readers take for
             none, a file whose voxels lie outside its folder, so that a scan could show any file of
-            this computer, and a header of more than 1 MB.
+            this computer, other numbers of axes than readers bear, and a header of more than 1 MB.
     """
     found = format_of(file)
     if found is None or found.header is None:
@@ -38,6 +45,7 @@ def check_header(file: Path) -> None:
     header = _header(file, ends_with_blank=found.header == "nrrd")
     if found.header == "nrrd":
         _check_space(header)
+    _check_axes(header, found.header)
     field = re.search(_DATA_FIELDS[found.header], header, re.MULTILINE | re.IGNORECASE)
     if field is not None:
         for name in [field[1], *header[field.end() :].splitlines()]:
@@ -60,6 +68,20 @@ def _check_space(header: str) -> None:
     space = "" if field is None else field[1].strip()
     if space and re.sub("-?(time|t)$", "", space.lower()) not in _NRRD_SPACES:
         raise InputError(f"space must be one that NRRD defines, got {space!r}")
+
+
+def _check_axes(header: str, kind: str) -> None:
+    """Refuse numbers of axes, and of values for them, that crash a reader."""
+    field = re.search(_DIMENSION[kind], header, re.MULTILINE | re.IGNORECASE)
+    axes = field[1].strip() if field else ""
+    if not axes.isdecimal() or not 1 <= int(axes[:9]) <= _MOST_AXES:
+        raise InputError(f"must be a scalar image of 1 to {_MOST_AXES} axes, got {axes[:20]!r}")
+    for name, values in re.findall(_PER_AXIS[kind], header, re.MULTILINE | re.IGNORECASE):
+        if len(values.split()) != int(axes):
+            raise InputError(
+                f"must be a scalar image, with {axes} values for its field {name}, got"
+                f" {len(values.split())}"
+            )
 
 
 def _check_inside(name: str) -> None:

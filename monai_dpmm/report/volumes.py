@@ -68,11 +68,12 @@ def _loaded(key: str, path: Path, picture: bool) -> tuple[np.ndarray, np.ndarray
     import nibabel as nib
 
     try:
-        image = LoadVolume(None, allow_constant=True)(path)
+        colours = picture and key == "image"  # which a mask has not
+        image = LoadVolume(None, allow_constant=not colours)(path)
     except InputError as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise InputError(f"{key} must be a readable volume, got {path}: {reason}") from None
-    array = image.numpy()[0]
+    array = image.numpy()[0] if len(image) == 1 else image.numpy().mean(0)  # colours are grey
     array = array.astype(np.float32 if array.dtype.kind == "f" else np.int32)
     array = array[..., None] if array.ndim == 2 else array
     if picture:

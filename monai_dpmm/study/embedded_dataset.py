@@ -135,7 +135,7 @@ def embedded_dataset(parser: ConfigParser) -> EmbeddedDataset:
 
     Args:
         parser: of the config and its overlays: "dataset_dir", "embedding_dir", "embedding_dtype",
-            "embedding_limit_gb", "val_fraction", "seed", "preprocessing", "slice_axis",
+            "embedding_limit_gb", "val_fraction", "seed", "pattern", "preprocessing", "slice_axis",
             "slice_step", "lesion_label", and "preprocessing" of "train" and "validate".
 
     Raises:
@@ -144,10 +144,10 @@ def embedded_dataset(parser: ConfigParser) -> EmbeddedDataset:
     """
     axis = slice_axes(parser.get_parsed_content("slice_axis"))[0]
     parser["slice_axis"] = axis
-    root, seed = (parser.get_parsed_content(key) for key in ("dataset_dir", "seed"))
-    fraction = parser.get_parsed_content("val_fraction")
+    root = parser.get_parsed_content("dataset_dir")
+    drawn = {key: parser.get_parsed_content(key) for key in ("val_fraction", "seed", "pattern")}
     items = {
-        section: datalist(root, section, val_fraction=fraction, seed=seed, labels=section == "test")
+        section: datalist(root, section, **drawn, labels=section == "test")
         for section in ("train", "val", "test")
     }
     train, val = (

@@ -83,10 +83,10 @@ def measured_maps(
     none = Thresholds(torch.zeros(0, dtype=torch.float64), torch.zeros(0))
     thresholds = none if healthy is None else healthy_thresholds(healthy, postfix)
     metrics = AnomalyMetrics(thresholds, protocol=protocol, bootstrap=bootstrap)
-    load = LoadVolume(allow_constant=True)
+    load, picture = LoadVolume(allow_constant=True), LoadVolume()
     for path, item in zip(paths, items, strict=True):
         healthy = "label" not in item  # known to be, see `datalist`
-        label = torch.zeros_like(load(item["image"])) if healthy else load(item["label"])
+        label = torch.zeros_like(picture(item["image"])[:1]) if healthy else load(item["label"])
         label = lesions(label, rule)
         name = os.path.relpath(item["image"], data_root(dataset_dir))
         pred = MetaTensor(laid_over(path, item["image"], label), meta={"filename_or_obj": name})

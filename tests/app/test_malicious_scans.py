@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from dicom_files import headers, write_series
+from monai.transforms import LoadImage
 from refusal import refusal
 
 from monai_dpmm.app.cli import main
@@ -57,7 +58,7 @@ def test_what_a_header_says_moves_no_result(trained, tmp_path):
             _nrrd(scans / "a.nrrd", *(f"{key}:={value}" for key, value in keys.items()))
         else:
             _mha(scans / "b.mha", *(f"{key} = {value}" for key, value in keys.items()))
-        said = LoadVolume()._readers.get(".nrrd")(next(scans.glob(f"{name}.*"))).meta
+        said = LoadImage("ITKReader")(next(scans.glob(f"{name}.*"))).meta
         assert said["patch_index"] == away  # MONAI's reader passes it on
     _infer(scans, trained, out)
     assert sorted(path.name for path in home.iterdir()) == ["a.nii.gz", "b.nii.gz"]
@@ -70,7 +71,7 @@ def test_what_a_header_says_moves_no_result(trained, tmp_path):
 def test_an_index_that_is_text_is_not_part_of_a_path(tmp_path):
     """A pipeline of others loads with MONAI's own transform, which keeps what the header says."""
     _nrrd(tmp_path / "a.nrrd", "patch_index:=/../../away")
-    image = LoadVolume()._readers[".nrrd"](tmp_path / "a.nrrd")
+    image = LoadImage("ITKReader", ensure_channel_first=True)(tmp_path / "a.nrrd")
     save = SaveVolumed(keys="image", output_dir=tmp_path / "out/deep", print_log=False)
     assert "patch_index must be a number, got '/../../away'" in refusal(save, {"image": image})
     assert not list(tmp_path.rglob("away*"))

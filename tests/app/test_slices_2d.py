@@ -70,3 +70,19 @@ def test_inference_marks_the_lesion_where_it_is_in_the_picture(resc, tmp_path):
     assert scores[inside.T].mean() > 2 * scores[~inside.T].mean()
     findings = json.loads(next(tmp_path.rglob("*_findings.json")).read_text())
     assert findings["lesions"][0]["area_px"] > 20
+
+
+def test_a_data_set_in_colour_goes_all_the_way(tmp_path):
+    """MVTec AD's layout; its results are pictures, of the pictures' size."""
+    write_tree(tmp_path / "data", "mvtec")
+    for file in (tmp_path / "data").rglob("*.png"):
+        if "ground_truth" not in file.parts:
+            grey = np.asarray(Image.open(file))
+            Image.fromarray(np.stack([grey, grey // 2, 255 - grey], -1)).save(file)
+    settings = SETTINGS | {"bundle_root": tmp_path, "dataset_dir": tmp_path / "data"}
+    run_bundle("training", ["train", "bmad"], **settings)
+    run_bundle("run", ["inference", "bmad", "evaluate"], **settings, bootstrap=0)
+    report = json.loads((tmp_path / "output/report/metrics.json").read_text())
+    assert report["metrics"]["pixel_auroc"] > 0.7
+    assert len(report["subjects"]) == 7
+    assert {Image.open(file).size for file in tmp_path.glob("output/test/**/*.png")} == {(64, 48)}

@@ -107,7 +107,7 @@ def inference(trained, cohort, tmp_path):
 
 def test_a_volume_goes_through_all_stages(inference, tmp_path):
     clock = volume_clock(*inference, CPU, memory=lambda: 7)
-    stages = ["LoadVolumed", "Orientationd", "RescaleIntensityd", "backbone", "mixture", "Invertd"]
+    stages = ["LoadVolumed", "OrientScand", "RescaleIntensityd", "backbone", "mixture", "Invertd"]
     assert {*stages, "upsampling and stacking", "SaveImageResultsd"} <= set(clock.seconds)
     assert min(clock.seconds.values()) >= 0
     assert set(clock.memory.values()) == {7}

@@ -78,8 +78,13 @@ def test_decathlon_datalist(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps({"test": ["imagesTs/c.nii.gz"]}))
     assert datalist(tmp_path, "test") == [{"image": str(tmp_path / "imagesTs/c.nii.gz")}]
     (tmp_path / "dataset.json").write_text(json.dumps({"training": [{"image": "a"}]}))
-    with pytest.raises(InputError, match=r"must have a list 'validation' .* got lists training"):
-        datalist(tmp_path, "val")
+    with pytest.raises(InputError, match=r"must have a list 'test' .* got lists training"):
+        datalist(tmp_path, "test")
+    items = [{"image": f"{name}.nii"} for name in "abcde"]
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": items}))
+    drawn = [_names(datalist(tmp_path, section)) for section in ("train", "val")]
+    assert sorted([*drawn[0], *drawn[1]]) == [f"{name}.nii" for name in "abcde"]
+    assert len(drawn[1]) == 1
 
 
 def test_inference_takes_a_folder_or_one_file(tmp_path):

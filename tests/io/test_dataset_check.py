@@ -4,7 +4,7 @@ import re
 import shutil
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 from slice_trees import LAYOUTS, write_tree
 
 from monai_dpmm.app.cli import main
@@ -64,6 +64,11 @@ def _cut(root):
     picture.unlink()
 
 
+def _grey_mask(root):
+    mask = Image.open(_label(root, 0))
+    mask.filter(ImageFilter.GaussianBlur(3)).save(_label(root, 0))
+
+
 def _coloured(root):
     Image.merge("RGB", [Image.open(path) for path in _bad(root)[:3]]).save(_bad(root)[0])
 
@@ -98,12 +103,13 @@ def _duplicate(root):
         (_other_size, r"must have the size \(64, 48\) of .*got \(10, 10\)"),
         (_empty, "test: anomalous images with an empty mask: 1 "),
         (_healthy_with_lesion, "test: healthy images with a mask that is not empty: 1 "),
-        (_broken, "must be a scalar image that MONAI reads"),
-        (_cut, "must be a scalar image that MONAI reads.*truncated"),
-        (_coloured, "must have one channel, got 3"),
+        (_broken, "must be a scalar image that can be read"),
+        (_cut, "must be a scalar image that can be read.*truncated"),
+        (_coloured, "pictures in colour among grey ones: 1 "),
+        (_grey_mask, "masks of many grey levels.*: 1 "),
         (_blank, "must not be constant, every voxel is 7"),
         (_missing_mask_of_validation, "val: anomalous images without a mask: 1 "),
-        (_broken_mask, "must be a scalar image that MONAI reads"),
+        (_broken_mask, "must be a scalar image that can be read"),
         (_same_patient, r"patients in both train and test: 1 \(P000"),
         (_duplicate, "files of the same content in train and test: 1 "),
     ],

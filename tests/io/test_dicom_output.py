@@ -220,10 +220,10 @@ def test_what_is_no_series_is_refused(tmp_path):
     with pytest.raises(
         InputError, match=r"must hold one slice a file for dicom_output, 00.dcm has"
     ):
-        series_slices(tmp_path / "frames")
+        series_slices(tmp_path / "frames/00.dcm")
     _series(tmp_path / "nowhere", ImagePositionPatient=None)
     with pytest.raises(InputError, match=r"00.dcm lacks ImagePositionPatient"):
-        series_slices(tmp_path / "nowhere")
+        series_slices(tmp_path / "nowhere/00.dcm")
 
 
 def test_sources_are_checked_before_anything_is_computed(series, tmp_path):

@@ -11,10 +11,13 @@ import torch
 from dicom_files import write_series
 from monai.data import MetaTensor
 from monai.transforms import Compose, SaveImaged
+from PIL import Image
 
 from monai_dpmm import LoadVolume, SaveResultsd
 from monai_dpmm.errors import expected_error
+from monai_dpmm.io.pictures import heat_map
 from monai_dpmm.io.result_files import VOLUMES, result_files
+from monai_dpmm.io.survey import find_images
 
 FINDINGS = {"score": 0.7, "threshold": 0.5, "lesions": []}
 
@@ -126,3 +129,29 @@ def test_servers_that_leave_savers_out_leave_it_out(tmp_path):
     (save,) = Compose([SaveResultsd(tmp_path)]).transforms
     assert isinstance(save, SaveImaged)
     assert "SaveImage" in type(save).__name__
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg", ".bmp"])
+def test_results_of_a_picture_are_pictures_beside_the_float_map(tmp_path, suffix):
+    pixels = np.random.default_rng(0).integers(0, 255, (9, 14)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / f"a{suffix}")
+    data = _data(LoadVolume()(tmp_path / f"a{suffix}"))
+    SaveResultsd(tmp_path / "out", tmp_path)(data)
+    heat, mask = (Image.open(tmp_path / f"out/a/a_{end}.png") for end in ("anomaly", "mask"))
+    assert heat.size == mask.size == (14, 9)
+    scores = data["pred_anomaly"][0].numpy().T
+    assert np.array_equal(np.asarray(mask), 255 * (scores > 0.5))
+    reds, greens, blues = np.moveaxis(np.asarray(heat).astype(float) / 255, -1, 0)
+    share = (reds + greens + blues) / 3  # of twice the threshold
+    np.testing.assert_allclose(share, np.clip(scores / 1.0, 0, 1), atol=0.01)
+    read = nib.load(tmp_path / "out/a/a_anomaly.nii.gz").get_fdata().squeeze()
+    np.testing.assert_allclose(read.T, scores, atol=1e-6)
+    assert [path.name for path in find_images(tmp_path)] == [f"a{suffix}"]
+
+
+def test_a_heat_map_without_a_threshold_reaches_to_its_highest_score():
+    scores = np.array([[-1.0, 0.0], [0.25, 0.5]])
+    assert heat_map(scores, 0).tolist() == [
+        [[0, 0, 0], [255, 128, 0]],
+        [[0, 0, 0], [255, 255, 255]],
+    ]

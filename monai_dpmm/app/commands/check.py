@@ -23,6 +23,7 @@ def _options(command: ArgumentParser) -> None:
         help="folder of a model, or that of its models/: scans to look at are compared with those"
         " that it was trained on",
     )
+    command.add_argument("--pattern", help="names of scans, such as '*_T1w.nii.gz'; all if none")
 
 
 def _run(args: Namespace) -> None:
@@ -35,10 +36,11 @@ def _run(args: Namespace) -> None:
     from monai_dpmm.io.suffixes import is_picture
 
     if origin is None:
-        found = check_dataset(args.dataset)
-        items = [i for name in found.splits for i in datalist(args.dataset, name)]  # type: ignore[arg-type]
+        found = check_dataset(args.dataset, pattern=args.pattern)
+        splits: Any = found.splits
+        items = [i for n in splits for i in datalist(args.dataset, n, pattern=args.pattern)]
     else:
-        found, items = None, datalist(args.dataset, "test")
+        found, items = None, datalist(args.dataset, "test", pattern=args.pattern)
     volumes = [item["image"] for item in items if not is_picture(item["image"])]
     if volumes:
         lines = "".join(f"\n  {line}" for line in scan_outliers(volumes, origin))
