@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,9 @@ def _object(value: Any, above: tuple[int, ...]) -> Any:
     if named is value:
         return name
     if hasattr(value, "__dict__"):
-        parts = {k: part for k, part in vars(value).items() if k not in _ANYWHERE}
+        # what a thread has of its own is no part of it, as MONAI's note that a transform is traced
+        kept = {k: v for k, v in vars(value).items() if not isinstance(v, threading.local)}
+        parts = {k: part for k, part in kept.items() if k not in _ANYWHERE}
         return [name, _described(parts, above)]
     text = repr(value)
     return [name, "" if " at 0x" in text else text]

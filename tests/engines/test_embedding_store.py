@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from monai.transforms import Compose
+from monai.data import MetaTensor
+from monai.transforms import Compose, Orientationd
 from safetensors import safe_open
 from torch import nn
 from torch.nn import functional as F
@@ -32,6 +33,13 @@ class Read:
     def __call__(self, item):
         scan = torch.load(item["image"], weights_only=True)
         return {"image": scan}
+
+
+class Meta:
+    """The scan as MONAI's loaders leave it."""
+
+    def __call__(self, item):
+        return {"image": MetaTensor(item["image"], affine=torch.eye(4))}
 
 
 class Backbone(nn.Conv2d):
@@ -103,9 +111,12 @@ def test_a_second_training_calls_no_backbone(scans, tmp_path):
     assert other["offsets"].shape == state["offsets"].shape
 
 
-def test_the_transforms_are_the_same_after_they_have_run(scans, tmp_path):
+@pytest.mark.parametrize("kind", [torch.Tensor, MetaTensor])
+def test_the_transforms_are_the_same_after_they_have_run(kind, scans, tmp_path):
     """Validation's scans are embedded by transforms that training's have been through."""
-    transform = steps()
+    first, *others = steps().transforms
+    turned = [Meta(), Orientationd("image", "PLI", labels=None)] if kind is MetaTensor else []
+    transform = Compose([first, *turned, *others])
     before = StoredEmbeddings(scans[:1], transform, tmp_path).path(0)
     transform(scans[0])
     assert StoredEmbeddings(scans[:1], transform, tmp_path).path(0) == before
