@@ -90,7 +90,7 @@ class AnswerRequestd(Transform):
         anomaly_key: key of the anomaly scores.
         result_keys: keys of numbers, lists and dictionaries that "result" is made of, under the
             same names.
-        component_key: key of the component map.
+        inferred: key of what `AnomalyInferer` returned, whose thresholds make levels.
     """
 
     backend: ClassVar = [TransformBackends.TORCH]
@@ -101,11 +101,11 @@ class AnswerRequestd(Transform):
         anomaly_key: Hashable = "pred_anomaly",
         result_keys: tuple[str, ...] | list[str] = ("score",),
         *,
-        component_key: Hashable = "pred_component",
+        inferred: Hashable = "pred",
     ) -> None:
         self.mask_key = mask_key
         self.anomaly_key = anomaly_key
-        self.component_key = component_key
+        self.inferred = inferred
         self.result_keys = tuple(result_keys)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -127,7 +127,7 @@ class AnswerRequestd(Transform):
 
     def _levels(self, data: Mapping[Hashable, Any]) -> Tensor:
         """Label map of the anomaly map, by the thresholds of the first map that carries some."""
-        maps = [data[key] for key in (self.anomaly_key, self.component_key) if key in data]
+        maps = [data[key] for key in (self.anomaly_key, self.inferred) if key in data]
         carried = [one.meta.get(THRESHOLDS) for one in maps if isinstance(one, MetaTensor)]
         return anomaly_levels(maps[0], next(filter(None, carried), {}))
 

@@ -121,14 +121,14 @@ def test_operating_points_are_levels_of_one_label_map():
     scores = torch.tensor([[[[0.02, 0.2, 0.06, 0.05]]]])
     anomaly = MetaTensor(scores, affine=torch.diag(torch.tensor([2.0, 3, 4, 1])))
     thresholds = {"0.01": 0.1, "0.05": 0.05, "0.1": 0.01}
-    component = MetaTensor(scores, meta={"thresholds": thresholds})
-    data = _served(output="levels") | {"pred_anomaly": anomaly, "pred_component": component}
+    inferred = MetaTensor(scores, meta={"thresholds": thresholds})
+    data = _served(output="levels") | {"pred_anomaly": anomaly, "pred": inferred}
     answer = AnswerRequestd()(data)
     assert answer["pred"].tolist() == [[[[1, 3, 2, 1]]]]
     assert answer["pred"].dtype == torch.uint8
     assert torch.equal(answer["pred"].affine, anomaly.affine)
     assert "result_dtype" not in answer
     for known in ({}, {"0.01": float("nan")}):
-        component.meta["thresholds"] = known
+        inferred.meta["thresholds"] = known
         with pytest.raises(ValueError, match="must carry calibrated thresholds"):
             AnswerRequestd()(data)
