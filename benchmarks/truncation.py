@@ -95,10 +95,12 @@ def fits(args: argparse.Namespace, done: list[dict[str, Any]]) -> Iterator[dict[
                     own = options | STARTS[start] | {"components": truncation}
                     model = MixtureModel(train[0].shape[-1], own, epochs=args.epochs, seed=seed)
                     model.fit(train, val)
-                    healthy = torch.cat([model.score(x[None])[0][x.any(-1)] for x in val])
+                    healthy = torch.cat([model.score(x[None], "cosine")[0][x.any(-1)] for x in val])
                     unit = 1e-3 * float(healthy.double().std())
                     measured = {
-                        split: aupr(lambda s, m=model: m.score(s.embeddings), one, args, unit)
+                        split: aupr(
+                            lambda s, m=model: m.score(s.embeddings, "cosine"), one, args, unit
+                        )
                         for split, one in data.items()
                     }
                     yield key | {"survive": model.prototypes, **measured}

@@ -63,10 +63,14 @@ def threshold_line(settings: Mapping[str, Any]) -> str:
     one = known.get(2) or next(iter(known.values()), None)
     if one is None:
         return "Threshold: 1 % of the patches of healthy scans; there is none in ml"
+    left_out = (settings.get("healthy_scans") or {}).get("left_out", 0)
+    held_back = one["scans"] - left_out
+    scans = f"{held_back} held-back scan{'' if held_back == 1 else 's'}"
+    scans += f" and {left_out} left out" if left_out else ""
     return (
         f"Threshold: infer marks scores above {one['threshold']:.3g}; a healthy scan then has"
         f" {one['mean_ml']:.2g} ml and {one['findings_per_scan']:.2g} false findings"
-        f" (mean of {one['scans']} held-back scans)"
+        f" (mean of {scans})"
     )
 
 

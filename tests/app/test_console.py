@@ -81,6 +81,10 @@ def test_a_training_ends_with_its_model_its_threshold_and_the_next_command(value
     ]
     text = calibration_summary(values)
     assert lines[1] in text
+    file = tmp_path / "models/model.json"
+    left_out = {"healthy_scans": {"scores": [0.1] * 4, "left_out": 3}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | left_out))
+    assert "(mean of 1 held-back scan and 3 left out)" in training_summary(values, 1)
     assert "infer warns of scans that are unlike the training data" in text
 
 
