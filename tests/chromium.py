@@ -103,7 +103,7 @@ class Browser:
             raise RuntimeError(answer["exceptionDetails"])
         return answer["result"].get("value")
 
-    def wait(self, condition, seconds=60):
+    def wait(self, condition, seconds=180):
         """Wait until a JavaScript condition holds."""
         end = time.monotonic() + seconds
         while not self.run(condition):
