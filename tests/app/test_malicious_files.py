@@ -150,7 +150,9 @@ def test_broken_files_are_refused(content, door, tmp_path):
 def test_an_evaluation_runs_no_pickle(cohort, trained, trace, tmp_path):
     """Through the workflow: MONAI's own loader is not asked."""
     path = _model(tmp_path, pickle.dumps(Evil(trace), protocol=2))
-    shutil.copy(trained / "models/model.json", path.with_name("model.json"))
+    settings = json.loads((trained / "models/model.json").read_text())
+    settings.pop("model_digest", None)  # of a model of before, or one that was forged
+    path.with_name("model.json").write_text(json.dumps(settings))
     for command in ("evaluate", "calibrate", "infer"):
         line = refusal(main, [command, str(cohort), "-f", str(tmp_path)])
         assert line.startswith(f"{path} is broken or holds more than tensors")
@@ -164,6 +166,8 @@ def test_a_planted_cache_is_not_unpickled(cohort, trace, tmp_path):
     parser.update({**own, "dataset_dir": str(cohort), "device": "cpu"})
     parser["train#dataset#_target_"] = "PersistentDataset"
     parser["train#dataset#cache_dir"] = str(tmp_path / "cache")
+    for name in {*parser["train#dataset"]} - {"_target_", "data", "transform", "cache_dir"}:
+        del parser.config["train"]["dataset"][name]  # which are the own store's
     dataset = parser.get_parsed_content("train#dataset")
     wanted = dataset[0]["image"]
     (file,) = (tmp_path / "cache").iterdir()
