@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import nibabel as nib
 import torch
 from monai.config import KeysCollection
 from monai.data.utils import to_affine_nd
 from monai.transforms import Orientation, Orientationd
+from monai.utils import TransformBackends
 
 from monai_dpmm.transforms.metatensors import plain
 
@@ -27,6 +28,8 @@ class OrientScand(Orientationd):
         keys: keys of the scans, each a `MetaTensor`.
         axcodes: directions of the volumes' axes, such as "PLI".
     """
+
+    backend: ClassVar = [TransformBackends.TORCH]
 
     def __init__(self, keys: KeysCollection, axcodes: str) -> None:
         super().__init__(keys, axcodes=axcodes, labels=None)

@@ -168,11 +168,11 @@ def test_the_report_shows_all_of_them(bootstrap):
         metrics.compute()["pixel_best_dice"], abs=1e-4
     )
     assert shown["pixel_binning_error"].strip() == "0.0000"
-    report = {"metrics": metrics.compute(), "subjects": [], "training": None}
+    report = {"metrics": metrics.compute(), "subjects": [], "left_out": [], "training": None}
     report |= {"intervals": metrics.intervals, "settings": {}, "environment": {}}
     page = report_page(report)
     for title in ("Pixel best dice", "Pixel best dice threshold", "Pixel binning error"):
-        assert f"<dt>{title}</dt>" in page
+        assert f'<th scope="row">{title}</th>' in page
     if not bootstrap:
         assert "interval" not in page + table
         return

@@ -790,7 +790,7 @@ def test_the_backbone_of_a_trained_model_is_its_own(trained):
         ("{}", "KeyError: 'backbone_architecture'"),
         ("[]", "values by name are needed, got list"),
         ("[" * 100_000, "it is nested too deeply"),
-        ("no JSON", "JSONDecodeError"),
+        ("no JSON", "it is no JSON in UTF-8"),
         ('{"backbone_architecture": "resnet"}', "architecture must be one of"),
         ('{"backbone_architecture": "dinov2_vits14"}', "RuntimeError: Error.* in loading"),
     ],
@@ -804,5 +804,5 @@ def test_a_trained_model_without_its_architecture_is_refused(trained, settings, 
 
 def test_a_trained_model_that_runs_code_is_refused(trained):
     trained.write_bytes(pickled({"backbone.network.scale": Evil()}))
-    with pytest.raises(ValueError, match=r"model.pt must be a trained model .*UnpicklingError"):
+    with pytest.raises(ValueError, match=r"model.pt must be a trained model .*more than tensors"):
         load_backbone(trained)
