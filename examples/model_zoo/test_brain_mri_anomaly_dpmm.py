@@ -43,8 +43,8 @@ class TestBrainMriAnomaly(unittest.TestCase):
             output_dir=str(Path(self.folder.name, "output")),
             **overrides,
         )
-        assert workflow.check_properties() == []
         workflow.initialize()
+        assert workflow.check_properties() == []
         workflow.run()
         workflow.finalize()
 

@@ -95,10 +95,9 @@ def write_checksums(bundle: Path) -> None:
     What its users add beside them, results and embeddings, is not listed.
     """
     own = [path for path in bundle.iterdir() if path.is_file() and path.name != CHECKSUMS]
-    folders = ("configs", "docs", "models")
-    files = sorted(
-        own + [path for name in folders for path in (bundle / name).rglob("*") if path.is_file()]
-    )
+    for name in ("configs", "docs", "models"):
+        own += [path for path in (bundle / name).rglob("*") if path.is_file()]
+    files = sorted(path for path in own if not path.name.startswith("."))  # such as a lock
     lines = [f"{file_digest(file)}  {file.relative_to(bundle).as_posix()}\n" for file in files]
     (bundle / CHECKSUMS).write_text("".join(lines))
 

@@ -178,7 +178,7 @@ def test_the_report_shows_all_of_them(bootstrap):
         return
     low, high = metrics.intervals["pixel_aupro"]
     assert shown["pixel_aupro"].endswith(f"  [{low:.4f}, {high:.4f}]")
-    assert f" <small>[{low:.4f}, {high:.4f}]</small></dd>" in page
+    assert f"<td>[{low:.4f}, {high:.4f}]</td>" in page
 
 
 def test_image_metrics_separate_healthy_from_anomalous():

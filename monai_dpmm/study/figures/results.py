@@ -11,9 +11,9 @@ from monai.data import MetaTensor
 from monai_dpmm.errors import InputError
 from monai_dpmm.io.datalist import data_root, datalist
 from monai_dpmm.io.label_loading import LabelRule, lesions
-from monai_dpmm.io.result_files import result_files
+from monai_dpmm.io.result_files import result_files, scan_name
 from monai_dpmm.report.display import Scan, fullest_slice, grey_range
-from monai_dpmm.report.saved_results import findings_of, scan_subject
+from monai_dpmm.report.saved_findings import findings_of, scan_subject
 from monai_dpmm.report.volumes import subject_volumes
 
 __all__ = ["SavedScans", "single_slice"]
@@ -60,9 +60,8 @@ class SavedScans:
             InputError: where a file cannot be read or lies on another grid.
         """
         item, files = self.items[number], self._files[number]
-        subject = scan_subject(
-            item["image"], files, score=None, threshold=0, label=item.get("label")
-        )
+        image, found = item["image"], {"score": None, "threshold": 0}
+        subject = scan_subject(scan_name(image), image, files, found, item.get("label"))
         volumes, spacing, _ = subject_volumes(subject)
         low, high = grey_range(volumes["image"])
         image = ((volumes["image"].astype(np.float32) - low) / (high - low)).clip(0, 1)
