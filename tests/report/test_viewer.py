@@ -371,7 +371,8 @@ def test_real_volumes_are_drawn_and_their_pages_stay_small(name, real_data, brow
     far = np.linalg.norm(np.moveaxis(np.indices(image.shape), 0, -1) - scan.shape, axis=-1)
     anomaly = np.exp(-(((far / far.max()) - 0.4) ** 2) * 50)
     page = viewer_page(image, anomaly, scan.affine, threshold=0.5, script="niivue.js")
-    assert len(page) < 3 * os.path.getsize(real_data / f"{name}.nii.gz") + 4_000_000
+    file = os.path.getsize(real_data / f"{name}.nii.gz")
+    assert len(page) < 3 * file + image.size + 1_000_000  # this map compresses to a byte a voxel
     _opened(browser, page, tmp_path)
     browser.run("nv.setSliceType(nv.sliceTypeAxial)")
     _seen(browser, lambda count: count > 200)
