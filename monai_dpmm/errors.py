@@ -93,7 +93,8 @@ _SECRETIVE = ("pydicom", "highdicom")  # what they log names patients and UIDs
 _EXPECTED = (InputError, FileError, MissingPackageError)
 _MEMORY = re.compile(
     r"(can.t|cannot|unable to|failed to|failure to|not enough memory to) allocate|out of memory"
-    r"|bad.?alloc|can.t start new thread|failed to map segment",
+    r"|bad.?alloc|can.t start new thread|failed to map segment"
+    r"|could not create a primitive(?! desc)",  # oneDNN, which gets no memory for its code
     re.IGNORECASE,
 )
 # of a disk, a quota or a limit: what is wrong is not the program, whichever file it was

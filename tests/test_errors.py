@@ -217,12 +217,15 @@ def test_an_interrupted_run_ends_with_its_code():
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
         RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
         RuntimeError("can't start new thread"),
+        RuntimeError("could not create a primitive"),
     ],
 )
 def test_a_lack_of_memory_says_what_to_lower(error):
     found = expected_error(error)
     assert isinstance(found, OutOfMemoryError)
     assert memory_error(RuntimeError("shapes do not match")) is None
+    unsupported = RuntimeError("could not create a primitive descriptor for a convolution")
+    assert memory_error(unsupported) is None
     assert "lower embedding_batch_size, batch_size, image_size or components" in str(found)
     assert str(memory_error(error, "a.nii")).startswith("a.nii: ")
 

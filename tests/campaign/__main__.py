@@ -80,7 +80,8 @@ def ending(end, *, killed=False, allowed=(0,), line=None):
     if killed and end.code == -9:
         return []
     if "Traceback" in end.output:
-        return [f"traceback: {end.output.strip().splitlines()[-1]}"]
+        errors = re.findall(r"^\w*(?:Error|Exception).*", end.output, re.MULTILINE)
+        return [f"traceback: {(errors or [end.output[-300:]])[0]}"]
     if end.code < 0 or end.code not in allowed:
         kind = "signal" if end.code < 0 else "exit code"
         return [f"{kind} {end.code}: {' '.join(end.output.split())[-300:]}"]
@@ -413,16 +414,19 @@ class Campaign:
             same = found is None or not workloads.other_model((found, {}), (self.model[0], {}))
             self.tally.add("model.pt, a bit flipped", [] if same else ["torn: it was not noticed"])
 
-    def flat(self, low, high):
-        """Memory does not grow with the number of scans."""
+    def flat(self, *counts):
+        """Memory does not grow with the number of scans, once the first have warmed it up."""
         peaks = []
-        for count in (low, high):
+        for count in counts:
             scans = workloads.write_scans(self.folder / f"many-{count}", count, lesion=True)
             output = self.folder / f"of-{count}"
             peaks.append(self._run(lambda s=scans, o=output: workloads.infer(self.root, s, o)).peak)
-        grown = f"{low} scans {peaks[0] // 1000} MB, {high} scans {peaks[1] // 1000} MB"
-        print(f"peak memory: {grown}", flush=True)
-        self.tally.add(f"memory of {high} scans", [] if peaks[1] < 1.1 * peaks[0] else [grown])
+        pairs = zip(counts, peaks, strict=True)
+        shown = ", ".join(f"{count} scans {peak // 1000} MB" for count, peak in pairs)
+        print(f"peak memory: {shown}", flush=True)
+        self.tally.add(
+            f"memory of {counts[-1]} scans", [] if peaks[-1] < 1.1 * peaks[-2] else [shown]
+        )
 
     def mutated(self, count):
         """Inputs at every door."""
@@ -459,7 +463,7 @@ def main():
             "memory": lambda: campaign.memory(1 if quick else 14),
             "races": lambda: campaign.races(1 if quick else 12),
             "comparison": lambda: campaign.comparison(20 if quick else 3, 0 if quick else 5),
-            "flat": lambda: None if quick else campaign.flat(15, 60),
+            "flat": lambda: None if quick else campaign.flat(15, 60, 120),
         }
         for name, part in parts.items():
             if not args.only or name in args.only:
