@@ -121,7 +121,7 @@ def require_inputs(config: Mapping[str, Any], command: str, models: Path | None)
     of_model = "/model.pt'" in f"{config['network']} {config['network_def']}"
     if models is not None and of_model:
         _require_file(models.expanduser() / "model.pt", "(train a model first)")
-    if command in ("demo", "train"):
+    if config.keys() >= {"warm_start", "resume", "checkpoint"}:  # of a training
         if (start := _path(config, "warm_start")) is not None:
             _require_file(start, "to start from")
         if config["resume"] is True and (start := _path(config, "checkpoint")) is not None:

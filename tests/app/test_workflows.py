@@ -8,8 +8,16 @@ import pytest
 
 from monai_dpmm.app.config import config_names, merged
 from monai_dpmm.app.release import configs_dir
-from monai_dpmm.app.workflows import MODEL, PLANS, _unseen, applicable, planned, run_workflow
-from monai_dpmm.errors import UsageError
+from monai_dpmm.app.workflows import (
+    MODEL,
+    PLANS,
+    _unseen,
+    applicable,
+    planned,
+    require_inputs,
+    run_workflow,
+)
+from monai_dpmm.errors import MissingFileError, UsageError
 
 EVALUATION = planned(PLANS["evaluate"][0], [], None)
 
@@ -29,6 +37,22 @@ def test_every_config_of_a_plan_exists_and_overlays_come_after_the_models_settin
         if MODEL in plan:
             assert names.index(str(settings)) < names.index("kmeans_start")
             assert names.count("kmeans_start") == 1
+
+
+@pytest.mark.parametrize("command", PLANS)
+def test_every_step_of_every_command_is_checked_before_it_runs(command, tmp_path):
+    models = tmp_path / "models"
+    folders = {"bundle_root": str(tmp_path), "dataset_dir": str(tmp_path), "ckpt_dir": str(models)}
+    for plan in PLANS[command]:
+        config = merged(planned(plan, [], None), folders)
+        require_inputs(config, command, None)
+        if MODEL in plan:
+            with pytest.raises(MissingFileError, match=r"model\.pt.*train a model first"):
+                require_inputs(config, command, models)
+    if command in ("demo", "train"):
+        config = merged(planned(PLANS[command][0], [], None), folders | {"resume": True})
+        with pytest.raises(MissingFileError, match="to resume from"):
+            require_inputs(config, command, None)
 
 
 def test_without_a_model_there_are_no_settings_of_it(tmp_path):
