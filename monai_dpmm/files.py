@@ -47,6 +47,20 @@ __all__ = [
 
 _BLOCK = 1 << 20
 _LONGEST_JSON = 1 << 25  # bytes
+_AGAIN = "copy it again, or train again"
+# what files begin with that are no archive of torch.save, and what to do about them
+_OTHERS = {
+    b"PK": f"it is cut off or damaged: {_AGAIN}",
+    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.": (
+        "it was saved by PyTorch before 1.6, without checksums: save it again by"
+        " torch.save(torch.load(FILE, weights_only=True), FILE)"
+    ),
+    b"\x80": "it is a pickle, which may run code: save a state dict by torch.save",
+    b"version https://git-lfs": "it is a pointer of Git LFS: fetch the file by git lfs pull",
+    b"<": "it is a web page: download the file itself",
+    b"\x89HDF": "it is a file of HDF5: only those of torch.save are read",
+    b"": f"it is no file of torch.save: {_AGAIN}",
+}
 _LONGEST_PICKLE = 1 << 22  # bytes, of what a file says of its tensors
 # what a state dict is made of; anything else could be told to take memory, such as a bytearray
 _NAMES = re.compile(
@@ -86,7 +100,7 @@ def load_tensors(
         except Exception as error:  # a broken file can make the unpickler raise anything
             if (needed := memory_error(error, str(path))) is not None:
                 raise needed from error
-            reason = str(error) if isinstance(error, InputError) else type(error).__name__
+            reason = str(error) if isinstance(error, InputError) else _damage(error)
             raise InputError(f"{path} is broken or holds more than tensors ({reason})") from error
 
 
@@ -94,9 +108,14 @@ def _check_archive(file: IO[bytes]) -> None:
     """Refuse what is not a file of `torch.save` whose bytes are those that were written.
 
     Raises:
-        ValueError: naming the rule.
-        BadZipFile: where it is no archive.
+        ValueError: naming the rule, for no archive what the file is and what to do.
+        BadZipFile: where it is damaged.
     """
+    head = file.read(32)
+    if not zipfile.is_zipfile(file):
+        if not head:
+            raise InputError(f"it is empty: {_AGAIN}")
+        raise InputError(next(told for start, told in _OTHERS.items() if head.startswith(start)))
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         size = file.seek(0, os.SEEK_END)
@@ -110,6 +129,11 @@ def _check_archive(file: IO[bytes]) -> None:
                     raise InputError("it says more of its tensors than they can need")
                 _check_names(archive.read(entry))
     file.seek(0)
+
+
+def _damage(error: Exception) -> str:
+    """What is wrong with a file whose bytes no longer say what they said."""
+    return f"it is damaged, {type(error).__name__}: {_AGAIN}"
 
 
 def _check_names(pickled: bytes) -> None:

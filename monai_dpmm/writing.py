@@ -150,7 +150,8 @@ def replacement(
         OSError: where a subfolder is a link, behind which files of others may lie.
     """
     made = make_folder(folder)
-    sweep(folder, parts)
+    with _locked(os.open(folder, os.O_RDONLY), wait=True):
+        sweep(folder, parts)
     committed = False
     try:
         with scratch_folder(folder) as partial:
@@ -163,7 +164,8 @@ def replacement(
             commit = partial.with_name(partial.name.replace("partial", "commit"))
             os.rename(partial, commit)
             committed = True
-            _finish(commit, parts, marked=marked)
+            with _locked(os.open(folder, os.O_RDONLY), wait=True):  # one run's files at a time
+                _finish(commit, parts, marked=marked)
     except BaseException:
         if made and not committed:
             with suppress(OSError):  # another process may write there
@@ -240,12 +242,12 @@ def _sweep_once(folder: Path) -> None:
 
 
 @contextmanager
-def _locked(descriptor: int) -> Iterator[None]:
+def _locked(descriptor: int, *, wait: bool = False) -> Iterator[None]:
     """Hold what is written, as long as it lasts, so that no sweep takes it for abandoned."""
     try:
         if fcntl is not None:
             with suppress(OSError):  # some network disks lock nothing
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(descriptor)

@@ -1,3 +1,4 @@
+import pickle
 import tracemalloc
 import zipfile
 
@@ -67,6 +68,48 @@ def test_memory_is_bounded_before_it_is_taken(tmp_path, pickled, compression, to
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 50 << 20
+
+
+def _cut(content):
+    return content[: len(content) // 2]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (lambda _: b"", "it is empty: copy it again, or train again"),
+        (_cut, "it is cut off or damaged: copy it again, or train again"),
+        (lambda content: content[:-1], "it is cut off or damaged|it is damaged"),
+        (lambda content: content[:4], "it is cut off or damaged"),
+        (
+            lambda content: content[100:],
+            "it is (no file of torch.save|damaged, [A-Za-z]+): copy it again",
+        ),
+        (lambda _: pickle.dumps({"a": 1}), "it is a pickle, which may run code: save a state"),
+        (lambda _: b"<!doctype html><html>", "it is a web page: download the file itself"),
+        (
+            lambda _: b"version https://git-lfs.github.com/spec/v1\n",
+            "it is a pointer of Git LFS: fetch the file by git lfs pull",
+        ),
+        (lambda _: bytes(99), "it is no file of torch.save: copy it again"),
+    ],
+)
+def test_a_file_that_is_none_of_tensors_is_told_for_what_it_is(tmp_path, changed, told):
+    path = tmp_path / "a.pt"
+    torch.save({"a": torch.arange(50)}, path)
+    path.write_bytes(changed(path.read_bytes()))
+    with pytest.raises(ValueError, match=rf"^{path} is broken or holds .*\((?:{told})") as caught:
+        load_tensors(path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_file_of_before_pytorch_1_6_is_read_once_it_is_saved_again(tmp_path):
+    path, state = tmp_path / "a.pt", {"a": torch.arange(50)}
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match=r"PyTorch before 1\.6.* torch\.save\(torch\.load\(FILE"):
+        load_tensors(path)
+    torch.save(torch.load(path, weights_only=True), path)
+    assert torch.equal(load_tensors(path)["a"], state["a"])
 
 
 def test_a_tensor_larger_than_its_file_is_refused(tmp_path):

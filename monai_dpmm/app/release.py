@@ -79,7 +79,8 @@ def write_bundle(
         FileNotFoundError: where there is no trained model, or no such metrics.json.
         FileExistsError: where `out` or its zip exists already.
         ValueError: for a name with a word that MONAI Label takes for another kind of model,
-            settings that are not those of a training, or a metrics.json without metrics.
+            settings that are not those of a training, a model that is damaged or not theirs, or a
+            metrics.json without metrics.
     """
     out, models = Path(out).expanduser().absolute(), Path(folder) / "models"
     _check_name(out.name)
@@ -96,7 +97,9 @@ def write_bundle(
     settings = checked_settings(files[1])
     settings.pop("model_digest", None)  # it stays beside the model
     from monai_dpmm.app.model_card import read_metrics  # torch, when it is used
+    from monai_dpmm.network.weights import trained_state
 
+    trained_state(files[0])
     measured = {} if metrics is None else read_metrics(metrics)
     make_folder(out.parent)
     with scratch_folder(out.parent) as partial:

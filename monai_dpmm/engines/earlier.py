@@ -17,19 +17,58 @@ from monai_dpmm.engines.distributed import is_main_process
 from monai_dpmm.errors import FileError
 from monai_dpmm.files import file_digest
 
+try:
+    import fcntl
+except ImportError:  # Windows: one run at a time
+    fcntl = None  # type: ignore[assignment]
+
 _LOCK = ".in_use"
 LEAST = 100_000_000  # bytes: a model of the small network, its checkpoint, results of a scan
-_held: dict[Path, FileLock] = {}
+_held: dict[Path, FileLock | _Shared] = {}
 _made: list[Path] = []  # folders, of which those that stay empty are taken back
 
 __all__ = ["EarlierModel", "claim_folders", "release_folders"]
 
 
-def claim_folders(*folders: str | Path) -> None:
+class _Shared:
+    """A lock that any number of processes hold at once, but none while a `FileLock` is held."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.descriptor = path, -1
+
+    def acquire(self, timeout: float) -> None:
+        """Take it at once, or raise Timeout."""
+        while True:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                raise Timeout(str(self.path)) from None
+            except OSError:  # some network disks lock nothing
+                pass
+            self.descriptor = descriptor
+            if os.fstat(descriptor).st_nlink:
+                return
+            os.close(descriptor)  # its last holder has just removed it
+
+    def release(self) -> None:
+        """Give it back; the last who holds it removes the file."""
+        with suppress(OSError):
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.path.unlink()
+        os.close(self.descriptor)
+
+
+def claim_folders(*folders: str | Path, shared: bool = False) -> None:
     """Take the first folder for this process, and see that all can be written, before any work.
 
     Folders are made where they do not exist. What this process has taken already stays its own. Of
     several processes of one run the first takes it.
+
+    Args:
+        *folders: to write to.
+        shared: other runs may take the first folder so, too: each writes files of its own there.
 
     Raises:
         OSError: in one line, for a folder that another run is using, cannot be written, or whose
@@ -50,13 +89,13 @@ def claim_folders(*folders: str | Path) -> None:
                 f"{folder}: must have {LEAST / 1e6:.0f} MB free on its disk, got {free / 1e6:.0f}"
             )
     if folders and os.environ.get("RANK", "0") == "0":
-        _take(Path(folders[0]).expanduser().resolve())
+        _take(Path(folders[0]).expanduser().resolve(), shared and fcntl is not None)
 
 
-def _take(folder: Path) -> None:
+def _take(folder: Path, shared: bool) -> None:
     if folder in _held:
         return
-    lock = FileLock(folder / _LOCK)
+    lock = _Shared(folder / _LOCK) if shared else FileLock(folder / _LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -75,8 +114,9 @@ def release_folders() -> None:
     """
     while _held:
         folder, lock = _held.popitem()
-        with suppress(OSError):  # removed while it is held: who comes next makes its own
-            (folder / _LOCK).unlink()
+        if isinstance(lock, FileLock):
+            with suppress(OSError):  # removed while it is held: who comes next makes its own
+                (folder / _LOCK).unlink()
         lock.release()
     for folder in sorted(_made, key=lambda path: -len(path.parts)):
         with suppress(OSError):  # there is something in it

@@ -23,7 +23,7 @@ from monai_dpmm.network.backbones.registry import (
 
 __all__ = [
     *("DIGEST", "bundle_folder", "bundled_backbone", "check_finite", "load_weights"),
-    "model_setting",
+    *("model_setting", "trained_state"),
 ]
 
 DIGEST = "model_digest"  # among a model's settings, SHA-256 of its file of tensors
@@ -52,22 +52,35 @@ def load_weights(
     if not file.is_file():
         raise MissingFileError(f"{file}: must exist, there is no such file (train a model first)")
     sweep(file.parent, {})  # a run that was killed may have left a model half replaced
-    trained = file.with_suffix(".json")
-    known = _settings(trained) if trained.is_file() else {}
-    if known.get(DIGEST) not in (None, file_digest(file)):
-        raise InputError(
-            f"{file}: must be the model that {trained.name} was written with, its {DIGEST} is"
-            " another: one of the two is damaged or of another training"
-        )
-    state = load_tensors(file)
-    check_finite(state, file)
+    state, known = trained_state(file)
     try:
         network.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{file}: must fit the network, {_reason(error)}") from error
     if settings is not None:
-        _compare(known, settings, trained)
+        _compare(known, settings, file.with_suffix(".json"))
     return network
+
+
+def trained_state(file: Path) -> tuple[Any, dict[str, Any]]:
+    """State dict of a trained model, and the settings beside it, none where there is no such file.
+
+    Raises:
+        OSError: where it cannot be opened.
+        ValueError: where it is broken, holds more than tensors or what is not finite, or is not the
+            one that the settings beside it were written with.
+    """
+    trained = file.with_suffix(".json")
+    known = _settings(trained) if trained.is_file() else {}
+    if known.get(DIGEST) not in (None, file_digest(file)):
+        raise InputError(
+            f"{file}: must be the model that {trained.name} was written with, its {DIGEST} is"
+            " another: one of the two is damaged, cut off or of another training; copy both again,"
+            " or train again"
+        )
+    state = load_tensors(file)
+    check_finite(state, file)
+    return state, known
 
 
 def check_finite(state: Any, file: Path) -> None:

@@ -51,16 +51,16 @@ def report_page(report: Mapping[str, Any]) -> str:
     Args:
         report: what `metrics.json` holds: "metrics", "settings" and "environment" by name,
             "intervals" (low and high of some metrics, where there are), "left_out" (a line for each
-            scan that is not in it), "subjects" (records of `subject_record` with figure, the
-            address of the picture beside the page, figure_size in pixels, and viewer, the address
-            of a page to walk through the volume, or None), and "training", the address of the
-            curves, or None.
+            scan that is not in it), "subjects" (records of `subject_record` with number, figure,
+            the address of the picture beside the page, figure_size in pixels, and viewer, the
+            address of a page to walk through the volume, or None), and "training", the address of
+            the curves, or None.
     """
     names = metric_names(report["subjects"])
     subjects = [
         {
+            "number": number,  # of older records
             **subject,
-            "number": number,
             "values": [subject["metrics"].get(name) for name in names],
             "facts": {k: subject[k] for k in ("score", "threshold")} | subject["metrics"],
         }

@@ -8,10 +8,11 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from monai_dpmm.errors import InputError
 from monai_dpmm.files import plain, replacement
+from monai_dpmm.report.earlier_scans import FILES, EarlierScans
 from monai_dpmm.report.environment import environment
 from monai_dpmm.report.findings_text import findings_text
 from monai_dpmm.report.html import formatted, formatted_interval, metric_names, report_page
@@ -30,11 +31,10 @@ from monai_dpmm.report.viewer import ORDER, SCRIPT
 
 PAGE, METRICS = "report.html", "metrics.json"
 PARTS = {
-    FIGURES: re.compile(r"(training|\d{3,}-[\w.-]*)\.png", re.ASCII),
-    VIEWERS: re.compile(
-        rf"\d{{3,}}-[\w.-]*\.html|{re.escape(SCRIPT)}|{re.escape(ORDER)}", re.ASCII
-    ),
+    FIGURES: re.compile(rf"training\.png|{FILES['figure']}", re.ASCII),
+    VIEWERS: re.compile(rf"{FILES['viewer']}|{re.escape(SCRIPT)}|{re.escape(ORDER)}", re.ASCII),
 }
+_Subject = TypeVar("_Subject", bound=Mapping[str, Any])
 _LONGEST = 48  # letters of a name on screen
 
 __all__ = ["metrics_table", "subject_figure", "training_figure", "write_report"]
@@ -86,6 +86,7 @@ def write_report(
     viewers: bool = True,
     skipped: Sequence[str] = (),
     left_out: list[str] | None = None,
+    earlier: EarlierScans | None = None,
 ) -> Path:
     """Path of the page `report.html`, written with `metrics.json`, `figures/` and `viewers/`.
 
@@ -115,6 +116,7 @@ def write_report(
             not be read; shown first.
         left_out: gets a line for each subject that cannot be shown, as where a file of it cannot be
             read or lies on another grid; the report is that of the others. None: an error.
+        earlier: scans of the report that is in the folder, which stay as they are.
 
     Raises:
         ValueError: naming subject, key and value, for no subjects, a missing key, subjects that
@@ -130,10 +132,11 @@ def write_report(
         raise InputError(f"folder must be a folder, got the file {folder}")
     curves = training_figure(history) if history else None
     before = len(left_out or ())
-    shown, heat = common_heat(ranked, left_out) if ranked else ([], None)
+    earlier = earlier or EarlierScans()
+    shown, heat = common_heat(ranked, left_out, earlier.heat) if ranked else ([], earlier.heat)
     view = {"axis": axis, "slices": slices}
     with replacement(folder, PARTS, (METRICS, PAGE)) as partial:
-        files = SubjectFiles(partial, PAGE, view, viewers)
+        files = SubjectFiles(partial, PAGE, view, viewers, earlier.last)
         records: list[dict[str, Any]] = []
         for subject, ends in shown:
             with leaving_out(left_out):
@@ -141,14 +144,16 @@ def write_report(
                 records.append(subject_record(subject) | written)
         if left_out and ranked and not records:
             raise InputError(left_out[0])
-        files.write_shared()
+        records = _ranked([*records, *earlier.linked(folder, partial)])
+        files.write_shared(records)
         if curves is not None:
             save(curves, partial / FIGURES / "training.png")
         report = {
             "metrics": metrics or {},
             "intervals": intervals or {},
-            "left_out": [*skipped, *(left_out or [])[before:]],
+            "left_out": [*earlier.left_out, *skipped, *(left_out or [])[before:]],
             "subjects": records,
+            "heat": heat,
             "history": history,
             "training": None if curves is None else f"{FIGURES}/training.png",
             "settings": settings or {},
@@ -158,7 +163,7 @@ def write_report(
     return folder / PAGE
 
 
-def _ranked(subjects: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _ranked(subjects: Sequence[_Subject]) -> list[_Subject]:
     """Subjects, the highest score first, those without one last."""
     for number, subject in enumerate(subjects):
         if "name" not in subject:

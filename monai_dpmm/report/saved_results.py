@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from monai_dpmm.errors import FileError, InputError, cause, printable
-from monai_dpmm.files import atomic_write, json_number, json_object, json_value, plain, sweep
+from monai_dpmm.errors import InputError, cause, printable
+from monai_dpmm.files import (
+    atomic_write,
+    json_number,
+    json_object,
+    json_value,
+    plain,
+    sweep,
+)
 from monai_dpmm.io.datalist import data_root, datalist
 from monai_dpmm.io.result_files import result_files
+from monai_dpmm.report.earlier_scans import EarlierScans, earlier_scans
 from monai_dpmm.report.html import formatted
 from monai_dpmm.report.report import METRICS, PAGE, PARTS, metrics_table, write_report
+from monai_dpmm.report.report_folder import aside, one_line, taken
 from monai_dpmm.report.saved_findings import (
     OPERATING_POINT,
     SavedScan,
@@ -88,7 +94,9 @@ def rewrite_report(
         )
     measured = _measured(results / "report" / METRICS)
     options = {"history": results / "history.json", "axis": axis, "slices": slices}
-    left_out = _report(scans, Path(folder or results / "report"), measured, **options)
+    folder = Path(folder or results / "report")
+    with taken(folder):
+        left_out = _report(scans, folder, measured, **options)
     if missing:
         names = [str(path) for path in missing[:_SHOWN]] + ["..."] * (len(missing) > _SHOWN)
         left = f"Left out, {len(missing)} of {len(items)} scans have no: {', '.join(names)}"
@@ -104,32 +112,41 @@ def report_measured(
     """Keep what a run measured, as metrics.json of its report, and write the report.
 
     Returns a line for each scan that the report leaves out. Whatever fails later, the numbers are
-    kept; the page of an earlier run goes before they come.
+    kept; the page of an earlier run goes before they come. Of an inference, it is the report of
+    earlier inferences of other scans by the same model with the same settings as well, see
+    `earlier_scans`. A report that would be lost is moved aside. Runs that end at the same time
+    write one after the other.
 
     Args:
         scans: of the run.
         folder: of the report.
         measured: "metrics", "intervals", "settings", "environment" and "history" of the run,
             "left_out", a line for each scan that could not be read, and "subjects", a dictionary of
-            "name", "score", "threshold" and "metrics" for each other scan.
+            "name", "score", "threshold" and "metrics" for each other scan, in the scans' order.
 
     Raises:
         OSError: in one line, where the report cannot be written, as on a full disk.
     """
-    with _aside(folder, bool(measured["metrics"])), _one_line(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    places, images = [_place(scan, folder) for scan in scans], [scan.image for scan in scans]
+    with taken(folder), one_line(folder):
         sweep(folder, PARTS)  # what a killed run had begun to put there is older
-        (folder / PAGE).unlink(missing_ok=True)
-        with atomic_write(folder / METRICS) as partial:
-            text = json.dumps(plain(measured), indent=1, allow_nan=False, ensure_ascii=False)
-            partial.write_text(f"{text}\n", encoding="utf-8", errors="replace")
-        return _report(scans, folder, _measured(folder / METRICS))
+        earlier = earlier_scans(folder, measured, places, images)
+        with aside(folder, earlier.apart):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / PAGE).unlink(missing_ok=True)
+            record = earlier.joined(measured)
+            with atomic_write(folder / METRICS) as partial:
+                text = json.dumps(plain(record), indent=1, allow_nan=False, ensure_ascii=False)
+                partial.write_text(f"{text}\n", encoding="utf-8", errors="replace")
+            options = _measured(folder / METRICS)
+            return _report(scans, folder, options, earlier)
 
 
 def _report(
     scans: Sequence[SavedScan],
     folder: Path,
     measured: _Measured | None,
+    earlier: EarlierScans | None = None,
     *,
     history: Path | None = None,
     **options: Any,
@@ -137,57 +154,35 @@ def _report(
     """Write a report of files and what was measured, print its table; lines of what is left out."""
     with_labels = measured is None or bool(measured.options["metrics"])
     subjects, points = [], []
+    known = {record["name"] for record in (earlier.records if earlier else ())}
     for scan, name in zip(scans, unique_names([scan.image for scan in scans]), strict=True):
         found = findings_of(scan.files["findings"])
         label = scan.label if with_labels else None
-        subjects.append(scan_subject(name, scan.image, scan.files, found, label))
+        place = _place(scan, folder)
+        name = str(PurePosixPath(place).parent) if place and name in known else name
+        subject = scan_subject(name, scan.image, scan.files, found, label)
+        subjects.append(subject | {"results": place})
         points.append({key: found[key] for key in OPERATING_POINT})
     run = _of_findings(points, history) if measured is None else _of_these(measured, subjects)
     metrics, intervals = run.get("metrics") or {}, run.get("intervals")
-    with _aside(folder, bool(metrics)), _one_line(folder):
+    apart = earlier is None and not metrics and _has_metrics(folder)
+    with aside(folder, apart), one_line(folder):
         left_out: list[str] = []
-        page = write_report(folder, subjects=subjects, left_out=left_out, **run, **options)
+        options |= run | {"left_out": left_out, "earlier": earlier}
+        page = write_report(folder, subjects=subjects, **options)
     protocol = {k: v for k, v in run["settings"].items() if k == "protocol"}
     if metrics:
         print(metrics_table({**metrics, **protocol}, subjects, intervals))
+    if earlier is not None and (kept := len(earlier.records)):
+        print(f"The report has {kept} scan{'s' * (kept > 1)} of earlier runs, too")
     print(f"Report: {page}")
     return left_out
 
 
-@contextmanager
-def _one_line(folder: Path) -> Iterator[None]:
-    """An OSError of writing as one line."""
-    try:
-        yield
-    except FileError:
-        raise
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise FileError(f"{folder}: could not be written, {reason}") from error
-
-
-@contextmanager
-def _aside(folder: Path, measured: bool) -> Iterator[None]:
-    """A report with metrics is moved beside one that has none; what fails moves it back.
-
-    Args:
-        folder: of both.
-        measured: whether the new one has metrics.
-    """
-    places = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(1))
-    has_to = not measured and _has_metrics(folder)
-    place = next(place for place in places if not place.exists()) if has_to else None
-    if place is not None:
-        folder.rename(place)
-    try:
-        yield
-    except BaseException:
-        if place is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-            place.rename(folder)
-        raise
-    if place is not None:
-        print(f"The report with metrics that was there: {place}")
+def _place(scan: SavedScan, folder: Path) -> str | None:
+    """Where a scan's findings lie, from the folder that its report lies in; None elsewhere."""
+    findings, output = Path(scan.files["findings"]).absolute(), folder.absolute().parent
+    return findings.relative_to(output).as_posix() if findings.is_relative_to(output) else None
 
 
 def _has_metrics(folder: Path) -> bool:

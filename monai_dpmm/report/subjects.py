@@ -61,18 +61,21 @@ def subject_record(subject: Mapping[str, Any]) -> dict[str, Any]:
             "lowest_p": min(known, default=None),
             "healthy_scans": found.get("healthy_scans"),
         }
-    record = {key: subject.get(key) for key in ("score", "threshold")}
+    record = {key: subject.get(key) for key in ("score", "threshold", "results")}
     metrics = dict(subject.get("metrics") or {})
     return plain({"name": str(subject["name"]), **record, "metrics": metrics, **told})
 
 
 def common_heat(
-    subjects: Sequence[Mapping[str, Any]], left_out: list[str] | None
+    subjects: Sequence[Mapping[str, Any]],
+    left_out: list[str] | None,
+    earlier: tuple[float, float] | None = None,
 ) -> tuple[list[tuple[Mapping[str, Any], tuple[float, float]]], tuple[float, float] | None]:
     """The subjects that can be shown with their own colour scales, and the one that they share.
 
     A scan that is not to be trusted, or whose map lies above the threshold as a whole, has no say
     in the shared scale: it would stretch it until nothing was seen in the others. It keeps its own.
+    Where scans have been drawn on an earlier scale, those that it serves share it, too.
     Volumes are loaded one after the other and let go.
     """
     shown, shared = [], []
@@ -83,13 +86,15 @@ def common_heat(
             ends = heat_range(anomaly, threshold)
             above = threshold is not None and float(np.nanmedian(anomaly)) >= threshold
             shown.append((subject, ends))
-            if not above and not subject_record(subject)["verdict"]:
+            tenth = 0.0 if earlier is None else (earlier[1] - earlier[0]) / 10
+            inside = earlier is None or ends[1] <= earlier[1] + tenth
+            if inside and not above and not subject_record(subject)["verdict"]:
                 shared.append(ends)
     if left_out and not shown:
         raise InputError(left_out[0])
     if not shared:
-        return shown, None
-    common = (min(low for low, _ in shared), max(high for _, high in shared))
+        return shown, earlier
+    common = earlier or (min(low for low, _ in shared), max(high for _, high in shared))
     return [(s, common if ends in shared else ends) for s, ends in shown], common
 
 
@@ -101,11 +106,14 @@ class SubjectFiles:
         page: name of the report's page.
         view: "axis" and "slices" of figures.
         viewers: whether volumes get a viewer page.
+        first: number of the last subject of an earlier report that stays.
     """
 
-    def __init__(self, folder: Path, page: str, view: Mapping[str, Any], viewers: bool) -> None:
+    def __init__(
+        self, folder: Path, page: str, view: Mapping[str, Any], viewers: bool, first: int = 0
+    ) -> None:
         self.folder, self.page, self.view, self.viewers = folder, page, view, viewers
-        self.pages: list[str] = []  # names of the viewers' files
+        self.first = first
 
     def write(
         self, number: int, subject: Mapping[str, Any], heat: tuple[float, float], own: bool
@@ -113,12 +121,13 @@ class SubjectFiles:
         """Draw and save figure and viewer: addresses relative to the report, the figure's size.
 
         Args:
-            number: of the subject on the page, from 1.
+            number: of the subject among those that are new, from 1.
             subject: see `write_report`.
             heat: ends of the colour scale.
             own: whether that is the subject's own scale, which is told then.
         """
         record = subject_record(subject)
+        number += self.first
         name, score = formatted(record["name"]), record["score"]
         title = name if score is None else f"{name} · scan score {plain_number(score)}"
         slug = re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII)[-60:]
@@ -130,7 +139,8 @@ class SubjectFiles:
             figure = subject_figure(**volumes, **options, spacing=spacing, title=shown)
         save(figure, self.folder / address)
         width, height = figure.get_size_inches() * figure.dpi
-        written = {"figure": address, "figure_size": [int(width), int(height)], "viewer": None}
+        written = {"number": number, "figure": address, "viewer": None}
+        written["figure_size"] = [int(width), int(height)]
         if self.viewers and can_view(np.asarray(volumes["image"])):
             affine = np.diag([*spacing, 1.0]) if affine is None else affine
             written["viewer"] = f"{VIEWERS}/{number:03d}-{slug}.html"
@@ -150,14 +160,14 @@ class SubjectFiles:
                     script=SCRIPT,
                 )
             (self.folder / written["viewer"]).write_text(text, "utf-8", errors="replace")
-            self.pages.append(f"{number:03d}-{slug}.html")
         return written
 
-    def write_shared(self) -> None:
+    def write_shared(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Write what all viewer pages share, where there are any: the script, and their order."""
-        if self.pages:
+        pages = [Path(record["viewer"]).name for record in records if record["viewer"] is not None]
+        if pages:
             (self.folder / VIEWERS / SCRIPT).write_text(library(), encoding="utf-8")
-            order = f"globalThis.scans = {json.dumps(self.pages)};\n"
+            order = f"globalThis.scans = {json.dumps(pages)};\n"
             (self.folder / VIEWERS / ORDER).write_text(order, encoding="utf-8")
 
 

@@ -289,9 +289,7 @@ def test_metrics_of_an_evaluation_outlive_an_inference(trained, cohort, tmp_path
     main(["infer", str(cohort / "test/images/test_000.nii.gz"), *options[:4]])
     assert (tmp_path / "report-1/metrics.json").read_text() == metrics
     assert not json.loads((tmp_path / "report/metrics.json").read_text())["metrics"]
-    assert f"The report with metrics that was there: {tmp_path / 'report-1'}" in (
-        capsys.readouterr().out
-    )
+    assert f"The report that was there before: {tmp_path / 'report-1'}" in (capsys.readouterr().out)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such pipe there")

@@ -133,7 +133,7 @@ def test_no_pickle_is_run(payload, door, trace, tmp_path):
     careless = pickle.loads if path.read_bytes()[:2] != b"PK" else _unpickled
     assert_it_would_have_run(lambda: careless(path.read_bytes()), trace)
     line = refusal(door, path)
-    assert re.search(r"(model.pt|dinov2.pth) (is broken or holds more|must be a trained)", line)
+    assert re.search(r"(model.pt|dinov2.pth) is broken or holds more", line)
 
 
 def _unpickled(content):
@@ -144,7 +144,7 @@ def _unpickled(content):
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
 def test_broken_files_are_refused(content, door, tmp_path):
     line = refusal(door, _model(tmp_path, content))
-    assert re.search(r"(model.pt|dinov2.pth) (is broken or holds more|must be a trained)", line)
+    assert re.search(r"(model.pt|dinov2.pth) is broken or holds more", line)
 
 
 def test_an_evaluation_runs_no_pickle(cohort, trained, trace, tmp_path):

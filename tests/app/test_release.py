@@ -349,3 +349,25 @@ def test_settings_of_another_version_are_refused_and_nothing_is_left(trained, tm
     with pytest.raises(ValueError, match=r"settings must be those of .*, got prototypes as well"):
         write_bundle(tmp_path / "b", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda model: model[: len(model) // 2], "must be the model that model.json was written"),
+        (lambda model: b"", "must be the model that model.json was written with"),
+    ],
+)
+def test_a_damaged_model_is_not_released_and_named(change, told, trained, tmp_path):
+    shutil.copytree(trained / "models", tmp_path / "models")
+    model = tmp_path / "models/model.pt"
+    model.write_bytes(change(model.read_bytes()))
+    with pytest.raises(ValueError, match=f"^{model}: {told}"):
+        write_bundle(tmp_path / "b", tmp_path)
+    file = model.with_suffix(".json")
+    settings = json.loads(file.read_text())
+    settings.pop("model_digest")  # of an earlier version
+    file.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=rf"^{model} is broken .*copy it again, or train again\)$"):
+        write_bundle(tmp_path / "b", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]

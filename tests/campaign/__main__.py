@@ -380,6 +380,7 @@ class Campaign:
             ]
             wrong = [line for end in self._together(runs) for line in end]
             wrong += workloads.wrong_results(self.scans, output, self.results)
+            wrong += workloads.not_reported(self.scans, output)
             self.tally.add("inference, two writers", wrong)
 
     def _embed(self, folder):

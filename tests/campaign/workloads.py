@@ -186,6 +186,15 @@ def wrong_results(scans, output, reference=None):
     return wrong
 
 
+def not_reported(scans, output):
+    """Scans that a report of several runs lacks."""
+    report = json_value(Path(output) / "report/metrics.json")
+    shown = {subject["name"] for subject in report["subjects"]}
+    return [
+        f"not in the report: {path.stem}" for path in find_images(scans) if path.stem not in shown
+    ]
+
+
 def _addresses(page):
     import re
 

@@ -48,6 +48,27 @@ def test_a_folder_is_taken_once_and_nothing_is_left_of_it(tmp_path):
     assert list(tmp_path.iterdir()) == []  # they were empty
 
 
+@pytest.mark.slow
+def test_inferences_share_a_folder_and_nobody_else_takes_it(tmp_path):
+    shared = HOLD.replace("argv[1]", "argv[1], shared=True")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", shared, tmp_path], **pipes, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(FileError, match="another run is using it"):
+            claim_folders(tmp_path)
+        claim_folders(tmp_path, shared=True)
+        release_folders()  # the other one has it still
+        with pytest.raises(FileError, match="another run is using it"):
+            claim_folders(tmp_path)
+        other.stdin.close()
+        other.wait()
+    assert list(tmp_path.iterdir()) == []
+    claim_folders(tmp_path)
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        subprocess.run([sys.executable, "-c", shared, tmp_path], check=True, capture_output=True)
+    assert b"another run is using it" in refused.value.stderr
+
+
 def test_the_other_processes_of_a_run_take_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     claim_folders(tmp_path)

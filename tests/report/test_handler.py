@@ -79,6 +79,4 @@ def test_a_report_with_metrics_is_moved_aside_and_back_where_the_new_one_fails(
     _finished(ReportWriter(folder), tmp_path)
     assert "0.9" in (tmp_path / "report-1/metrics.json").read_text()
     assert json.loads((folder / "metrics.json").read_text())["metrics"] == {}
-    assert f"The report with metrics that was there: {tmp_path / 'report-1'}" in (
-        capsys.readouterr().out
-    )
+    assert f"The report that was there before: {tmp_path / 'report-1'}" in (capsys.readouterr().out)

@@ -237,14 +237,21 @@ def _of_model(path: Path, blocks: Sequence[int] | None, precision: Precision) ->
         known = json_object(settings)
         blocks = known.get("backbone_blocks") if blocks is None else blocks
         backbone = create_backbone(known["backbone_architecture"], blocks, precision)
-        state = load_tensors(path)
+    except (OSError, LookupError, TypeError, AttributeError, ValueError) as error:
+        raise _no_model(path, error) from error
+    state = load_tensors(path)
+    try:
         own = {key[len(_PREFIX) :]: state[key] for key in state if key.startswith(_PREFIX)}
         backbone.load_state_dict(own)
     except (OSError, RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
         if (needed := memory_error(error, str(path))) is not None:
             raise needed from error
-        raise InputError(
-            f"{path} must be a trained model whose {settings.name} names its backbone_architecture:"
-            f" {cause(error).splitlines()[0][:200]}"
-        ) from error
+        raise _no_model(path, error) from error
     return backbone
+
+
+def _no_model(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"{path} must be a trained model whose {path.stem}.json names its backbone_architecture:"
+        f" {cause(error).splitlines()[0][:200]}"
+    )
