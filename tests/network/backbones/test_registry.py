@@ -804,5 +804,5 @@ def test_a_trained_model_without_its_architecture_is_refused(trained, settings, 
 
 def test_a_trained_model_that_runs_code_is_refused(trained):
     trained.write_bytes(pickled({"backbone.network.scale": Evil()}))
-    with pytest.raises(ValueError, match=r"model.pt is broken or holds more than tensors .it names"):
+    with pytest.raises(ValueError, match=r"model.pt is broken or holds more than tensors .it na"):
         load_backbone(trained)
