@@ -7,9 +7,9 @@
 Weights are random, which does not change the time. All ways run in turn; their time over that of
 float32 in PyTorch is the median over the turns, and "error" is the largest difference of an
 embedding of unit norm from float32's. Of a vision transformer, "products" are its matrix products
-alone, of the same shapes, in float32: patches, and of every block queries, keys and values,
-attention, projection and MLP. On CUDA milliseconds an image are printed, too; on the CPU processor
-time is measured, since other work has its say in the time on the clock.
+alone, of the same shapes, in float32 or bfloat16: patches, and of every block queries, keys and
+values, attention, projection and MLP. On CUDA milliseconds an image are printed, too; on the CPU
+processor time is measured, since other work has its say in the time on the clock.
 """
 
 from __future__ import annotations
@@ -31,23 +31,26 @@ from torch.nn import functional as F
 from workload import stand_in_detector
 
 PRECISIONS = ("float32", "bfloat16", "float16")
-WAYS = (*PRECISIONS, "compile", "onnx", "openvino", "products")
+WAYS = (
+    *(*PRECISIONS, "compile", "compile-bfloat16", "onnx", "openvino"),
+    *("products", "products-bfloat16"),
+)
 Run = Callable[[Tensor], Tensor]
 
 
-def products(backbone: Any, images: Tensor) -> Run:
+def products(backbone: Any, images: Tensor, dtype: torch.dtype) -> Run:
     """The matrix products of a vision transformer of `transformers`, to call."""
     model = backbone.network.model
     width, blocks = model.config.hidden_size, len(model.encoder.layer)
     heads, side = model.config.num_attention_heads, model.config.patch_size
     batch, tokens = len(images), 1 + images.shape[2] * images.shape[3] // side**2
-    device = images.device
-    pixels = torch.rand(batch * tokens, 3 * side**2, device=device)
-    x, hidden = (torch.rand(batch * tokens, n * width, device=device) for n in (1, 4))
-    into = torch.rand(3 * side**2, width, device=device)
-    three, one, up = (torch.rand(width, n * width, device=device) for n in (3, 1, 4))
-    q = torch.rand(batch * heads, tokens, width // heads, device=device)
-    scores = torch.rand(batch * heads, tokens, tokens, device=device)
+    at: Any = {"device": images.device, "dtype": dtype}
+    pixels = torch.rand(batch * tokens, 3 * side**2, **at)
+    x, hidden = (torch.rand(batch * tokens, n * width, **at) for n in (1, 4))
+    into = torch.rand(3 * side**2, width, **at)
+    three, one, up = (torch.rand(width, n * width, **at) for n in (3, 1, 4))
+    q = torch.rand(batch * heads, tokens, width // heads, **at)
+    scores = torch.rand(batch * heads, tokens, tokens, **at)
 
     def run(_: Tensor) -> Tensor:
         found = pixels @ into
@@ -93,20 +96,21 @@ def openvino(file: Path, threads: int) -> Run:
 
 def run_of(way: str, backbone: Any, images: Tensor, threads: int, folder: Path) -> Run:
     """The backbone in one of the ways."""
-    if way in PRECISIONS:
+    kind, _, fewer = way.partition("-")
+    if kind == "products":
+        return products(backbone, images, torch.bfloat16 if fewer else torch.float32)
+    if kind in ("compile", *PRECISIONS):
+        called = torch.compile(backbone) if kind == "compile" else backbone
+        precision = fewer or ("float32" if kind == "compile" else kind)
 
         def run(images: Tensor) -> Tensor:
-            backbone.precision = way
+            backbone.precision = precision
             try:
-                return backbone(images)
+                return called(images)
             finally:
                 backbone.precision = "float32"
 
         return run
-    if way == "products":
-        return products(backbone, images)
-    if way == "compile":
-        return torch.compile(backbone)
     file = exported(backbone, images, folder)
     return {"onnx": onnx, "openvino": openvino}[way](file, threads)
 
@@ -134,7 +138,7 @@ def measured(batch: int, args: argparse.Namespace) -> dict[str, dict[str, float]
         errors = {}
         for way, run in runs.items():
             result = run(images)  # which warms up, too
-            if way != "products":
+            if not way.startswith("products"):
                 errors[way] = float((F.normalize(result.float(), dim=1) - expected).abs().max())
         turns = [{w: seconds(run, images) for w, run in runs.items()} for _ in range(args.repeats)]
     for way in runs:

@@ -131,7 +131,7 @@ def _checked(name: str, items: Sequence[Mapping[str, Any]]) -> tuple[SplitCheck,
     problems: defaultdict[str, list[str]] = defaultdict(list)
     load, load_mask = LoadVolume(), LoadVolume(allow_constant=True)
     colours, many = [], f"{name}: masks of many grey levels, all above 0 are lesion"
-    for item in tqdm(items, desc=name):
+    for item in tqdm(items, desc=name, disable=None):
         try:
             channels, *sides = load(item["image"]).shape
             size = tuple(sides)

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import nibabel as nib
-import numpy as np
 from monai.data import ImageWriter, ITKWriter, MetaTensor, NibabelWriter
 from monai.data.folder_layout import default_name_formatter
 from monai.transforms import SaveImaged
-from monai.utils import TransformBackends
+from monai.utils import TransformBackends, convert_to_numpy
 from torch import Tensor
 
 from monai_dpmm.errors import FileError, InputError, cause
@@ -65,8 +64,9 @@ class NiftiVolumeWriter(_WholeFiles, NibabelWriter):
     def write(self, filename: Any, verbose: bool = False, **kwargs: Any) -> None:
         """Write the file."""
         if self.grid is not None:
-            array = np.asarray(self.data_obj).astype(self.output_dtype, copy=False)
-            image = with_grid(array, np.asarray(self.affine), np.asarray(self.grid))
+            parts = (self.data_obj, self.affine, self.grid)  # some may lie on a GPU
+            array, affine, grid = (convert_to_numpy(part) for part in parts)
+            image = with_grid(array.astype(self.output_dtype, copy=False), affine, grid)
             if image is not None:
                 with atomic_write(Path(filename)) as partial:
                     nib.save(image, partial)

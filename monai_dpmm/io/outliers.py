@@ -72,7 +72,7 @@ def scan_outliers(paths: Sequence[str], origin: Mapping[str, Any] | None = None)
         paths: of the scans.
         origin: of a model, see `ModelOrigin`.
     """
-    looked_at = {path: _looked_at(path) for path in tqdm(paths, desc="outliers")}
+    looked_at = {path: _looked_at(path) for path in tqdm(paths, "outliers", disable=None)}
     found = {path: one for path, one in looked_at.items() if isinstance(one, ScanNumbers)}
     lines = [one for one in looked_at.values() if isinstance(one, str)]
     if not found:

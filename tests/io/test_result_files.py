@@ -60,6 +60,25 @@ def test_a_scans_results_lie_in_its_folder_and_are_found_again(tmp_path, name, s
     assert json.loads(text, parse_constant=pytest.fail) == FINDINGS
 
 
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
+def test_results_on_a_gpu_are_written(tmp_path, monkeypatch, suffix):
+    data = _data(_scan(tmp_path / "data/scan.nii.gz"))
+    expected = data["pred_anomaly"].numpy()
+
+    as_array = torch.Tensor.__array__
+
+    def elsewhere(tensor, *dtype):  # NumPy's own way to a volume that is not in its memory
+        if tensor.ndim > 2:
+            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+        return as_array(tensor, *dtype)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "__array__", elsewhere)
+        SaveResultsd(tmp_path / "out", tmp_path / "data", suffix)(data)
+    read = LoadVolume()(tmp_path / f"out/scan/scan_anomaly{suffix}")
+    np.testing.assert_array_equal(read, expected)
+
+
 @pytest.mark.parametrize("name", ["1.2.840.113.7", "ct"])
 def test_a_series_has_dicom_results_under_its_whole_name(tmp_path, name):
     folder = tmp_path / "data" / name
