@@ -17,6 +17,7 @@ from monai_dpmm.errors import InputError
 __all__ = ["Nifti", "read_nifti", "same_grid", "with_grid"]
 
 _BLOCK = 1 << 20
+_PIECE = 1 << 15  # bytes that are decompressed at once, to at most 1,032 times as many
 _LONGEST_HEADER = 540  # bytes, of NIfTI-2
 _DEFLATED = 1032  # times smaller is the most that a file compressed by deflate can be
 _MM = {1: 1000.0, 3: 0.001}  # of NIfTI's codes for metre and micron; 2 is mm, 0 is unknown
@@ -62,11 +63,11 @@ def read_nifti(file: Path) -> Nifti:
         size = _check_header(raw, file.stat().st_size * (_DEFLATED if compressed else 1))
         content = _decompressed(file, size) if compressed else None
         if content is not None:
-            image = kind.from_bytes(content)
+            image, array = _in_memory(kind, raw, content)
         else:
             stream.seek(0)
             image = kind.from_stream(stream) if compressed else nib.load(file)
-        array = _voxels(image.dataobj, content)
+            array = np.asanyarray(image.dataobj)
         while content is None and compressed and stream.read(_BLOCK):
             pass  # the checksum follows the voxels
     if array.dtype.itemsize > 8:  # which torch has no type for
@@ -138,27 +139,34 @@ def _kind(file: Path, start: bytes) -> Any:
     return found[0]
 
 
-def _voxels(proxy: Any, content: bytes | None) -> NDArray[Any]:
-    """Voxels of an image; where they are not scaled and the file is in memory, there."""
-    if content is None or proxy.slope != 1 or proxy.inter != 0:
-        return np.asanyarray(proxy)
+def _in_memory(kind: Any, raw: Any, content: NDArray[np.uint8]) -> tuple[Any, NDArray[Any]]:
+    """Image of a file's bytes, and its voxels, which stay where they are if they are not scaled."""
+    header = content if kind is nib.MGHImage else content[: int(raw.get_data_offset())]
+    image = kind.from_bytes(header.tobytes())  # the voxels of this proxy are not read
+    proxy = image.dataobj
+    if proxy.slope != 1 or proxy.inter != 0:
+        return image, np.asanyarray(kind.from_bytes(content.tobytes()).dataobj)
     count, offset = math.prod(proxy.shape), proxy.offset
-    return np.frombuffer(content, proxy.dtype, count, offset).reshape(proxy.shape, order="F")
+    return image, np.frombuffer(content, proxy.dtype, count, offset).reshape(proxy.shape, order="F")
 
 
-def _decompressed(file: Path, size: int) -> bytes | None:
-    """A file of so many bytes in one go, in half of the time that a stream takes.
+def _decompressed(file: Path, size: int) -> NDArray[np.uint8] | None:
+    """A file of so many bytes, in half of the time that a stream takes: memory is taken once.
 
     None where it has more parts or bytes than that, or is damaged, which a stream finds out.
     """
-    expander, content = zlib.decompressobj(wbits=31), file.read_bytes()
+    expander, content, done = zlib.decompressobj(wbits=31), memoryview(file.read_bytes()), 0
+    expanded = np.empty(size, np.uint8)
     try:
-        expanded = expander.decompress(content, size)
-        rest = expander.decompress(expander.unconsumed_tail, 1)  # the checksum
+        for start in range(0, len(content), _PIECE):
+            part = expander.decompress(content[start : start + _PIECE])
+            if done + len(part) > size or expander.unused_data:
+                return None
+            expanded[done : done + len(part)] = np.frombuffer(part, np.uint8)
+            done += len(part)
     except zlib.error:
         return None
-    whole = expander.eof and len(expanded) == size and not rest
-    return expanded if whole and not expander.unused_data else None
+    return expanded if expander.eof and done == size else None
 
 
 def _check_header(header: Any, most: int) -> int:
