@@ -21,7 +21,12 @@ __all__ = ["READERS", "read_itk", "read_picture", "read_series", "serve"]
 
 _Image = tuple[NDArray[Any], NDArray[np.float64]]
 _DEFLATED = 1032  # times smaller is the most that a file compressed by deflate can be
-_MEMORY, _PER_BYTE = 4 << 30, 64  # bytes that a file may need, and more of a large one
+# bytes that reading may take: of any file, of each byte in it, and of each byte of its pixels
+_ANY, _OF_FILE, _OF_PIXELS = 512 << 20, 16, 20
+_MOST, _MOST_OF_FILE = 4 << 30, 64  # whatever the pixels are
+_FEW = 64 << 20  # bytes of pixels that any file may say to have
+_OF_PICTURE = 32  # bytes that a pixel may take, which may have four channels
+_BESIDE = (".nhdr", ".mhd", ".nrrd", ".mha", ".hdr")  # formats whose pixels may lie in other files
 _SQUARE = 1.01  # longest pixel, of its width, that counts as square
 _OUT_OF_LPS = (-1.0, -1.0, 1.0)
 
@@ -31,7 +36,7 @@ def serve() -> None:
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no answer
     warnings.simplefilter("ignore")
-    _limit_memory(None)
+    _limit_memory(0)
     import PIL.Image
     import SimpleITK  # noqa: F401 - now, not within the time of a file
 
@@ -39,7 +44,7 @@ def serve() -> None:
     _answer(out, {})
     for line in sys.stdin.buffer:
         request = json.loads(line)
-        _limit_memory(_MEMORY + _PER_BYTE * request["size"])
+        _limit_memory(_needed(request["size"]))
         files = [Path(file) for file in request["files"]]
         try:
             array, affine = READERS[request["kind"]](files, **request["options"])
@@ -58,8 +63,11 @@ def _answer(out: Any, head: dict[str, Any], content: Any = b"") -> None:
     out.flush()
 
 
-def _limit_memory(wanted: int | None) -> None:
-    """Let this process have some memory, at most 80 % of the computer's, where it can be told."""
+def _limit_memory(more: int) -> None:
+    """Let this process have some memory beside what it has, at most 80 % of the computer's.
+
+    0 is as much as that. A system that does not tell what a process has sets no limit.
+    """
     with suppress(ImportError, ValueError, OSError, AttributeError):
         import resource
 
@@ -67,7 +75,14 @@ def _limit_memory(wanted: int | None) -> None:
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_AS, (min(wanted or most, most), hard))
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        has = pages * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (min(has + more if more else most, most), hard))
+
+
+def _needed(size: int, pixels: int = 0) -> int:
+    """Bytes that files of so many may take, whose pixels take so many."""
+    return min(_ANY + _OF_FILE * size + pixels, _MOST + _MOST_OF_FILE * size)
 
 
 def _reason(error: BaseException) -> str:
@@ -87,8 +102,8 @@ def read_itk(files: Sequence[Path]) -> _Image:
     """Image of one file that ITK reads, (C, X, Y, Z) or (C, X, Y), and its affine.
 
     Raises:
-        InputError: for complex numbers, and an NRRD or MetaImage header that asks for more voxels
-            than the files in its folder can hold.
+        InputError: for complex numbers, and a header that asks for more voxels than its file, or
+            those in its folder where they lie in others, can hold.
         Exception: of ITK.
     """
     import SimpleITK as sitk  # noqa: N813 - its documentation's name
@@ -98,8 +113,7 @@ def read_itk(files: Sequence[Path]) -> _Image:
     reader.ReadImageInformation()
     if "complex" in sitk.GetPixelIDValueAsString(reader.GetPixelID()):
         raise InputError("must be a scalar image, got complex numbers")
-    if files[0].suffix.lower() in (".nhdr", ".mhd", ".nrrd", ".mha"):
-        _check_size(reader, files[0].parent)
+    _expect(reader, files)
     return _from_itk(reader.Execute())
 
 
@@ -123,6 +137,10 @@ def read_series(files: Sequence[Path], exact: bool = False) -> _Image:
     if exact:
         reader.SetOutputPixelType(sitk.sitkFloat64)
     try:
+        first = sitk.ImageFileReader()
+        first.SetFileName(str(files[0]))
+        first.ReadImageInformation()
+        _expect(first, files)
         return _from_itk(reader.Execute())
     except RuntimeError:
         for file in files:
@@ -140,19 +158,28 @@ def _check_slice(file: Path) -> None:
         raise InputError(f"{file.name} cannot be read") from error
 
 
-def _check_size(reader: Any, folder: Path) -> None:
-    """Refuse a header of more voxels than the files of a folder can hold, compressed or not."""
+def _expect(reader: Any, files: Sequence[Path]) -> None:
+    """Have the memory for an image that a header tells of; refuse more than its files can hold.
+
+    Args:
+        reader: of the header of the first file.
+        files: of one image, each with as many pixels.
+    """
     from SimpleITK import GetPixelIDValueAsString
 
     words = GetPixelIDValueAsString(reader.GetPixelID()).split()
     bits = next((int(word.split("-")[0]) for word in words if "-bit" in word), 8)
-    wanted = math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * bits // 8
-    can = _DEFLATED * sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    wanted = math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * bits // 8 * len(files)
+    beside = files[0].suffix.lower() in _BESIDE
+    held = [path for path in files[0].parent.iterdir() if path.is_file()] if beside else files
+    size = sum(path.stat().st_size for path in held)
+    can = max(_DEFLATED * size, 0 if beside else _FEW)
     if wanted > can:
         raise InputError(
             f"must be a scalar image, got a header that asks for {wanted} bytes, could the file be"
             f" damaged: it can hold {can}"
         )
+    _limit_memory(_needed(size, _OF_PIXELS * wanted))
 
 
 def _from_itk(image: Any) -> _Image:
@@ -197,6 +224,8 @@ def read_picture(files: Sequence[Path], label: bool = False) -> _Image:
             raise InputError(f"must be one picture, got {pages} pages")
         if getattr(getattr(image, "tag_v2", None), "next", 0):
             raise InputError("the list of its pages must end, it leads back to itself")
+        size = files[0].stat().st_size
+        _limit_memory(_needed(size, _OF_PICTURE * math.prod(image.size)))
         dpi = image.info.get("dpi", (1, 1))
         turned = ImageOps.exif_transpose(image)
         dpi = dpi if turned.size == image.size else dpi[::-1]

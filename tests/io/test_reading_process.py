@@ -1,12 +1,17 @@
 """A process that reads: what ends it ends one file, and the next one is read."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813 - its own name for itself
+from dicom_files import write_series
 from PIL import Image
 
 from monai_dpmm.errors import InputError
@@ -53,6 +58,43 @@ def test_a_file_that_needs_more_memory_than_one_may_is_refused(tmp_path, picture
     with pytest.raises(InputError, match=r"a\.mha: must be"):
         LoadVolume()(tmp_path / "a.mha")
     assert LoadVolume()(picture[0]).shape == (1, 12, 9)
+
+
+def _peak():
+    """Most memory that the reading process has had, bytes."""
+    status = Path(f"/proc/{reading_process._current.process.pid}/status").read_text()
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc")
+@pytest.mark.parametrize(
+    ("tag", "odd"),
+    [
+        (tag, odd)
+        for tag in (b"\x28\x00\x02\x01", b"\x28\x00\x01\x01", b"\x28\x00\x03\x01")
+        for odd in (b"Y\xd25\xd0", b"OB5\xd0", b"UN\x00\x00\xf0\xff\xff\x7f")
+    ],
+)
+def test_a_small_file_takes_little_memory_whatever_it_says(tmp_path, tag, odd):
+    """An element that is said to have gigabytes, which GDCM takes before it reads them."""
+    write_series(tmp_path / "a", np.arange(9 * 8 * 7, dtype=np.uint16).reshape(9, 8, 7))
+    file = sorted((tmp_path / "a").iterdir())[0]
+    content = file.read_bytes()
+    assert tag in content
+    file.write_bytes(content.replace(tag, tag + odd, 1))
+    reading_process._end()
+    with suppress(InputError):
+        LoadVolume()(tmp_path / "a")
+    assert reading_process._current is None or _peak() < 400 << 20
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc")
+def test_a_large_image_that_is_compressed_well_has_the_memory_that_it_needs(tmp_path):
+    voxels = np.zeros((160, 512, 512), np.uint8)
+    voxels[80:, 256:] = 7
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), str(tmp_path / "a.nrrd"), True)
+    assert (tmp_path / "a.nrrd").stat().st_size < 100_000
+    assert np.array_equal(read_apart("itk", [tmp_path / "a.nrrd"]).array[0], voxels.T)
 
 
 def test_threads_take_turns(tmp_path):
