@@ -177,8 +177,10 @@ def _report(path):
     folder = path.parent / "out"
     (folder / "report").mkdir(parents=True, exist_ok=True)
     (folder / "report/metrics.json").write_bytes(path.read_bytes())
-    from monai_dpmm.report import saved_results
+    from monai_dpmm.report import earlier_scans, saved_results
 
+    now = {"subjects": [], "metrics": {}, "settings": {}, "environment": {}, "left_out": []}
+    earlier_scans.earlier_scans(folder / "report", now, [], [])
     saved_results._measured(folder / "report/metrics.json")
 
 
