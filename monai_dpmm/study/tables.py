@@ -1,4 +1,4 @@
-"""Tables for the screen, Markdown, LaTeX and CSV: the same cells everywhere."""
+"""Tables for the screen, Markdown and CSV: the same cells everywhere, also in LaTeX."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from monai_dpmm.files import atomic_write, plain
+from monai_dpmm.study.latex import PREAMBLE, as_latex
 
 __all__ = [
-    *("Table", "as_csv", "as_latex", "as_markdown", "as_text", "csv_cell", "spread"),
+    *("Table", "as_csv", "as_markdown", "as_text", "csv_cell", "spread"),
     "write_tables",
 ]
 
@@ -48,19 +49,6 @@ def as_text(table: Table) -> str:
 def as_markdown(table: Table) -> str:
     """A heading, a GitHub table and the note."""
     return "\n".join([f"## {table.title}", "", _tabulated(table, "github"), *_note(table.note)])
-
-
-def as_latex(table: Table) -> str:
-    """A `table` with caption and label, by booktabs; characters that mean something are escaped."""
-    from tabulate import LATEX_ESCAPE_RULES
-
-    escaped = str.maketrans(LATEX_ESCAPE_RULES)
-    caption = f"{table.title}. {table.note}".strip().translate(escaped)
-    lines = [
-        *(r"\begin{table}", r"\centering", rf"\caption{{{caption}}}"),
-        *(rf"\label{{tab:{table.name}}}", _tabulated(table, "latex_booktabs"), r"\end{table}"),
-    ]
-    return "\n".join(lines)
 
 
 def as_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -108,9 +96,7 @@ def write_tables(
     folder = Path(folder)
     texts = {
         "tables.md": "\n\n".join(map(as_markdown, tables)) + "\n",
-        "tables.tex": "% needs \\usepackage{booktabs}\n\n"
-        + "\n\n".join(map(as_latex, tables))
-        + "\n",
+        "tables.tex": PREAMBLE + "\n\n".join(map(as_latex, tables)) + "\n",
         "comparison.json": json.dumps(plain(result), indent=1, allow_nan=False) + "\n",
         "runs.csv": as_csv(list(records[0]), (list(record.values()) for record in records)),
         **{f"{table.name}.csv": as_csv(table.columns, table.rows) for table in tables},

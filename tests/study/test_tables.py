@@ -9,7 +9,6 @@ import pytest
 from monai_dpmm.study.tables import (
     Table,
     as_csv,
-    as_latex,
     as_markdown,
     as_text,
     spread,
@@ -31,15 +30,6 @@ def test_markdown():
     assert lines[0] == "## Costs & gains"
     assert [c.strip() for c in lines[2].split("|")[1:-1]] == ["method", "100 %"]
     assert [c.strip() for c in lines[5].split("|")[1:-1]] == ["c, d", "2"]
-
-
-def test_latex_is_escaped():
-    text = as_latex(TABLE)
-    assert r"\caption{Costs \& gains. Note.}" in text
-    assert r"a\_b" in text
-    assert r"100 \%" in text
-    assert r"\toprule" in text
-    assert text.count(r"\begin") == text.count(r"\end") == 2
 
 
 def test_csv_reads_back():
