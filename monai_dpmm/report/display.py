@@ -207,15 +207,16 @@ def heat_range(anomaly: np.ndarray, threshold: float | None = None) -> tuple[flo
     return (low, high) if high > low else (low, low + max(abs(low), 1.0) * 1e-3)
 
 
-def colored_components(components: np.ndarray) -> np.ndarray:
+def colored_components(components: np.ndarray, colors: np.ndarray | None = None) -> np.ndarray:
     """Colours of a component map: (H, W) -> (H, W, 4) in [0, 1]; 0 and NaN are transparent.
 
-    The colour depends on the component's index alone, so it is the same in every slice, subject
-    and run. Consecutive indices are a golden angle of hue and a step of lightness apart.
+    Args:
+        components: numbers from 1 on.
+        colors: see `component_color`.
     """
     labels = np.where(np.isfinite(components), np.rint(components), 0).astype(np.int64)
     found, place = np.unique(labels, return_inverse=True)
-    return np.array([component_color(int(k)) for k in found])[place.reshape(labels.shape)]
+    return np.array([component_color(int(k), colors) for k in found])[place.reshape(labels.shape)]
 
 
 def scale_bar(width: float) -> float:
@@ -224,10 +225,27 @@ def scale_bar(width: float) -> float:
     return max(step * power for step in (1, 2, 5) if step * power <= width / 3 * (1 + 1e-9))
 
 
-def component_color(index: int) -> tuple[float, float, float, float]:
-    """Colour of a component by its number alone, clear for 0."""
+def component_color(
+    index: int, colors: np.ndarray | None = None
+) -> tuple[float, float, float, float]:
+    """Colour of a component, the same in every slice and scan, clear for 0.
+
+    Args:
+        index: number of the component, from 1.
+        colors: of all components, (K, 3), see `monai_dpmm.report.prototype_colors`. Without them, a
+            component's is that of its number: consecutive ones are a golden angle of hue and a step
+            of lightness apart.
+
+    Raises:
+        InputError: for a component that has no colour.
+    """
     if index < 1:
         return (0.0, 0.0, 0.0, 0.0)
+    if colors is not None:
+        if index > len(colors):
+            raise InputError(f"components must be at most {len(colors)}, got {index}")
+        red, green, blue = colors[index - 1].tolist()
+        return (red, green, blue, 1.0)
     lightness = (0.66, 0.48, 0.80)[index % 3]
     return (*colorsys.hls_to_rgb(index * 0.618033988749895 % 1, lightness, 0.6), 1.0)
 

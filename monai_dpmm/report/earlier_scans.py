@@ -164,7 +164,7 @@ def _record(subject: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     record: dict[str, Any] = {key: json_number(subject[key]) for key in ("score", "threshold")}
     record |= {key: json_number(subject[key]) for key in _COUNTS}
     record |= {key: formatted(subject[key]) for key in ("name", "sentence")}
-    record |= {"results": place, "metrics": {}}
+    record |= {"results": place, "metrics": {}, "direction": int(subject.get("direction", 0))}
     record["unit"] = None if subject["unit"] is None else formatted(subject["unit"])
     record["verdict"] = [formatted(line) for line in list(subject["verdict"])]
     record["rows"] = [{key: formatted(row[key]) for key in _CELLS} for row in subject["rows"]]

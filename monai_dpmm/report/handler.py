@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ignite.engine import Engine, Events
+from torch import Tensor
 
 from monai_dpmm.engines.distributed import interleaved, is_main_process
 from monai_dpmm.engines.skipping import ScanEvaluator
 from monai_dpmm.errors import InputError
 from monai_dpmm.io.result_files import VOLUMES
 from monai_dpmm.report.environment import environment
+from monai_dpmm.report.prototype_colors import colors_of, written_colors
 from monai_dpmm.report.saved_findings import OPERATING_POINT, SavedScan, unique_names
 from monai_dpmm.report.saved_results import curves_of, report_measured
+from monai_dpmm.transforms.metatensors import directions
 
 if TYPE_CHECKING:
     from monai_dpmm.metrics.anomaly_metrics import AnomalyMetrics
+    from monai_dpmm.mixture.dpmm import DPMM
+
+_KEPT = ("score", "threshold", "metrics", "direction")
 
 __all__ = ["ReportWriter"]
 
@@ -81,7 +87,9 @@ class ReportWriter:
             files = {name: Path(item[f"pred_{name}"].meta["saved_to"]) for name in VOLUMES}
             files["findings"] = Path(item["findings_path"])
             self.scans.append(SavedScan(str(image), label, files))
-            self.measured.append({"score": item["score"], "metrics": {}, **item["threshold"]})
+            measured = {"score": item["score"], "metrics": {}, **item["threshold"]}
+            measured["direction"] = _direction(engine, item["image"])
+            self.measured.append(measured)
 
     def __call__(self, engine: Engine) -> None:
         """Write what was measured and the report, and print its table.
@@ -109,18 +117,33 @@ class ReportWriter:
             "intervals": {} if self.metrics is None else self.metrics.intervals,
             "left_out": skipped,
             "subjects": [
-                {"name": name, **{k: s[k] for k in ("score", "threshold", "metrics")}}
+                {"name": name, **{k: s[k] for k in _KEPT}}
                 for name, s in zip(names, subjects, strict=True)
             ],
             "history": curves_of(self.history),
             "settings": settings,
             "environment": environment(),
+            "prototype_colors": [written_colors(of) for of in colors_of(_mixtures(engine))],
         }
         left_out = report_measured(scans, self.folder, record)
         if left_out and isinstance(engine, ScanEvaluator):
             engine.skipped += left_out
         elif left_out:
             raise InputError(f"left out of the report: {'; '.join(left_out)}")
+
+
+def _mixtures(engine: Engine) -> Sequence[DPMM]:
+    """Mixtures of the engine's network, none where it has none."""
+    return getattr(getattr(engine, "network", None), "mixtures", ())
+
+
+def _direction(engine: Engine, image: Tensor) -> int:
+    """The direction whose prototypes the component map of an image shows, see `AnomalyInferer`."""
+    fitted = [mixture.fitted for mixture in _mixtures(engine)]
+    if len(fitted) < 2:
+        return 0
+    axes = engine.inferer.axes  # type: ignore[attr-defined]
+    return next((number for number, _ in directions(image, axes) if fitted[number]), 0)
 
 
 def _shown(detail: dict[str, Any], rate: float | None) -> dict[str, Any]:

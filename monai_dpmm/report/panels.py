@@ -115,7 +115,7 @@ def draw_mask(axes: Axes, scan: Scan, index: int, grey: tuple[float, float]) -> 
     """Slice with the outlines of the prediction and the label, a note where one has none."""
     draw_slice(axes, scan, index, grey)
     notes = []
-    outlines = (("predicted", scan.mask, PREDICTED), ("label", scan.label, LABEL))
+    outlines = (("mask", scan.mask, PREDICTED), ("label", scan.label, LABEL))
     for name, volume, color in outlines:
         if volume is None:
             continue
@@ -165,14 +165,13 @@ def draw_contour(
     )
 
 
-def draw_components(axes: Axes, scan: Scan, index: int) -> None:
+def draw_components(axes: Axes, scan: Scan, index: int, colors: np.ndarray | None = None) -> None:
     """Component map of a slice, how many there are noted below."""
     assert scan.components is not None
     picture = displayed_slice(scan.components, scan.axis, index)
-    axes.imshow(colored_components(picture), interpolation="nearest", **_placed(scan))
+    axes.imshow(colored_components(picture, colors), interpolation="nearest", **_placed(scan))
     found = np.unique(picture[picture >= 1]).size
-    note = f"{found} component{'s' * (found != 1)} in this slice"
-    _write_note(axes, note)
+    _write_note(axes, f"{found} prototype{'s' * (found != 1)} in this slice")
 
 
 def _write(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:

@@ -16,6 +16,7 @@ from monai_dpmm.report.earlier_scans import FILES, EarlierScans
 from monai_dpmm.report.environment import environment
 from monai_dpmm.report.findings_text import findings_text
 from monai_dpmm.report.html import formatted, formatted_interval, metric_names, report_page
+from monai_dpmm.report.prototype_colors import read_colors
 from monai_dpmm.report.scan_figure import require_matplotlib, subject_figure
 from monai_dpmm.report.subjects import (
     FIGURES,
@@ -87,6 +88,7 @@ def write_report(
     skipped: Sequence[str] = (),
     left_out: list[str] | None = None,
     earlier: EarlierScans | None = None,
+    prototype_colors: Sequence[str] = (),
 ) -> Path:
     """Path of the page `report.html`, written with `metrics.json`, `figures/` and `viewers/`.
 
@@ -99,10 +101,10 @@ def write_report(
         folder: made where it does not exist.
         subjects: dictionaries of "name", "image" and "anomaly", and where there are "mask",
             "components", "label" (see `subject_figure`), "score" (of the whole image),
-            "threshold", "findings" (see `AnomalyFindingsd`), "metrics" (by name) and "spacing" (mm,
-            for arrays). A volume is an array
-            or the path of a NIfTI file, which is loaded when its figure is drawn, as closest to
-            Right, Anterior, Superior.
+            "threshold", "findings" (see `AnomalyFindingsd`), "metrics" (by name), "direction"
+            (whose prototypes its components are, 0 if none) and "spacing" (mm, for arrays). A
+            volume is an array or the path of a NIfTI file, which is loaded when its figure is
+            drawn, as closest to Right, Anterior, Superior.
         history: training curves, see `training_figure`.
         metrics: pooled metrics by name, NaN for what is undefined.
         intervals: (low, high) of some of them by name, at 95 %.
@@ -117,6 +119,8 @@ def write_report(
         left_out: gets a line for each subject that cannot be shown, as where a file of it cannot be
             read or lies on another grid; the report is that of the others. None: an error.
         earlier: scans of the report that is in the folder, which stay as they are.
+        prototype_colors: of each direction, see `monai_dpmm.report.prototype_colors`; without them
+            a prototype's colour is that of its number.
 
     Raises:
         ValueError: naming subject, key and value, for no subjects, a missing key, subjects that
@@ -134,13 +138,17 @@ def write_report(
     before = len(left_out or ())
     earlier = earlier or EarlierScans()
     shown, heat = common_heat(ranked, left_out, earlier.heat) if ranked else ([], earlier.heat)
+    colors = [read_colors(text) for text in prototype_colors]
     view = {"axis": axis, "slices": slices}
     with replacement(folder, PARTS, (METRICS, PAGE)) as partial:
         files = SubjectFiles(partial, PAGE, view, viewers, earlier.last)
         records: list[dict[str, Any]] = []
         for subject, ends in shown:
             with leaving_out(left_out):
-                written = files.write(len(records) + 1, subject, ends, ends != heat)
+                own = subject.get("direction", 0)
+                table = colors[own] if own < len(colors) and len(colors[own]) else None
+                drawn = {**subject, "component_colors": table}
+                written = files.write(len(records) + 1, drawn, ends, ends != heat)
                 records.append(subject_record(subject) | written)
         if left_out and ranked and not records:
             raise InputError(left_out[0])
@@ -158,6 +166,7 @@ def write_report(
             "training": None if curves is None else f"{FIGURES}/training.png",
             "settings": settings or {},
             "environment": measured_with or environment(),
+            "prototype_colors": list(prototype_colors),
         }
         _write_texts(partial, plain(report))
     return folder / PAGE

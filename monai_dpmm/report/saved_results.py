@@ -20,6 +20,7 @@ from monai_dpmm.io.datalist import data_root, datalist
 from monai_dpmm.io.result_files import result_files
 from monai_dpmm.report.earlier_scans import EarlierScans, earlier_scans
 from monai_dpmm.report.html import formatted
+from monai_dpmm.report.prototype_colors import read_colors
 from monai_dpmm.report.report import METRICS, PAGE, PARTS, metrics_table, write_report
 from monai_dpmm.report.report_folder import aside, one_line, taken
 from monai_dpmm.report.saved_findings import (
@@ -39,8 +40,8 @@ class _Measured(NamedTuple):
     """What a report's metrics.json tells of the run whose results lie beside it.
 
     Attributes:
-        subjects: metrics of each scan by its name, score and threshold, which tell whether the
-            scan's results are still those that were measured.
+        subjects: "metrics" and "direction" of each scan by its name, score and threshold, which
+            tell whether the scan's results are still those that were measured.
         options: of `write_report`.
     """
 
@@ -121,8 +122,9 @@ def report_measured(
         scans: of the run.
         folder: of the report.
         measured: "metrics", "intervals", "settings", "environment" and "history" of the run,
-            "left_out", a line for each scan that could not be read, and "subjects", a dictionary of
-            "name", "score", "threshold" and "metrics" for each other scan, in the scans' order.
+            "left_out", a line for each scan that could not be read, "prototype_colors" of each
+            direction, and "subjects", a dictionary of "name", "score", "threshold", "metrics" and
+            "direction" for each other scan, in the scans' order.
 
     Raises:
         OSError: in one line, where the report cannot be written, as on a full disk.
@@ -215,7 +217,10 @@ def _measured(file: Path) -> _Measured | None:
     try:
         report = json_object(file)
         subjects = {
-            _key(subject): {formatted(k): v for k, v in subject["metrics"].items()}
+            _key(subject): {
+                "metrics": {formatted(k): v for k, v in subject["metrics"].items()},
+                "direction": abs(int(subject.get("direction", 0))),
+            }
             for subject in report["subjects"]
         }
         options = {
@@ -225,7 +230,10 @@ def _measured(file: Path) -> _Measured | None:
             "history": report["history"] and {k: list(v) for k, v in report["history"].items()},
             "measured_with": dict(report["environment"]),
             "skipped": [str(line) for line in report.get("left_out") or []],
+            "prototype_colors": [str(text) for text in report.get("prototype_colors") or []],
         }
+        for text in options["prototype_colors"]:
+            read_colors(text)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise InputError(f"{file}: must be the metrics.json of a report, {cause(error)}") from error
     return _Measured(subjects, options)
@@ -238,12 +246,12 @@ def _key(subject: Mapping[str, Any]) -> tuple[Any, ...]:
 def _of_these(measured: _Measured, subjects: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Options of the report; its scans get what was measured of them."""
     for subject in subjects:
-        subject["metrics"] = measured.subjects.get(_key(subject), {})
+        subject |= measured.subjects.get(_key(subject), {"metrics": {}})
     if {_key(subject) for subject in subjects} == measured.subjects.keys():
         return measured.options
     if measured.options["metrics"]:
         print("The pooled metrics are those of other scans or results, and left out")
-    return measured.options | {"metrics": {}, "intervals": {}}
+    return measured.options | {"metrics": {}, "intervals": {}, "prototype_colors": []}
 
 
 def _of_findings(points: Sequence[Mapping[str, Any]], history: Path | None) -> dict[str, Any]:

@@ -53,6 +53,7 @@ def subject_figure(
     slices: int = 1,
     spacing: Sequence[float] = (1, 1, 1),
     heat: tuple[float, float] | None = None,
+    component_colors: np.ndarray | None = None,
     title: str = "",
 ) -> Figure:
     """Figure of one subject: slice | heat overlay | mask contours | component map, a row a slice.
@@ -60,7 +61,7 @@ def subject_figure(
     Arrays are (X, Y, Z) with axes towards Right, Anterior, Superior, all of one shape, or
     (X, Y, 1); they are shown in radiological convention. A 2D array (X, Y) is a picture without
     directions: first axis to the right, second axis down. The panels of what is None are left out.
-    The slice is the one with the largest predicted mask; without a mask, the one whose highest 1 %
+    The slice is the one with the largest mask; without a mask, the one whose highest 1 %
     of scores have the largest mean, see `peak_slices`. Where it hardly shows the label, a row with
     the label's largest slice follows.
 
@@ -77,6 +78,8 @@ def subject_figure(
         spacing: voxel size in mm.
         heat: scores at the ends of the colour scale (default `heat_range`); give the same to
             several figures to compare them.
+        component_colors: of all components, (K, 3) in [0, 1], similar ones for similar components;
+            None for a colour by number.
         title: first line of the figure.
 
     Raises:
@@ -99,8 +102,9 @@ def subject_figure(
         if "mask" in sheet.columns:
             draw_mask(sheet.panel("mask", row), scan, place, grey)
         if "components" in sheet.columns:
-            draw_components(sheet.panel("components", row), scan, place)
-    _write_feet(sheet, scan, grey, scale)
+            draw_components(sheet.panel("components", row), scan, place, component_colors)
+    similar = component_colors is not None
+    _write_feet(sheet, scan, grey, scale, similar)
     return sheet.figure
 
 
@@ -183,8 +187,8 @@ class _Sheet:
     def write_head(self, title: str) -> None:
         """Title, names of the columns and of the rows."""
         top = self.figure.get_figheight()
-        names = {"slice": "Slice", "anomaly": "Anomaly score", "mask": _contours(self.scan)}
-        names["components"] = "Mixture components"
+        names = {"slice": "Scan", "anomaly": "Anomaly score", "mask": _contours(self.scan)}
+        names["components"] = "Prototypes"
         limit = int(10 * len(self.columns) * _PANEL)  # letters of this size that fit
         title = title if len(title) <= limit else f"{title[: limit - 1]}…"
         self.write(_LEFT, top - 0.25, title, fontsize=11, fontweight="bold")
@@ -199,11 +203,13 @@ class _Sheet:
 
 
 def _contours(scan: Scan) -> str:
-    names = {"Predicted mask": scan.mask is not None, "label": scan.label is not None}
+    names = {"mask": scan.mask is not None, "lesion of the label": scan.label is not None}
     return " and ".join(name for name, there in names.items() if there).capitalize()
 
 
-def _write_feet(sheet: _Sheet, scan: Scan, grey: tuple[float, float], scale: HeatScale) -> None:
+def _write_feet(
+    sheet: _Sheet, scan: Scan, grey: tuple[float, float], scale: HeatScale, similar: bool
+) -> None:
     small: dict[str, Any] = {"color": MUTED, "fontsize": 7.5}
     sheet.write(_LEFT, 0.44, f"grey levels {_range(*grey)}", **small)
     if scan.letters:
@@ -213,7 +219,8 @@ def _write_feet(sheet: _Sheet, scan: Scan, grey: tuple[float, float], scale: Hea
         _draw_key(sheet, scan)
     if "components" in sheet.columns:
         x = sheet.left("components")
-        sheet.write(x, 0.44, "one colour per component,", **small)
+        first = "similar colours: similar prototypes," if similar else "one colour per prototype,"
+        sheet.write(x, 0.44, first, **small)
         sheet.write(x, 0.26, "the same in every figure", **small)
 
 
@@ -241,7 +248,7 @@ def _draw_color_bar(sheet: _Sheet, scale: HeatScale) -> None:
         line = axes.axvline(scale.threshold, color="white", linewidth=1.6, label="threshold")
         line.set_path_effects([withStroke(linewidth=3.2, foreground="black")])
         x = (scale.threshold - bar_low) / (scale.high - bar_low)
-        text = f"threshold {scale.threshold:.3g}"
+        text = f"mask threshold {scale.threshold:.3g}"
         x = min(max(x * width, 0.45), width - 0.45)
         sheet.write(left + x, 0.52, text, ha="center", fontsize=7.5)
 
@@ -257,7 +264,7 @@ def _draw_key(sheet: _Sheet, scan: Scan) -> None:
     from matplotlib.lines import Line2D
 
     x = sheet.left("mask")
-    entries = (("predicted", scan.mask, PREDICTED), ("label", scan.label, LABEL))
+    entries = (("mask", scan.mask, PREDICTED), ("label", scan.label, LABEL))
     for name, volume, color in entries:
         if volume is not None:
             ends = sheet.place(x, 0.44, 0.34, 0)

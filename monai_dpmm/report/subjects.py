@@ -62,6 +62,7 @@ def subject_record(subject: Mapping[str, Any]) -> dict[str, Any]:
             "healthy_scans": found.get("healthy_scans"),
         }
     record = {key: subject.get(key) for key in ("score", "threshold", "results")}
+    record["direction"] = subject.get("direction", 0)
     metrics = dict(subject.get("metrics") or {})
     return plain({"name": str(subject["name"]), **record, "metrics": metrics, **told})
 
@@ -134,9 +135,10 @@ class SubjectFiles:
         address = f"{FIGURES}/{number:03d}-{slug}.png"
         with _naming(subject):
             volumes, spacing, affine = subject_volumes(subject)
-            options = {**self.view, "heat": heat, "threshold": record["threshold"]}
+            drawn = {"heat": heat, "threshold": record["threshold"]}
+            drawn["component_colors"] = subject.get("component_colors")
             shown = f"{title} · own colour scale" if own else title
-            figure = subject_figure(**volumes, **options, spacing=spacing, title=shown)
+            figure = subject_figure(**volumes, **self.view, **drawn, spacing=spacing, title=shown)
         save(figure, self.folder / address)
         width, height = figure.get_size_inches() * figure.dpi
         written = {"number": number, "figure": address, "viewer": None}
@@ -150,8 +152,7 @@ class SubjectFiles:
                 text = viewer_page(
                     **volumes,
                     affine=affine,
-                    threshold=record["threshold"],
-                    heat=heat,
+                    **drawn,
                     start=start,
                     findings=found if all("peak_mm" in one for one in found) else (),
                     title=title,

@@ -56,6 +56,7 @@ def viewer_page(
     label: np.ndarray | None = None,
     threshold: float | None = None,
     heat: tuple[float, float] | None = None,
+    component_colors: np.ndarray | None = None,
     start: tuple[int, int, int] | None = None,
     findings: Sequence[Mapping[str, Any]] = (),
     title: str = "",
@@ -79,6 +80,7 @@ def viewer_page(
         threshold: score from which on the overlay is seen at first (default: the low end).
         heat: scores at the ends of the colour scale (default `heat_range`); give the same to
             several pages to compare them.
+        component_colors: see `subject_figure`.
         start: voxel that a page without findings opens at (default: the highest score).
         findings: as `anomaly_findings` lists them, the first the most conspicuous.
         title: heading of the page.
@@ -111,14 +113,15 @@ def viewer_page(
             for name in volumes
         ],
         sliders=_sliders(anomaly, scale, grey),
-        facts=_facts(affine, joined, scale),
+        facts=_facts(affine, joined, scale)
+        + ["Prototypes: similar colours for similar ones."] * (component_colors is not None),
         scan={
             "volumes": coded,
             "findings": [{"peak_mm": list(finding["peak_mm"])} for finding in findings],
             "start": (np.asarray(affine) @ [*opening, 1])[:3].tolist(),
             "heat": [scale.start, scale.high],
             "colors": _heat_table(scale),
-            "labels": _label_tables(volumes),
+            "labels": _label_tables(volumes, component_colors),
         },
         script=script,
         order=ORDER,
@@ -200,7 +203,9 @@ def _heat_table(scale: HeatScale) -> dict[str, list[int]]:
     return {**rgb, "A": [0, *[255] * 64], "I": places}
 
 
-def _label_tables(volumes: Mapping[str, np.ndarray]) -> dict[str, dict[str, list[Any]]]:
+def _label_tables(
+    volumes: Mapping[str, np.ndarray], component_colors: np.ndarray | None
+) -> dict[str, dict[str, list[Any]]]:
     """Colours of what is no scale, each by its number."""
     tables = {}
     for name, color in (("mask", PREDICTED), ("label", LABEL)):
@@ -208,7 +213,9 @@ def _label_tables(volumes: Mapping[str, np.ndarray]) -> dict[str, dict[str, list
         tables[name] = {1: rgb}
     if "components" in volumes:
         found = np.unique(volumes["components"][volumes["components"] >= 1]).astype(int)
-        tables["components"] = {int(k): component_color(int(k))[:3] for k in found}
+        tables["components"] = {
+            int(k): component_color(int(k), component_colors)[:3] for k in found
+        }
     return {name: _table(colors) for name, colors in tables.items() if name in volumes}
 
 
@@ -231,7 +238,7 @@ def _sliders(
         return {"id": id_, "title": title, **{k: f"{v:.6g}" for k, v in ends.items()}}
 
     return [
-        slider("threshold", "Threshold", min(lowest, scale.start), highest, scale.start),
+        slider("threshold", "Heat map from", min(lowest, scale.start), highest, scale.start),
         slider("opacity", "Opacity", 0, 1, 0.75),
         slider("black", "Black at", grey[0] - reach, grey[1], grey[0]),
         slider("white", "White at", grey[0], grey[1] + reach, grey[1]),

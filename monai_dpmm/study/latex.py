@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from monai_dpmm.study.tables import Table
+from monai_dpmm.study.tables import Table
 
 PREAMBLE = r"""% needs \usepackage{booktabs,graphicx,rotating}
 \ifdefined\tableofnumbers\else\newsavebox{\tableofnumbers}\fi

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from monai_dpmm.errors import InputError
+from monai_dpmm.files import atomic_write, plain
+from monai_dpmm.study.latex import PREAMBLE, as_latex
 from monai_dpmm.study.refinement_tables import refinement_tables
 from monai_dpmm.study.runs import RATES
 from monai_dpmm.study.significance import bootstrap_interval, holm, paired_p_value
-from monai_dpmm.study.tables import Table, spread, write_tables
+from monai_dpmm.study.tables import Table, as_csv, as_markdown, spread
 
-__all__ = ["paper_tables", "run_records", "significance", "write_comparison"]
+__all__ = ["paper_tables", "run_records", "significance", "write_comparison", "write_tables"]
 
 Trial = Mapping[str, Any]
 _MIXTURES = {
@@ -109,6 +111,34 @@ def write_comparison(
     result = {"significance": significance(trials, reference), "trials": list(trials)}
     write_tables(folder, tables, run_records(trials), {"reference": reference, **result})
     return tables
+
+
+def write_tables(
+    folder: str | Path,
+    tables: Sequence[Table],
+    records: Sequence[Mapping[str, Any]],
+    result: Mapping[str, Any],
+) -> None:
+    """Write `tables.md`, `tables.tex`, a CSV of each table, `runs.csv` and `comparison.json`.
+
+    Args:
+        folder: made where it does not exist.
+        tables: with different names.
+        records: rows of `runs.csv`, dictionaries with the same keys.
+        result: all numbers, for `comparison.json`; NaN becomes null.
+    """
+    folder = Path(folder)
+    texts = {
+        "tables.md": "\n\n".join(map(as_markdown, tables)) + "\n",
+        "tables.tex": PREAMBLE + "\n\n".join(map(as_latex, tables)) + "\n",
+        "comparison.json": json.dumps(plain(result), indent=1, allow_nan=False) + "\n",
+        "runs.csv": as_csv(list(records[0]), (list(record.values()) for record in records)),
+        **{f"{table.name}.csv": as_csv(table.columns, table.rows) for table in tables},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        with atomic_write(folder / name) as partial:
+            partial.write_text(text, encoding="utf-8")
 
 
 def run_records(trials: Sequence[Trial]) -> list[dict[str, Any]]:

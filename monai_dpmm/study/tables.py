@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
-
-from monai_dpmm.files import atomic_write, plain
-from monai_dpmm.study.latex import PREAMBLE, as_latex
 
 __all__ = [
     *("Table", "as_csv", "as_markdown", "as_text", "csv_cell", "spread"),
-    "write_tables",
 ]
 
 
@@ -77,34 +71,6 @@ def spread(values: Sequence[float], digits: int = 2, scale: float = 1.0) -> str:
     if len(numbers) == 1:
         return mean
     return f"{mean} ({min(numbers):.{digits}f}-{max(numbers):.{digits}f})"
-
-
-def write_tables(
-    folder: str | Path,
-    tables: Sequence[Table],
-    records: Sequence[Mapping[str, Any]],
-    result: Mapping[str, Any],
-) -> None:
-    """Write `tables.md`, `tables.tex`, a CSV of each table, `runs.csv` and `comparison.json`.
-
-    Args:
-        folder: made where it does not exist.
-        tables: with different names.
-        records: rows of `runs.csv`, dictionaries with the same keys.
-        result: all numbers, for `comparison.json`; NaN becomes null.
-    """
-    folder = Path(folder)
-    texts = {
-        "tables.md": "\n\n".join(map(as_markdown, tables)) + "\n",
-        "tables.tex": PREAMBLE + "\n\n".join(map(as_latex, tables)) + "\n",
-        "comparison.json": json.dumps(plain(result), indent=1, allow_nan=False) + "\n",
-        "runs.csv": as_csv(list(records[0]), (list(record.values()) for record in records)),
-        **{f"{table.name}.csv": as_csv(table.columns, table.rows) for table in tables},
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        with atomic_write(folder / name) as partial:
-            partial.write_text(text, encoding="utf-8")
 
 
 def _tabulated(table: Table, style: str) -> str:

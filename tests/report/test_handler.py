@@ -44,7 +44,7 @@ def test_a_full_disk_is_one_line_and_the_numbers_are_kept(tmp_path, monkeypatch)
     assert kept["metrics"] == {"pixel_auroc": 0.9}
     assert kept["settings"] == {"false_positive_rate": 0.01}
     (scan,) = kept["subjects"]
-    assert scan == {"name": "a", "score": 0.5, "threshold": 0.3, "metrics": {}}
+    assert scan == {"name": "a", "score": 0.5, "threshold": 0.3, "metrics": {}, "direction": 0}
 
 
 def test_the_table_counts_lesions_at_the_rate_of_the_mask_only():

@@ -94,12 +94,12 @@ def test_panels_contours_and_color_bar(brain):
     panels = _panels(figure)
     assert list(panels) == ["slice", "anomaly", "mask", "components", "color"]
     contours = {c.get_label(): c for c in panels["mask"].collections}
-    assert set(contours) == {"predicted", "label"}
-    assert contours["predicted"].get_linestyle() != contours["label"].get_linestyle()
+    assert set(contours) == {"mask", "label"}
+    assert contours["mask"].get_linestyle() != contours["label"].get_linestyle()
     assert [line.get_label() for line in panels["color"].lines] == ["threshold"]
     assert panels["color"].lines[0].get_xdata()[0] == 0.4
     shown = fullest_slice(volumes["mask"], 2)
-    expected = {"name", "threshold 0.4", "50 mm", f"axial slice {shown} (0 to 47)"}
+    expected = {"name", "mask threshold 0.4", "50 mm", f"axial slice {shown} (0 to 47)"}
     assert expected <= set(_texts(figure))
 
 
@@ -107,7 +107,7 @@ def test_panels_of_what_is_absent_are_left_out(brain):
     volumes, _ = brain
     figure = subject_figure(volumes["image"], volumes["anomaly"], label=volumes["label"])
     assert list(_panels(figure)) == ["slice", "anomaly", "mask", "color"]
-    assert "Label" in _texts(figure)
+    assert "Lesion of the label" in _texts(figure)
 
 
 def test_overlay_is_opaque_from_the_threshold_on_and_clear_at_the_low_end(brain):
@@ -124,7 +124,7 @@ def test_a_map_below_the_threshold_is_drawn_clear(brain):
     volumes, _ = brain
     figure = subject_figure(volumes["image"], volumes["anomaly"], threshold=5.0)
     assert np.asarray(_panels(figure)["anomaly"].images[1].get_alpha()).max() == 0
-    assert "threshold 5" in _texts(figure)
+    assert "mask threshold 5" in _texts(figure)
     _pixels(figure)
 
 
@@ -210,7 +210,7 @@ def test_missing_contour_says_where_the_lesion_is(brain):
     figure = subject_figure(**volumes, threshold=0.4, index=2)
     assert any(f"label: none here, largest in slice {center[2]}" in t for t in _texts(figure))
     empty = subject_figure(volumes["image"], volumes["anomaly"], mask=volumes["mask"] * 0)
-    assert "predicted: none here, empty in the volume" in _texts(empty)
+    assert "mask: none here, empty in the volume" in _texts(empty)
 
 
 def test_nan_is_transparent_and_not_an_error(brain):
@@ -258,7 +258,7 @@ def test_displayed_slice_is_a_view_of_the_named_voxels():
     assert np.shares_memory(displayed_slice(volume, 0, 1), volume)
 
 
-def test_the_default_slice_is_where_the_predicted_mask_is_largest():
+def test_the_default_slice_is_where_the_mask_is_largest():
     mask = np.zeros((6, 7, 8), np.uint8)
     assert fullest_slice(None, 2) is None
     assert fullest_slice(mask, 2) is None
@@ -286,6 +286,25 @@ def test_component_colors_depend_on_the_index_alone():
     other = colored_components(np.array([[7, 499], [0, 7]], float))
     np.testing.assert_array_equal(other[0], colors[0, [6, 498]])
     assert other[1, 0, 3] == 0
+
+
+def test_components_have_the_colours_that_are_given():
+    table = np.random.default_rng(0).random((9, 3))
+    colors = colored_components(np.array([[7, 9], [0, 1]]), table)
+    np.testing.assert_array_equal(colors[0, :, :3], table[[6, 8]])
+    assert colors[1, 0, 3] == 0
+    with pytest.raises(ValueError, match="components must be at most 9, got 10"):
+        colored_components(np.array([[10]]), table)
+
+
+def test_a_figure_says_what_its_colours_mean(brain):
+    volumes, _ = brain
+    plain, similar = (
+        _texts(subject_figure(**volumes, component_colors=colors))
+        for colors in (None, np.zeros((999, 3)))
+    )
+    assert "one colour per prototype," in plain
+    assert "similar colours: similar prototypes," in similar
 
 
 def test_ranges_bear_constants_and_outliers():

@@ -67,6 +67,17 @@ def test_of_an_evaluation_nothing_is_measured_again(
     assert shown.splitlines()[-1] == f"Report: {tmp_path / 'new/report.html'}"
 
 
+def test_prototypes_keep_their_colours(results, cohort):
+    (colors,) = {tuple(_report(results / "report")["prototype_colors"])}
+    assert colors
+    assert all(re.fullmatch("([0-9a-f]{6} ?)*", text) for text in colors)
+    report = json.loads((results / "report/metrics.json").read_text())
+    report["prototype_colors"] = ["red"]
+    (results / "report/metrics.json").write_text(json.dumps(report))
+    with pytest.raises(InputError, match=r"metrics\.json: must be .* colours must be written as"):
+        rewrite_report(cohort, results)
+
+
 def test_the_report_is_replaced_in_its_place(results, cohort):
     before = _files(results)
     (results / "report/report.html").unlink()

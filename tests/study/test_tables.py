@@ -6,13 +6,13 @@ import math
 
 import pytest
 
+from monai_dpmm.study.paper_tables import write_tables
 from monai_dpmm.study.tables import (
     Table,
     as_csv,
     as_markdown,
     as_text,
     spread,
-    write_tables,
 )
 
 TABLE = Table("one", "Costs & gains", ("method", "100 %"), [["a_b", "1"], ["c, d", "2"]], "Note.")

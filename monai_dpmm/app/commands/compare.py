@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from monai_dpmm.app.console import console
 from monai_dpmm.app.options import (
     LABELLED,
     SETTINGS_HELP,
@@ -39,12 +40,14 @@ def _run(args: Namespace) -> None:
     for name in (*(args.methods or ()), args.reference):
         if not _METHODS.holds(name):
             raise UsageError(f"methods must be among {', '.join(_METHODS.names)}, got {name!r}")
-    parser, folder = config(args), Path(overrides(args)["bundle_root"]) / "comparison"
-    from monai_dpmm.study.comparison import compare
-    from monai_dpmm.study.paper_tables import write_comparison
-    from monai_dpmm.study.tables import as_text
+    folder = Path(overrides(args)["bundle_root"]) / "comparison"
+    with console():
+        parser = config(args)
+        from monai_dpmm.study.comparison import compare
+        from monai_dpmm.study.paper_tables import write_comparison
+        from monai_dpmm.study.tables import as_text
 
-    trials = compare(parser, folder, seeds=args.seeds, methods=args.methods)
+        trials = compare(parser, folder, seeds=args.seeds, methods=args.methods)
     tables = write_comparison(trials, folder, args.reference)
     print("", *map(as_text, tables), f"Tables: {folder / 'tables.md'}", sep="\n\n")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from monai_dpmm.app.console import console
 from monai_dpmm.app.options import (
     LABELLED,
     SETTINGS_HELP,
@@ -25,12 +26,14 @@ def _options(command: ArgumentParser) -> None:
 
 
 def _run(args: Namespace) -> None:
-    parser, root = config(args), Path(overrides(args)["bundle_root"])
-    from monai_dpmm.study.figures.publication import write_figures
+    root = Path(overrides(args)["bundle_root"])
+    with console():
+        parser = config(args)
+        from monai_dpmm.study.figures.publication import write_figures
 
-    paths = write_figures(
-        parser, args.out or root / "figures", root / "comparison" / "comparison.json"
-    )
+        paths = write_figures(
+            parser, args.out or root / "figures", root / "comparison" / "comparison.json"
+        )
     print("Figures:", *paths, sep="\n")
 
 

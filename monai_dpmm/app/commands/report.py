@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from monai_dpmm.app.console import console
 from monai_dpmm.app.options import Command, add_folder, positive, require_paths, starting
 
 __all__ = ["COMMANDS"]
@@ -42,9 +43,10 @@ def _run(args: Namespace) -> None:
     results = args.folder / "output" if args.results is None else args.results
     require_paths(args.dataset, results)
     starting(args)
-    from monai_dpmm.report.saved_results import rewrite_report
+    with console():
+        from monai_dpmm.report.saved_results import rewrite_report
 
-    rewrite_report(args.dataset, results, args.out, axis=args.axis, slices=args.slices)
+        rewrite_report(args.dataset, results, args.out, axis=args.axis, slices=args.slices)
 
 
 COMMANDS = [

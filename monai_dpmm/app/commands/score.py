@@ -6,6 +6,7 @@ from argparse import SUPPRESS, ArgumentParser, Namespace
 from pathlib import Path
 
 from monai_dpmm.app.config import check_values
+from monai_dpmm.app.console import console
 from monai_dpmm.app.options import LABELLED, Command, add_out, require_paths, starting
 
 __all__ = ["COMMANDS"]
@@ -42,18 +43,19 @@ def _run(args: Namespace) -> None:
     check_values({name: getattr(args, name) for name in names}, "the option")
     require_paths(args.maps, args.dataset, *([args.healthy] if args.healthy else []))
     starting(args)
-    from monai_dpmm.report.report import metrics_table
-    from monai_dpmm.study.scoring import measured_maps, write_scores
+    with console():
+        from monai_dpmm.report.report import metrics_table
+        from monai_dpmm.study.scoring import measured_maps, write_scores
 
-    metrics = measured_maps(
-        args.maps,
-        args.dataset,
-        healthy=args.healthy,
-        protocol=args.evaluation_size,
-        rule=args.lesion_label,
-        bootstrap=args.bootstrap,
-        postfix=args.postfix,
-    )
+        metrics = measured_maps(
+            args.maps,
+            args.dataset,
+            healthy=args.healthy,
+            protocol=args.evaluation_size,
+            rule=args.lesion_label,
+            bootstrap=args.bootstrap,
+            postfix=args.postfix,
+        )
     folder = write_scores(args.out, metrics)
     numbers = {**metrics.compute(), "protocol": metrics.protocol}
     print(metrics_table(numbers, [], metrics.intervals))

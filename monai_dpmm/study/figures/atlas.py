@@ -79,7 +79,7 @@ def atlas_figure(atlas: Atlas, weights: np.ndarray, colors: np.ndarray) -> Figur
     Args:
         atlas: of the components to show, in this order.
         weights: of all components, (K,).
-        colors: of all prototypes, (K, 3), see `monai_dpmm.study.figures.prototype_colors`.
+        colors: of all prototypes, (K, 3), see `monai_dpmm.report.prototype_colors`.
 
     Raises:
         InputError: where no place belongs to any of the components.

@@ -10,7 +10,6 @@ import numpy as np
 from monai_dpmm.errors import InputError
 from monai_dpmm.report.display import Scan, displayed_slice, heat_range
 from monai_dpmm.report.panels import (
-    HEAT_MAP,
     LABEL,
     PREDICTED,
     HeatScale,
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 _GREY = (0.0, 1.0)
 _HEIGHTS = (0.35, 0.5, 0.65)  # of the slices that hold anything
 _LINE = 0.9  # points
-_ROWS = ("scan", "score", "mask")
+_ROWS = ("scan", "heat map", "mask")
 
 __all__ = ["Case", "case_figure", "component_figure"]
 
@@ -70,8 +69,8 @@ def component_figure(scans: Sequence[tuple[str, Scan]], colors: np.ndarray) -> F
         elif column == 0:
             sheet.name_row(row, short(name))
     sheet.note(
-        "Each patch in the colour of its prototype: one colour is one prototype in all panels,"
-        " similar colours are similar prototypes. Blue outline: lesion."
+        "Each patch in the colour of its prototype, the same in all panels; similar colours are"
+        " similar prototypes. Blue: lesion of the label."
     )
     return sheet.figure
 
@@ -94,14 +93,16 @@ def case_figure(cases: Sequence[Case], threshold: float) -> Figure:
         draw_heat(axes[1], scan, 0, _GREY, scale)
         draw_slice(axes[2], scan, 0, _GREY)
         _outline(axes[0], scan, 0, "label")
-        for name in ("predicted", "label"):
+        for name in ("mask", "label"):
             _outline(axes[2], scan, 0, name)
         for text, inches in ((title, 0.19), (quality, 0.07)):
             write(axes[0], 0.5, 1 + inches / sheet.height, text, fontsize=6)
     for row, name in enumerate(_ROWS):
         sheet.name_row(row, name)
     _draw_color_bar(sheet, scale)
-    sheet.note("Dashed blue: lesion. Solid orange: mask. AUPR and Dice: of the whole scan.")
+    sheet.note(
+        "Dashed blue: lesion of the label. Solid orange: mask. AUPR, Dice: of the whole scan."
+    )
     return sheet.figure
 
 
@@ -113,16 +114,14 @@ def _shape(scans: Sequence[Scan]) -> float:
 
 
 def _draw_color_bar(sheet: PanelSheet, scale: HeatScale) -> None:
+    """Colours of what is above the threshold; below it the slice is bare."""
     axes = sheet.place(4.8, 0.36, 1.9, 0.09)
-    ends = (scale.low, scale.high, 0, 1)
-    ramp = np.linspace(0, 1, 256)[None]
-    axes.imshow(ramp, HEAT_MAP, extent=ends, aspect="auto", interpolation="bilinear")
-    axes.set(yticks=[], xticks=[scale.low, scale.threshold, scale.high])
-    axes.set_xticklabels(
-        [f"{scale.low:.2g}", f"threshold {scale.threshold:.3g}", f"{scale.high:.2g}"]
-    )
-    for label, side in zip(axes.get_xticklabels(), ("center", "right", "left"), strict=True):
-        label.set_horizontalalignment(side)  # a threshold near the high end stays legible
+    ramp = scale.colors(np.linspace(0, 1, 256))[None]
+    ends = (scale.start, max(scale.high, scale.start + 1e-6))  # alike where nothing is marked
+    axes.imshow(ramp, extent=(*ends, 0, 1), aspect="auto", interpolation="bilinear")
+    axes.set(yticks=[], xticks=ends)
+    axes.set_xticklabels([f"mask threshold {scale.start:.3g}", f"{scale.high:.2g}"])
+    axes.get_xticklabels()[0].set_horizontalalignment("left")
     axes.tick_params(labelsize=6, length=2)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,15 +15,22 @@ from tqdm import tqdm
 from monai_dpmm.errors import InputError, InputTypeError, cause
 from monai_dpmm.files import json_object
 from monai_dpmm.metrics.anomaly_metrics import AnomalyMetrics
+from monai_dpmm.metrics.froc import LesionCounts, lesion_counts
 from monai_dpmm.metrics.image_metrics import Thresholds, dice_score
 from monai_dpmm.network.detector import AnomalyDetector
+from monai_dpmm.report.prototype_colors import colors_of
 from monai_dpmm.report.scan_figure import require_matplotlib
 from monai_dpmm.study.figures.atlas import Atlas, atlas_figure
 from monai_dpmm.study.figures.galleries import Case, case_figure, component_figure
-from monai_dpmm.study.figures.prototype_colors import prototype_colors
 from monai_dpmm.study.figures.results import SavedScans, single_slice
-from monai_dpmm.study.figures.scores import curve_figure, score_figure, tradeoff_figure
+from monai_dpmm.study.figures.scores import (
+    OperatingPoint,
+    curve_figure,
+    score_figure,
+    tradeoff_figure,
+)
 from monai_dpmm.study.figures.sheet import save_figure, short
+from monai_dpmm.transforms.regions import connected_regions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,9 +46,10 @@ def write_figures(
 ) -> list[Path]:
     """Paths of the figures, each a PDF and a PNG, of an evaluation of a labelled data set.
 
-    "curves" (ROC, precision and recall) and "scores" (histograms with the thresholds) of all
-    pixels, "cases" (from the best to the worst found scan), "components" (the paper's Fig. 2),
-    "prototypes" (where these fit best), and "tradeoff" (Fig. 3) where there is a comparison.
+    "curves" (ROC, precision and recall of all pixels, FROC of lesions where the scans are volumes),
+    "scores" (histograms of all pixels with the thresholds), "cases" (from the best to the worst
+    found scan), "components" (the paper's Fig. 2), "prototypes" (where these fit best), and
+    "tradeoff" (Fig. 3) where there is a comparison.
     Scans are read one at a time from what the evaluation saved in its output_dir.
 
     Args:
@@ -58,20 +67,21 @@ def write_figures(
     scans = _saved_scans(parser, root)
     network: AnomalyDetector = parser.get_parsed_content("network_def")
     mixture = next(one for one in network.mixtures if one.fitted)
-    means, weights = (x.detach().double().numpy() for x in (mixture.means, mixture.weights))
-    colors = prototype_colors(means, weights)
+    weights = mixture.weights.detach().double().numpy()
+    colors = next(one for one in colors_of(network.mixtures) if len(one))
     atlas = Atlas(np.argsort(-weights, kind="stable")[:_PROTOTYPES], network, len(scans))
-    metrics, dices = _measured(scans, atlas)
+    rates, thresholds = network.false_positive_rates.cpu(), network.thresholds.cpu()
+    metrics, masks = _measured(scans, atlas, Thresholds(rates, thresholds))
     lesions = [i for i, image in enumerate(metrics.subjects) if image["anomalous"]]
     if not lesions:
         raise InputError(f"{root}: must have a test scan with a lesion, got {len(scans)} without")
     healthy = [i for i in range(len(scans)) if i not in lesions][: _ROWS // 2]
     rows = healthy + lesions[: _ROWS - len(healthy)]
-    rates = network.false_positive_rates.tolist()
-    thresholds = dict(zip(rates, network.thresholds.tolist(), strict=True))
+    points = _operating_points(metrics, masks, scans.threshold)
+    dices = [mask.dice for mask in masks]
     figures: dict[str, Callable[[], Figure]] = {
-        "curves": lambda: curve_figure(metrics.pool, thresholds),
-        "scores": lambda: score_figure(metrics.pool, thresholds),
+        "curves": lambda: curve_figure(metrics.pool, points, metrics.froc),
+        "scores": lambda: score_figure(metrics.pool, points),
         "cases": lambda: case_figure(_cases(scans, lesions, metrics, dices), scans.threshold),
         "components": lambda: component_figure([scans[i] for i in rows], colors),
         "prototypes": lambda: atlas_figure(atlas, weights, colors),
@@ -82,18 +92,50 @@ def write_figures(
     return [p for name, draw in figures.items() for p in save_figure(draw(), folder, name)]
 
 
-def _measured(scans: SavedScans, atlas: Atlas) -> tuple[AnomalyMetrics, list[float]]:
-    """Metrics of the maps and Dice of each scan's mask, from one pass that fills the atlas, too."""
-    metrics = AnomalyMetrics(Thresholds(torch.zeros(0, dtype=torch.float64), torch.zeros(0)))
-    dices = []
+class _Mask(NamedTuple):
+    """What a scan's saved mask is worth: its Dice, its lesions and false findings."""
+
+    dice: float
+    counts: LesionCounts
+
+
+def _measured(
+    scans: SavedScans, atlas: Atlas, thresholds: Thresholds
+) -> tuple[AnomalyMetrics, list[_Mask]]:
+    """Metrics of the maps and what each scan's mask is worth; the pass fills the atlas, too."""
+    metrics = AnomalyMetrics(thresholds)
+    masks = []
     for number in tqdm(range(len(scans)), "Test scans"):
         _, scan = scans[number]
         volumes = (scan.anomaly, scan.mask, scan.label)
         anomaly, mask, label = (torch.from_numpy(np.ascontiguousarray(x)) for x in volumes)
         metrics.update([{"pred": anomaly[None], "label": label[None]}])
-        dices.append(dice_score(mask > 0, label))
+        counts = lesion_counts(mask > 0, connected_regions(label > 0))
+        masks.append(_Mask(dice_score(mask > 0, label), counts))
         atlas.add(scan)
-    return metrics, dices
+    return metrics, masks
+
+
+def _operating_points(
+    metrics: AnomalyMetrics, masks: Sequence[_Mask], threshold: float
+) -> list[OperatingPoint]:
+    """The calibrated thresholds and that of the masks, and what each finds of volumes."""
+    found = metrics.compute()
+    calibrated = metrics.detector
+    points = []
+    rates = calibrated.false_positive_rates.tolist()
+    for rate, value in zip(rates, calibrated.thresholds.tolist(), strict=True):
+        name = f"fpr_{rate:.3g}"
+        false = found.get(f"false_positives_per_scan_at_{name}", math.nan)
+        sensitivity = found.get(f"lesion_sensitivity_at_{name}", math.nan)
+        title = f"{100 * rate:.3g} % of healthy patches"
+        points.append(OperatingPoint(title, value, false, sensitivity))
+    lesions = sum(mask.counts.lesions for mask in masks)
+    if metrics.froc is None or not lesions:
+        return [*points, OperatingPoint("mask", threshold)]
+    false = sum(mask.counts.false_positives for mask in masks) / len(masks)
+    sensitivity = sum(mask.counts.found for mask in masks) / lesions
+    return [*points, OperatingPoint("mask", threshold, false, sensitivity)]
 
 
 def _cases(

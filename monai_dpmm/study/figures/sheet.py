@@ -18,13 +18,13 @@ WIDTH = 7.0  # inches, two columns of a page
 PALETTE = (  # Okabe and Ito's, without the yellow, which is faint on paper
     *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f"),
 )
-HEALTHY, ANOMALOUS = PALETTE[0], PALETTE[1]
+HEALTHY, LESION = PALETTE[0], PALETTE[1]
 SMALL = 7.0  # points
 _MARGIN, _GAP = 0.2, 0.04  # inches on the left, for the names of rows, and between panels
 _FORMATS = {"pdf": {"CreationDate": None}, "png": {}}
 
 __all__ = [
-    *("ANOMALOUS", "HEALTHY", "PALETTE", "SMALL", "WIDTH", "PanelSheet", "new_figure"),
+    *("LESION", "HEALTHY", "PALETTE", "SMALL", "WIDTH", "PanelSheet", "new_figure"),
     *("save_figure", "short", "style_axes", "write"),
 ]
 

@@ -41,13 +41,14 @@ def test_cases_stand_in_columns_under_their_titles():
     titles = [t.get_text() for ax in figure.axes for t in ax.texts if " of 4" in t.get_text()]
     assert titles == ["1 of 4", "3 of 4", "4 of 4"]
     bar = figure.axes[-1]
-    assert [t.get_text() for t in bar.get_xticklabels()][1] == "threshold 0.6"
+    assert next(t.get_text() for t in bar.get_xticklabels()) == "mask threshold 0.6"
+    assert bar.get_xlim()[0] == 0.6  # as in the panels: nothing below the threshold has a colour
 
 
 @pytest.mark.parametrize(("mask", "count"), [(True, 1), (False, 0)])
 def test_masks_are_those_of_the_scan(mask, count):
     axes = case_figure([Case("x", "", single_slice(_scan(mask=mask)))], 0.6).axes[2]
-    assert sum(c.get_label() == "predicted" for c in axes.collections) == count
+    assert sum(c.get_label() == "mask" for c in axes.collections) == count
 
 
 def test_pictures_have_one_slice():

@@ -1,6 +1,17 @@
-import numpy as np
+import copy
 
-from monai_dpmm.study.figures.prototype_colors import _from_oklab, prototype_colors
+import numpy as np
+import pytest
+from fitted_mixtures import batches, fitted
+
+from monai_dpmm.mixture.dpmm import DPMM
+from monai_dpmm.report.prototype_colors import (
+    _from_oklab,
+    colors_of,
+    prototype_colors,
+    read_colors,
+    written_colors,
+)
 
 
 def _means(count=40, features=6):
@@ -43,3 +54,33 @@ def test_oklab_has_black_white_and_grey():
 def test_few_features_and_one_prototype_have_colours():
     assert prototype_colors(np.zeros((1, 4)), np.ones(1)).shape == (1, 3)
     assert prototype_colors(np.arange(6.0).reshape(3, 2), np.ones(3)).shape == (3, 3)
+
+
+def test_a_colour_means_the_same_in_all_directions():
+    (one, *_) = batches()
+    first = fitted(one)
+    apart, again = colors_of([first, copy.deepcopy(first)])
+    assert len(apart) == len(again) == first.components
+    same = np.abs(apart - again).sum(1)
+    others = np.abs(apart[:, None] - again).sum(2).mean()
+    assert same.mean() < others / 4
+
+
+def test_a_direction_without_a_fit_has_no_colours():
+    (one, *_) = batches()
+    empty = DPMM(8, components=12)
+    assert [len(colors) for colors in colors_of([empty, fitted(one)])] == [0, 12]
+    assert [len(colors) for colors in colors_of([empty])] == [0]
+
+
+def test_written_colours_read_back():
+    colors = np.random.default_rng(0).random((7, 3))
+    np.testing.assert_allclose(read_colors(written_colors(colors)), colors, atol=0.5 / 255)
+    assert written_colors(np.array([[1.0, 0.5, 0.0]])) == "ff8000"
+    assert read_colors("").shape == (0, 3)
+
+
+@pytest.mark.parametrize("text", ["ff80", "ff8000,", "red", "ff8000  ff8000", "FF8000"])
+def test_other_text_is_refused(text):
+    with pytest.raises(ValueError, match="colours must be written as"):
+        read_colors(text)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from monai_dpmm.mixture.dpmm import DPMM
 
 _SPREAD = ((0.36, 0.94), (-0.11, 0.11), (-0.11, 0.11))  # OKLab's lightness, a and b
 _TO_CONES = (  # OKLab, its inverse as its author publishes it
@@ -16,7 +23,39 @@ _TO_RGB = (
     (-0.0041960863, -0.7034186147, 1.7076147010),
 )
 
-__all__ = ["prototype_colors"]
+_WRITTEN = re.compile(r"([0-9a-f]{6}( [0-9a-f]{6})*)?", re.ASCII)
+
+__all__ = ["colors_of", "prototype_colors", "read_colors", "written_colors"]
+
+
+def colors_of(mixtures: Sequence[DPMM]) -> list[np.ndarray]:
+    """Colours of the prototypes of each direction, (K, 3) in [0, 1]; none of an unfitted one.
+
+    Those of all directions are of one feature space, so a colour means the same in all of them.
+    """
+    fitted = [one for one in mixtures if one.fitted]
+    parts = [[x.detach().double().cpu().numpy() for x in (m.means, m.weights)] for m in fitted]
+    if not parts:
+        return [np.empty((0, 3)) for _ in mixtures]
+    means, weights = (np.concatenate(part) for part in zip(*parts, strict=True))
+    colors = iter(np.split(prototype_colors(means, weights), len(parts)))
+    return [next(colors) if one.fitted else np.empty((0, 3)) for one in mixtures]
+
+
+def written_colors(colors: np.ndarray) -> str:
+    """Colours as text, (K, 3): "ff8000 0080ff"."""
+    return " ".join(bytes(color).hex() for color in np.round(255 * colors).astype(np.uint8))
+
+
+def read_colors(text: str) -> np.ndarray:
+    """Colours that `written_colors` wrote: (K, 3) in [0, 1].
+
+    Raises:
+        ValueError: for any other text.
+    """
+    if not _WRITTEN.fullmatch(text):
+        raise ValueError(f"colours must be written as 'ff8000 0080ff', got {text[:40]!r}")
+    return np.frombuffer(bytes.fromhex(text), np.uint8).reshape(-1, 3) / 255
 
 
 def prototype_colors(means: np.ndarray, weights: np.ndarray) -> np.ndarray:
