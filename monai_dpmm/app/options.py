@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from monai_dpmm.app.completion import offer_configs, offer_settings
 from monai_dpmm.app.config import merged
 from monai_dpmm.app.settings import TEXTS
 from monai_dpmm.app.workflows import (
@@ -111,19 +112,21 @@ def add_settings(command: ArgumentParser, folder: str = ".") -> argparse._Argume
         "--model", metavar="DIR", help="of model.pt, or that file (default: models in -f)"
     )
     group = command.add_argument_group("settings")
-    group.add_argument(
+    overlays = group.add_argument(
         *("-c", "--config"),
         action="append",
         metavar="NAME",
         help="config laid over the command's own, by name or file; may be repeated",
     )
-    group.add_argument(
+    values = group.add_argument(
         *("-s", "--set"),
         action="append",
         type=override,
         metavar="KEY=VALUE",
         help="value of a config; may be repeated",
     )
+    offer_configs(overlays)
+    offer_settings(values)
     return group
 
 

@@ -20,10 +20,11 @@ __all__ = [
 
 
 class Rule(NamedTuple):
-    """What a value must be, in words and as a test."""
+    """What a value must be, in words and as a test; names of values, of a closed choice."""
 
     text: str
     holds: Callable[[Any], bool]
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def number(text: str, holds: Callable[[float], bool]) -> Rule:
 
 def choice(*names: str) -> Rule:
     """One of some names."""
-    return Rule(f"one of {', '.join(names)}", lambda v: v in names)
+    return Rule(f"one of {', '.join(names)}", lambda v: v in names, names)
 
 
 def list_of(text: str, item: Rule, length: int | None = None) -> Rule:
@@ -95,7 +96,8 @@ def list_of(text: str, item: Rule, length: int | None = None) -> Rule:
 def either(*rules: Rule) -> Rule:
     """What keeps one of several rules."""
     text = " or ".join(rule.text for rule in rules)
-    return Rule(text, lambda v: any(rule.holds(v) for rule in rules))
+    names = tuple(name for rule in rules for name in rule.names)
+    return Rule(text, lambda v: any(rule.holds(v) for rule in rules), names)
 
 
 def _whole(low: int, high: float = math.inf) -> Rule:
@@ -139,8 +141,8 @@ def _is_device(value: Any) -> bool:
     return int(found[2] or 0) < torch.cuda.device_count()
 
 
-FLAG = Rule("true or false", lambda v: isinstance(v, bool))
-NONE = Rule("null", lambda v: v is None)
+FLAG = Rule("true or false", lambda v: isinstance(v, bool), ("true", "false"))
+NONE = Rule("null", lambda v: v is None, ("null",))
 TEXT = Rule("text", lambda v: isinstance(v, str) and bool(v))
 COUNT, NATURAL = _whole(1), _whole(0)
 # more no machine has memory for: a slip, or a file that is to take it

@@ -5,6 +5,10 @@ import sys
 
 import pytest
 
+from monai_dpmm.app import completion
+from monai_dpmm.app.options import override
+from monai_dpmm.app.settings import SETTINGS
+
 ASK = """\
 source {script}
 COMP_WORDS=(monai-dpmm {words})
@@ -29,6 +33,15 @@ def script(tmp_path_factory):
         ("tr", {"train"}),
         ("infer --dr", {"--dry-run"}),
         ("report scans --axis ", {"0", "1", "2"}),
+        ("train -s val_", {"val_fraction=", "val_interval="}),
+        (
+            "train x -s wind",
+            {"window=", *(f"window={w}" for w in ("null", "brain", "liver", "lung"))},
+        ),
+        ("infer -s max_ep", {"max_epochs=", "max_epochs=40"}),
+        ("train -c k", {"kmeans_start"}),
+        ("settings smoo", {"smoothing_mm"}),
+        ("compare d --methods dpmm k", {"k-means"}),
     ],
 )
 def test_bash_completes(words, found, script):
@@ -37,3 +50,13 @@ def test_bash_completes(words, found, script):
     command = ["bash", "--norc", "-c", text]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) == found
+
+
+def test_every_value_that_is_offered_is_allowed():
+    names, pairs = completion._settings()
+    settable = {name for name, row in SETTINGS.items() if row.rule is not None}
+    assert {name.removesuffix("=") for name in names} == settable
+    for pair in pairs:
+        key, value = override(pair)
+        assert SETTINGS[key].rule.holds(value), pair
+    assert "score=likelihood" in pairs

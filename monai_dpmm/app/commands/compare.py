@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from monai_dpmm.app.completion import offer_names
 from monai_dpmm.app.console import console
 from monai_dpmm.app.options import (
     LABELLED,
@@ -30,10 +31,12 @@ def _options(command: ArgumentParser) -> None:
     group.add_argument(
         "--seeds", type=positive, default=5, metavar="N", help="how many (default: %(default)s)"
     )
-    group.add_argument("--methods", nargs="+", metavar="NAME", help="default: all")
-    group.add_argument(
+    methods = group.add_argument("--methods", nargs="+", metavar="NAME", help="default: all")
+    reference = group.add_argument(
         "--reference", default="dpmm", metavar="NAME", help="the others are tested against it"
     )
+    for option in (methods, reference):
+        offer_names(option, _METHODS.names)
 
 
 def _run(args: Namespace) -> None:

@@ -7,6 +7,7 @@ import re
 from argparse import ArgumentParser, Namespace
 from difflib import get_close_matches
 
+from monai_dpmm.app.completion import offer_names
 from monai_dpmm.app.options import Command
 from monai_dpmm.app.settings import RENAMED, SECTIONS, SETTINGS, Setting
 from monai_dpmm.errors import UsageError
@@ -34,7 +35,10 @@ def _written(row: Setting) -> str:
 
 
 def _options(command: ArgumentParser) -> None:
-    command.add_argument("name", nargs="?", metavar="NAME", help="of one setting (default: all)")
+    name = command.add_argument(
+        "name", nargs="?", metavar="NAME", help="of one setting (default: all)"
+    )
+    offer_names(name, SETTINGS)
     command.add_argument("--markdown", action="store_true", help="as the tables of the docs")
 
 
