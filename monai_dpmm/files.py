@@ -1,4 +1,7 @@
-"""Files: untrusted tensors and JSON read safely; see `writing` for what is written."""
+"""Files: untrusted tensors and JSON read safely, and folders checked before any work.
+
+See `writing` for what is written.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,13 @@ import math
 import os
 import pickletools
 import re
+import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from monai_dpmm.errors import InputError, InputTypeError, memory_error
+from monai_dpmm.errors import FileError, InputError, InputTypeError, memory_error
 from monai_dpmm.writing import (
     LAST,
     atomic_write,
@@ -39,12 +43,14 @@ __all__ = [
     "make_folder",
     "plain",
     "replacement",
+    "require_writable",
     "save_tensors",
     "scratch_folder",
     "sweep",
     "sync_below",
 ]
 
+LEAST = 100_000_000  # bytes: a model of the small network, its checkpoint, results of a scan
 _BLOCK = 1 << 20
 _LONGEST_JSON = 1 << 25  # bytes
 _AGAIN = "copy it again, or train again"
@@ -154,6 +160,23 @@ def _check_sizes(value: Any, limit: int) -> None:
             _check_sizes(part, limit)
     elif hasattr(value, "element_size") and value.numel() * value.element_size() > limit:
         raise InputError(f"a tensor of shape {tuple(value.shape)} is larger than the file")
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written, or made where it is not there yet, before any work.
+
+    Raises:
+        FileError: in one line, also where its disk has less than 100 MB left.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise FileError(f"{folder}: must be a folder to write to, {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise FileError(f"{folder}: must be a folder to write to, {there} is read-only")
+    if (free := shutil.disk_usage(there).free) < LEAST:
+        raise FileError(
+            f"{folder}: must have {LEAST / 1e6:.0f} MB free on its disk, got {free / 1e6:.0f}"
+        )
 
 
 def file_digest(path: str | Path) -> str:

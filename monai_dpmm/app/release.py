@@ -19,7 +19,13 @@ from monai_dpmm.app.bundle_files import (
 )
 from monai_dpmm.app.settings import BESIDE, RENAMED, SETTINGS
 from monai_dpmm.errors import ExistingFileError, InputError, MissingFileError
-from monai_dpmm.files import json_object, make_folder, scratch_folder, sync_below
+from monai_dpmm.files import (
+    json_object,
+    make_folder,
+    require_writable,
+    scratch_folder,
+    sync_below,
+)
 
 __all__ = ["checked_settings", "configs_dir", "update_bundle", "write_bundle"]
 
@@ -101,6 +107,7 @@ def write_bundle(
 
     trained_state(files[0])
     measured = {} if metrics is None else read_metrics(metrics)
+    require_writable(out.parent)
     make_folder(out.parent)
     with scratch_folder(out.parent) as partial:
         bundle = partial / out.name

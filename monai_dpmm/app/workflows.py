@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from monai_dpmm.app.config import WORKFLOW_ARGUMENTS, check_values, has, merged, nearest, renamed
 from monai_dpmm.app.release import checked_settings, configs_dir
-from monai_dpmm.errors import FileError, InputError, MissingFileError, UsageError
+from monai_dpmm.errors import InputError, MissingFileError, UsageError
+from monai_dpmm.files import require_writable
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
@@ -131,7 +131,7 @@ def require_inputs(config: Mapping[str, Any], command: str, models: Path | None)
             _require_file(weights, "of the backbone's weights")
     for name in _WRITES[command]:
         if (folder := _path(config, name)) is not None:
-            _require_writable(folder)
+            require_writable(folder)
 
 
 def _path(config: Mapping[str, Any], name: str) -> Path | None:
@@ -148,15 +148,6 @@ def _path(config: Mapping[str, Any], name: str) -> Path | None:
 def _require_file(path: Path, purpose: str) -> None:
     if not path.is_file():
         raise MissingFileError(f"{path}: must exist, there is no such file {purpose}")
-
-
-def _require_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be written, or made where it is not there yet."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise FileError(f"{folder}: must be a folder to write to, {there} is a file")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise FileError(f"{folder}: must be a folder to write to, {there} is read-only")
 
 
 def check_base(base: str) -> None:

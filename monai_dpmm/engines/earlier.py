@@ -15,7 +15,7 @@ from ignite.engine import Engine, Events
 
 from monai_dpmm.engines.distributed import is_main_process
 from monai_dpmm.errors import FileError
-from monai_dpmm.files import file_digest
+from monai_dpmm.files import file_digest, require_writable
 
 try:
     import fcntl
@@ -23,7 +23,6 @@ except ImportError:  # Windows: one run at a time
     fcntl = None  # type: ignore[assignment]
 
 _LOCK = ".in_use"
-LEAST = 100_000_000  # bytes: a model of the small network, its checkpoint, results of a scan
 _held: dict[Path, FileLock | _Shared] = {}
 _made: list[Path] = []  # folders, of which those that stay empty are taken back
 
@@ -84,10 +83,7 @@ def claim_folders(*folders: str | Path, shared: bool = False) -> None:
         except OSError as error:
             reason = error.strerror or str(error)
             raise FileError(f"{folder}: must be a folder to write to, {reason}") from error
-        if (free := shutil.disk_usage(folder).free) < LEAST:
-            raise FileError(
-                f"{folder}: must have {LEAST / 1e6:.0f} MB free on its disk, got {free / 1e6:.0f}"
-            )
+        require_writable(folder)
     if folders and os.environ.get("RANK", "0") == "0":
         _take(Path(folders[0]).expanduser().resolve(), shared and fcntl is not None)
 

@@ -9,9 +9,8 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from monai_dpmm import writing
+from monai_dpmm import files, writing
 from monai_dpmm.app.cli import main
-from monai_dpmm.engines import earlier
 from monai_dpmm.engines.embedding_store import StoredEmbeddings
 from monai_dpmm.errors import one_line_errors
 from monai_dpmm.files import file_digest, json_value, load_tensors, sweep
@@ -78,7 +77,7 @@ def quiet():
     """Nothing that is no concern of a campaign is printed; leftovers count at once as old."""
     warnings.simplefilter("ignore")
     writing._FRESH = -1.0
-    earlier.LEAST = 0  # a disk is full while it is written, not before
+    files.LEAST = 0  # a disk is full while it is written, not before
     one_line_errors()
 
 

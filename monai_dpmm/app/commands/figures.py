@@ -15,6 +15,7 @@ from monai_dpmm.app.options import (
     config,
     overrides,
 )
+from monai_dpmm.files import require_writable
 
 __all__ = ["COMMANDS"]
 
@@ -27,6 +28,7 @@ def _options(command: ArgumentParser) -> None:
 
 def _run(args: Namespace) -> None:
     root = Path(overrides(args)["bundle_root"])
+    require_writable(args.out or root / "figures")
     with console():
         parser = config(args)
         from monai_dpmm.study.figures.publication import write_figures

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from monai_dpmm.app.console import console
 from monai_dpmm.app.options import Command, add_folder, positive, require_paths, starting
+from monai_dpmm.files import require_writable
 
 __all__ = ["COMMANDS"]
 
@@ -42,6 +43,7 @@ def _options(command: ArgumentParser) -> None:
 def _run(args: Namespace) -> None:
     results = args.folder / "output" if args.results is None else args.results
     require_paths(args.dataset, results)
+    require_writable(args.out or results / "report")
     starting(args)
     with console():
         from monai_dpmm.report.saved_results import rewrite_report

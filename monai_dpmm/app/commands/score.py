@@ -8,6 +8,7 @@ from pathlib import Path
 from monai_dpmm.app.config import check_values
 from monai_dpmm.app.console import console
 from monai_dpmm.app.options import LABELLED, Command, add_out, require_paths, starting
+from monai_dpmm.files import require_writable
 
 __all__ = ["COMMANDS"]
 
@@ -42,6 +43,7 @@ def _run(args: Namespace) -> None:
     names = ("evaluation_size", "lesion_label", "bootstrap")
     check_values({name: getattr(args, name) for name in names}, "the option")
     require_paths(args.maps, args.dataset, *([args.healthy] if args.healthy else []))
+    require_writable(args.out)
     starting(args)
     with console():
         from monai_dpmm.report.report import metrics_table
