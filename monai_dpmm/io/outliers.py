@@ -66,7 +66,8 @@ def scan_numbers(path: str) -> ScanNumbers:
 def scan_outliers(paths: Sequence[str], origin: Mapping[str, Any] | None = None) -> list[str]:
     """Lines on scans that are unlike the others, and unlike the training's where that is known.
 
-    Told are also scans that cannot be read, and the directions that axes point to.
+    Lines on a scan begin with its path. Told are also scans that cannot be read, the directions
+    that axes point to, and what is usual of voxels and intensities.
 
     Args:
         paths: of the scans.
@@ -82,6 +83,9 @@ def scan_outliers(paths: Sequence[str], origin: Mapping[str, Any] | None = None)
     lines.append(f"axes point to {told}; all are turned to one orientation")
     reasons: defaultdict[str, list[str]] = defaultdict(list)
     usual = _usual(list(found.values()))
+    lines.append(f"usual (medians): {_told(usual)}")
+    if origin and (of_training := _of_training(origin)):
+        lines.append(f"the model's training: {of_training}")
     for path, numbers in found.items():
         reasons[path] += _against(numbers, usual, usual, "of the others")
         if origin:
@@ -131,6 +135,23 @@ def _against(numbers: ScanNumbers, low: ScanNumbers, high: ScanNumbers, whose: s
             f" that {whose} at {low.contrast:.2f}"
         )
     return reasons
+
+
+def _told(numbers: ScanNumbers) -> str:
+    """Voxels, intensities and contrast in words."""
+    voxels = f"voxels of {_sizes(numbers)} mm, " if numbers.spacing else ""
+    low, _, high = numbers.intensity
+    return (
+        f"{voxels}intensities {low:.3g} to {high:.3g} (5 and 95 %), their median at"
+        f" {numbers.contrast:.2f} of that"
+    )
+
+
+def _of_training(origin: Mapping[str, Any]) -> str:
+    """What is usual of the scans that a model was trained on, "" where it does not say."""
+    spacing = (origin.get("spacing_mm") or {}).get("median") or ()
+    intensity = (origin.get("intensity") or {}).get("median")
+    return _told(ScanNumbers(tuple(spacing), "", tuple(intensity))) if intensity else ""
 
 
 def _sizes(numbers: ScanNumbers) -> str:

@@ -1,9 +1,12 @@
 """Scans that are unlike the others, or those of a training, are told with the reason."""
 
+import json
+
 import nibabel as nib
 import numpy as np
 import pytest
 
+from monai_dpmm.app.cli import main
 from monai_dpmm.io.outliers import scan_numbers, scan_outliers
 
 ORIGIN = {
@@ -49,6 +52,38 @@ def test_what_is_unlike_the_others_is_told(tmp_path):
 
 
 def test_what_is_unlike_the_training_is_told_of_a_single_scan(tmp_path):
-    (_, line) = scan_outliers([_scan(tmp_path, "thick", spacing=(1, 1, 5))], ORIGIN)
+    thick = _scan(tmp_path, "thick", spacing=(1, 1, 5))
+    (*usual, line) = scan_outliers([thick], ORIGIN)
+    assert line.startswith(f"{thick}: ")
     assert "those of the training 1 x 1 x 1" in line
-    assert len(scan_outliers([_scan(tmp_path, "usual")], {"scans": {"training": 3}})) == 1
+    assert usual[0] == "axes point to RAS (1); all are turned to one orientation"
+    assert usual[1].startswith("usual (medians): voxels of 1 x 1 x 5 mm, intensities ")
+    fitting, unknown = _scan(tmp_path, "usual"), {"scans": {"training": 3}}
+    assert not [one for one in scan_outliers([fitting], unknown) if one.startswith(fitting)]
+
+
+def test_the_training_is_told_where_the_model_knows_it(tmp_path):
+    known = {name: {**ends, "median": ends["lowest"]} for name, ends in ORIGIN.items()}
+    lines = scan_outliers([_scan(tmp_path, "usual")], known)
+    told = (
+        "voxels of 1 x 1 x 1 mm, intensities 60 to 130 (5 and 95 %), their median at 0.50 of that"
+    )
+    assert f"the model's training: {told}" in lines
+
+
+def test_check_ends_with_1_where_a_scan_is_unlike_the_training(tmp_path, capsys):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "scans").mkdir()
+    own = list(scan_numbers(_scan(tmp_path / "scans", "usual")).intensity)
+    origin = {"spacing_mm": ORIGIN["spacing_mm"], "intensity": {"lowest": own, "highest": own}}
+    (tmp_path / "models/model.json").write_text(json.dumps({"origin": origin}))
+    arguments = ["check", str(tmp_path / "scans"), "--model", str(tmp_path)]
+    main(arguments)
+    assert "1 of 1 scans have voxels and intensities as usual" in capsys.readouterr().out
+    for name in ("other", "third"):
+        _scan(tmp_path / "scans", name)
+    _scan(tmp_path / "scans", "thick", spacing=(1, 1, 5))
+    (tmp_path / "scans/cut.nii.gz").write_bytes(b"nothing")
+    with pytest.raises(SystemExit, match="1"):
+        main(arguments)
+    assert "3 of 5 scans have voxels and intensities as usual" in capsys.readouterr().out

@@ -42,12 +42,19 @@ def _run(args: Namespace) -> None:
     else:
         found, items = None, datalist(args.dataset, "test", pattern=args.pattern)
     volumes = [item["image"] for item in items if not is_picture(item["image"])]
+    odd = 0
     if volumes:
-        lines = "".join(f"\n  {line}" for line in scan_outliers(volumes, origin))
-        print(printable(f"{len(volumes)} volumes beside each other:{lines}\n"))
+        lines = scan_outliers(volumes, origin)
+        odd = sum(line.startswith(tuple(f"{path}: " for path in volumes)) for line in lines)
+        told = "".join(f"\n  {line}" for line in lines)
+        print(printable(f"{len(volumes)} volumes beside each other:{told}\n"))
     if found is not None:
         print(printable(str(found)))
         if found.problems:
+            raise SystemExit(1)
+    elif volumes:
+        print(f"{len(volumes) - odd} of {len(volumes)} scans have voxels and intensities as usual")
+        if odd:
             raise SystemExit(1)
 
 
@@ -71,7 +78,8 @@ examples:
   monai-dpmm check healthy_scans
   monai-dpmm check patients --model brain
 
-The exit code is 1 where something is wrong.
+The exit code is 1 where something is wrong: of scans that are compared with
+a model's training, where one cannot be read or is unlike those.
 """,
     )
 ]
