@@ -100,6 +100,7 @@ def write_bundle(
         raise MissingFileError(
             f"{missing[0]}: must exist, there is no such file (train a model first)"
         )
+    require_writable(out.parent)
     settings = checked_settings(files[1])
     settings.pop("model_digest", None)  # it stays beside the model
     from monai_dpmm.app.model_card import read_metrics  # torch, when it is used
@@ -107,7 +108,6 @@ def write_bundle(
 
     trained_state(files[0])
     measured = {} if metrics is None else read_metrics(metrics)
-    require_writable(out.parent)
     make_folder(out.parent)
     with scratch_folder(out.parent) as partial:
         bundle = partial / out.name
