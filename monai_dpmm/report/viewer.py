@@ -220,10 +220,15 @@ def _label_tables(
 
 
 def _table(colors: Mapping[int, Sequence[float]]) -> dict[str, list[Any]]:
-    numbers = [0, *colors]
-    rgb = [[0, 0, 0], *([round(255 * part) for part in color] for color in colors.values())]
+    """Colours by number, clear from below 0 on.
+
+    NiiVue draws all above the lowest number in no colour before the 2nd of 256 parts of a table,
+    which in a long one is that of a prototype: so many clear numbers stand before it.
+    """
+    numbers = [-1 - math.ceil(max(colors, default=0) / 127), 0, *colors]
+    rgb = [[0] * 3, [0] * 3, *([round(255 * part) for part in color] for color in colors.values())]
     red, green, blue = (list(part) for part in zip(*rgb, strict=True))
-    return {"R": red, "G": green, "B": blue, "A": [0, *[255] * len(colors)], "I": numbers}
+    return {"R": red, "G": green, "B": blue, "A": [0, 0, *[255] * len(colors)], "I": numbers}
 
 
 def _sliders(

@@ -154,6 +154,34 @@ def test_layers_threshold_keys_and_findings_do_what_they_say(browser, tmp_path):
     assert browser.problems() == []
 
 
+@pytest.mark.parametrize("last", [5, 600, 2000])
+def test_no_prototype_is_drawn_where_there_is_none(browser, tmp_path, last):
+    image, anomaly, mark = _marked(AFFINES["RAS"])
+    numbers = np.arange(image.size).reshape(image.shape) % last + 1
+    components = np.where(image > 0, numbers, 0)
+    colors = np.tile([[1.0, 0.0, 0.0]], (last, 1))
+    layers = {"components": components, "component_colors": colors}
+    _opened(browser, _page(AFFINES["RAS"], image, anomaly, mark, **layers), tmp_path)
+    browser.run("nv.opts.crosshairWidth = 0; nv.setSliceType(nv.sliceTypeAxial)")
+    browser.click_on("[data-layer=anomaly]")
+
+    def tinted():
+        picture = Image.open(io.BytesIO(browser.picture())).convert("RGB").crop((10, 120, 500, 500))
+        pixels = np.asarray(picture).astype(int)
+        return pixels[..., 0] > pixels[..., 2] + 15, pixels.max(-1) > 30
+
+    seen = tinted()
+    assert not seen[0].any()
+    browser.click_on("[data-layer=components]")
+    for _ in range(50):
+        red, _ = tinted()
+        if red.any():
+            break
+        time.sleep(0.1)
+    assert red.sum() > 0.5 * seen[1].sum()  # the body
+    assert red.sum() < 1.3 * seen[1].sum()  # and nothing else
+
+
 def test_an_address_names_the_finding(browser, tmp_path):
     image, anomaly, mark = _marked(AFFINES["RAS"])
     _opened(browser, _page(AFFINES["RAS"], image, anomaly, mark), tmp_path)
