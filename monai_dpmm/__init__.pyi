@@ -31,9 +31,6 @@ from monai_dpmm.engines.earlier import (
     release_folders as release_folders,
 )
 from monai_dpmm.engines.embedding_store import (
-    PrepareEmbedded as PrepareEmbedded,
-)
-from monai_dpmm.engines.embedding_store import (
     StoredEmbeddings as StoredEmbeddings,
 )
 from monai_dpmm.engines.engines import (
@@ -82,6 +79,15 @@ from monai_dpmm.engines.skipping import (
     collate_scans as collate_scans,
 )
 from monai_dpmm.engines.slices import SliceDataLoader as SliceDataLoader
+from monai_dpmm.engines.stored_scans import (
+    PrepareEmbedded as PrepareEmbedded,
+)
+from monai_dpmm.engines.stored_scans import (
+    scan_embedding as scan_embedding,
+)
+from monai_dpmm.engines.stored_scans import (
+    scan_numbers as scan_numbers,
+)
 from monai_dpmm.engines.warm_start import WarmStart as WarmStart
 from monai_dpmm.errors import (
     InputError as InputError,

@@ -54,8 +54,8 @@ SECTIONS: Mapping[str, tuple[Setting, ...]] = {
             "embedding_dir",
             "$@bundle_root + '/embeddings'",
             rules.TEXT,
-            "embeddings of the scans, each made once and read by every later training and by"
-            " `compare`; `monai-dpmm embeddings` shows and clears it",
+            "embeddings of the scans, each made once and read by every later training, `compare`,"
+            " `calibrate` and `evaluate`; `monai-dpmm embeddings` shows and clears it",
             default_text="`embeddings` in it",
         ),
         Setting(
@@ -80,7 +80,8 @@ SECTIONS: Mapping[str, tuple[Setting, ...]] = {
             True,
             rules.FLAG,
             "keep those of training scans in `embedding_dir`; otherwise every epoch embeds them"
-            " again, see [large data sets](scale.md)",
+            " again, see [large data sets](scale.md). `calibrate` and `evaluate` read what is"
+            " there, and keep what they embed where it is set for them",
         ),
         Setting(
             "embedding_dtype",

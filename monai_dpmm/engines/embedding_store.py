@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from monai.data import Dataset
-from monai.engines import PrepareBatch
 from monai.transforms import Compose
 from monai.utils import ensure_tuple
 from torch import Tensor
@@ -30,7 +29,7 @@ from monai_dpmm.transforms.dictionary import EmbedPatchesd
 from monai_dpmm.transforms.labels import IgnoreLabelledPatchesd
 from monai_dpmm.transforms.metatensors import DIRECTION, PLACE
 
-__all__ = ["PrepareEmbedded", "StoredEmbeddings", "StoredSlices"]
+__all__ = ["StoredEmbeddings", "StoredSlices"]
 
 _LOGGER = logging.getLogger(__name__)
 _DIGESTS = "digests.json"
@@ -229,30 +228,6 @@ class StoredEmbeddings(Dataset):
                 f"{path.parent}: must stay within embedding_limit_gb={self.limit_gb:g}; clear it"
                 " (monai-dpmm embeddings), allow more, or train with keep_embeddings=false"
             )
-
-
-class PrepareEmbedded(PrepareBatch):
-    """MONAI's batch for an evaluator whose inferer takes embeddings, see `AnomalyInferer`.
-
-    Args:
-        embeddings: of the scans; a batch is of one, and says its number at "scan".
-    """
-
-    def __init__(self, embeddings: StoredEmbeddings) -> None:
-        self.embeddings = embeddings
-
-    def __call__(
-        self,
-        batchdata: Any,
-        device: str | torch.device | None = None,
-        non_blocking: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """Image, no label, no arguments, and the scan's embeddings by name."""
-        (number,) = batchdata["scan"].tolist()
-        item = self.embeddings[number]
-        image = batchdata["image"].to(device, non_blocking=non_blocking)
-        return image, None, (), {"embeddings": item if isinstance(item, list) else [item]}
 
 
 def _as_embedded(steps: Sequence[Any]) -> tuple[list[Any], bool]:

@@ -1,0 +1,71 @@
+"""Calibration and evaluation take a scan's embeddings from the store of training."""
+
+import pytest
+import torch
+from monai.data import list_data_collate
+
+from monai_dpmm import PrepareEmbedded, StoredEmbeddings, scan_numbers
+from monai_dpmm.app.workflows import PLANS, merged_config, planned
+
+pytestmark = pytest.mark.slow  # a model of three directions is trained
+
+
+def config_of(command, root, cohort, **values):
+    values = {"bundle_root": str(root), "dataset_dir": str(cohort), **values}
+    return merged_config(planned(PLANS[command][0], [], root / "models"), values)
+
+
+def mapped(parser, make):
+    """Maps of the first scan of a workflow, its label, and how often the backbone ran."""
+    network, calls = parser.get_parsed_content("network"), []
+    forward = network.backbone.forward
+    network.backbone.forward = lambda x: calls.append(len(x)) or forward(x)
+    item = parser.get_parsed_content("dataset")[0]
+    prepare = PrepareEmbedded(parser.get_parsed_content("embeddings"), make=make)
+    image, label, args, kwargs = prepare(list_data_collate([item]), "cpu")
+    found = parser.get_parsed_content("inferer")(image, network, *args, **kwargs)
+    network.backbone.forward = forward
+    return found, label, len(calls)
+
+
+def test_a_calibration_finds_the_embeddings_of_the_training(trained_by_default, cohort, tmp_path):
+    parser = config_of("calibrate", trained_by_default, cohort)
+    stored = parser.get_parsed_content("embeddings")
+    assert len(stored) == 2
+    assert all(stored.path(number).is_file() for number in range(2))
+    found, label, calls = mapped(parser, make=False)
+    assert label is None
+    assert calls == 0
+    elsewhere = config_of("calibrate", trained_by_default, cohort, embedding_dir=str(tmp_path))
+    expected, _, calls = mapped(elsewhere, make=False)
+    assert calls > 0
+    assert list(tmp_path.iterdir()) == []  # nothing is kept that was not asked for
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_evaluation_keeps_what_it_embeds_where_it_is_asked_to(
+    trained_by_default, cohort, tmp_path
+):
+    parser = config_of("evaluate", trained_by_default, cohort, embedding_dir=str(tmp_path))
+    expected, label, calls = mapped(parser, make=False)
+    assert label.any()
+    assert calls > 0
+    assert mapped(parser, make=True)[2] > 0
+    found, _, calls = mapped(parser, make=True)
+    assert calls == 0
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_without_a_number_is_embedded_by_the_inferer():
+    stored = StoredEmbeddings([], [], "unused")
+    batch = {"image": torch.rand(1, 1, 4, 4), "label": torch.ones(1, 1, 4, 4)}
+    image, label, args, kwargs = PrepareEmbedded(stored)(batch, "cpu")
+    assert torch.equal(image, batch["image"])
+    assert torch.equal(label, batch["label"])
+    assert (args, kwargs) == ((), {"embeddings": None})
+
+
+def test_scans_are_numbered_in_their_order():
+    items = [{"image": "a.nii"}, {"image": "b.nii", "label": "c.nii"}]
+    assert scan_numbers(items) == [{**items[0], "scan": 0}, {**items[1], "scan": 1}]
