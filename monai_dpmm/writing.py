@@ -1,8 +1,8 @@
 """Files and folders written whole or not at all, also where a process is killed or power is cut.
 
 What is written lies beside its place, is synchronised and renamed, then the folder is synchronised.
-A killed run leaves hidden leftovers, which their writer had locked: the next run that writes into
-the folder completes or removes them.
+A killed run leaves hidden leftovers, which their writer had locked: the next that writes into the
+folder completes or removes them.
 """
 
 from __future__ import annotations
@@ -58,8 +58,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     except OSError as error:
         if str(error).startswith(f"{path}: "):
             raise
-        reason = error.strerror or str(error)
-        raise FileError(f"{path}: could not be written, {reason}") from error
+        raise FileError(f"{path}: could not be written, {error.strerror or error}") from error
 
 
 def save_tensors(value: Any, path: Path) -> None:
@@ -79,11 +78,9 @@ class _Kept:
     """A file for torch, which hides why writing to it fails."""
 
     def __init__(self, file: Any) -> None:
-        self.file = file
-        self.error: OSError | None = None
+        self.file, self.error = file, None
 
     def write(self, data: Any) -> int:
-        """Write all."""
         try:
             return self.file.write(data)
         except OSError as error:
@@ -115,15 +112,23 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
     path = parent / f".partial-{secrets.token_hex(8)}"
     try:
         path.mkdir(0o700)
-    except OSError as error:
-        wrapped = FileError(f"{parent}: could not be written, {error.strerror or error}")
-        wrapped.strerror = error.strerror
-        raise wrapped from error
-    try:
         with _locked(os.open(path, os.O_RDONLY)):
             yield path
+    except OSError as error:
+        if path.name not in str(error):
+            raise
+        raise _of_its_place(error, path) from error
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _of_its_place(error: OSError, hidden: Path) -> FileError:
+    """An error that names a hidden folder, told of what would lie in the folder above."""
+    text = f"{hidden.parent}: could not be written, {error.strerror or error}"
+    known = str(error).replace(f"{os.sep}{hidden.name}", "")
+    named = FileError(known if isinstance(error, FileError) else text)
+    named.strerror = error.strerror
+    return named
 
 
 @contextmanager
@@ -195,9 +200,7 @@ def _finish(source: Path, parts: Mapping[str, re.Pattern[str]], *, marked: bool 
             for old in (folder / part).iterdir() if (folder / part).is_dir() else ():
                 if ours.fullmatch(old.name):
                     old.unlink()
-        moving = source.with_name(source.name.replace("commit", "moving"))
-        os.rename(source, moving)
-        source = moving
+        source = source.rename(source.with_name(source.name.replace("commit", "moving")))
     for part in filter(lambda part: (source / part).is_dir(), parts):
         (folder / part).mkdir(exist_ok=True)
         for new in (source / part).iterdir():
@@ -236,8 +239,8 @@ def sweep(folder: Path, parts: Mapping[str, re.Pattern[str]] | None = None) -> N
 
 def _sweep_once(folder: Path) -> None:
     """Remove leftovers of a folder that this process has not written to yet."""
-    if (place := folder.absolute()) not in _swept:
-        _swept.add(place)
+    if folder.absolute() not in _swept:
+        _swept.add(folder.absolute())
         sweep(folder)
 
 

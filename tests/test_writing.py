@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from monai_dpmm import writing
+from monai_dpmm.errors import FileError
 from monai_dpmm.files import load_tensors
 from monai_dpmm.writing import LAST, atomic_write, replacement, save_tensors, scratch_folder, sweep
 
@@ -174,3 +175,31 @@ def test_nobody_else_reads_what_is_being_written(tmp_path):
         os.umask(before)
     for path in (tmp_path / "file", *(tmp_path / "out").rglob("*")):
         assert not path.stat().st_mode & 0o077
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO])
+def test_a_hidden_folder_is_named_by_no_error(tmp_path, code, monkeypatch):
+    """Errors tell the place that a file would have had, or the folder that could not be written."""
+    why = os.strerror(code)
+
+    def full(path, *_):
+        raise OSError(code, why, str(path))
+
+    told = f"^{tmp_path}: could not be written, {why}$"
+    with pytest.raises(FileError, match=told), scratch_folder(tmp_path) as hidden:
+        raise OSError(code, why, str(hidden / "configs"))
+    monkeypatch.setattr(writing._Kept, "write", full)
+    place, files = tmp_path / "a", ["x.pt"]
+    told_of_file = pytest.raises(
+        FileError, match=f"^{place / 'x.pt'}: could not be written, {why}$"
+    )
+    with told_of_file, replacement(place, {}, files) as hidden:
+        save_tensors({"a": 1}, hidden / "x.pt")
+    monkeypatch.setattr(Path, "mkdir", lambda self, *_: full(self))
+    with pytest.raises(FileError, match=told), scratch_folder(tmp_path):
+        pass
+
+
+def test_errors_of_other_files_stay_as_they_are(tmp_path):
+    with pytest.raises(FileNotFoundError, match="'elsewhere'"), scratch_folder(tmp_path):
+        Path("elsewhere").read_text()
