@@ -171,7 +171,9 @@ def report_line(error: BaseException) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's text in one line, also where a library's has more."""
+    """An error's text in one line; a system's names the file and why."""
+    if isinstance(error, OSError) and not isinstance(error, FileError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split())
 
 

@@ -23,6 +23,7 @@ from monai_dpmm.errors import (
     UsageError,
     expected_error,
     memory_error,
+    one_line,
     report_line,
 )
 from monai_dpmm.network.backbones.registry import load_backbone
@@ -237,6 +238,13 @@ def test_what_a_disk_lacks_is_no_bug_also_without_a_name(number):
     error = OSError(number, os.strerror(number))
     assert expected_error(error) is error
     assert expected_error(OSError(errno.EBADF, "bad descriptor")) is None
+
+
+def test_an_error_of_the_system_names_the_file_and_why():
+    error = OSError(30, "Read-only file system", "a.txt")
+    assert one_line(error) == "a.txt: Read-only file system"
+    assert one_line(OSError(28, "No space left on device")) == "No space left on device"
+    assert one_line(FileError("a: could not\nbe written")) == "a: could not be written"
 
 
 def test_an_error_is_one_line_below_a_progress_bar(capsys):

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from monai_dpmm.app.settings import SETTINGS
-from monai_dpmm.files import file_digest
+from monai_dpmm.errors import InputError
+from monai_dpmm.files import atomic_write, file_digest, json_object
 
 __all__ = [
     *("CHECKSUMS", "configs_dir", "copy_configs", "update_configs", "write_checksums"),
@@ -78,15 +79,13 @@ def write_documents(
         "eval_metrics": {name: metrics[name] for name in _METRICS if name in metrics},
         "data_source": data or "not given",
     }
-    file = bundle / "configs" / "metadata.json"
-    file.write_text(
-        json.dumps(metadata | _of_the_model(metadata, settings) | entries, indent=4) + "\n"
-    )
+    described = metadata | _of_the_model(metadata, settings) | entries
+    _write(bundle / "configs" / "metadata.json", json.dumps(described, indent=4) + "\n")
     template = (_documents_dir() / "docs" / "README.md").read_text()
     model = bundle / "models" / "model.pt"
     card = model_card(model, template, name=bundle.name, data=data, metrics=metrics)
-    (bundle / "docs" / "README.md").write_text(card)
-    (bundle / "README.md").write_text(_CARD_HEADER + card)
+    _write(bundle / "docs" / "README.md", card)
+    _write(bundle / "README.md", _CARD_HEADER + card)
 
 
 def write_checksums(bundle: Path) -> None:
@@ -99,7 +98,7 @@ def write_checksums(bundle: Path) -> None:
         own += [path for path in (bundle / name).rglob("*") if path.is_file()]
     files = sorted(path for path in own if not path.name.startswith("."))  # such as a lock
     lines = [f"{file_digest(file)}  {file.relative_to(bundle).as_posix()}\n" for file in files]
-    (bundle / CHECKSUMS).write_text("".join(lines))
+    _write(bundle / CHECKSUMS, "".join(lines))
 
 
 def copy_configs(bundle: Path) -> None:
@@ -123,7 +122,7 @@ def update_configs(folder: Path, settings: dict[str, Any]) -> None:
         "checkpoint": "$@output_dir + '/checkpoint.pt'",
     }
     remembered = {name: value for name, value in settings.items() if SETTINGS[name].remembered}
-    train = json.loads((folder / "train.json").read_text())
+    train = _config(folder / "train.json")
     finalize = [_REFRESH, *(one for one in train["finalize"] if one != _REFRESH)]
     _update(folder / "train.json", remembered | of_the_folder | {"finalize": finalize})
 
@@ -155,5 +154,18 @@ def _display_name(name: str) -> str:
 
 def _update(file: Path, values: dict[str, Any]) -> None:
     """Set keys that a config has."""
-    config = json.loads(file.read_text())
-    file.write_text(json.dumps(config | values, indent=4) + "\n")
+    _write(file, json.dumps(_config(file) | values, indent=4) + "\n")
+
+
+def _config(file: Path) -> dict[str, Any]:
+    """A config of a bundle, which may have been changed since."""
+    try:
+        return json_object(file)
+    except ValueError as error:
+        raise InputError(f"{file}: must be a config in JSON, {error}") from error
+
+
+def _write(file: Path, text: str) -> None:
+    """Write a file, whole or not at all: a training in a released bundle brings it up to date."""
+    with atomic_write(file) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -61,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             interrupted, the process ends with code 130.
     """
     one_line_errors()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller: no file of a run may take its place
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     given = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
         if given[0] in _MOVED:

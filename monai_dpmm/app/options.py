@@ -62,8 +62,10 @@ def override(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"must be KEY=VALUE, got {text!r}")
     try:
         read = _PYTHON[value] if value in _PYTHON else json.loads(value)
-    except json.JSONDecodeError:
+    except ValueError:  # no JSON, or a number of thousands of digits
         return key, value
+    except RecursionError:
+        raise argparse.ArgumentTypeError(f"{key} is nested too deeply") from None
     return key, value if key in TEXTS and not isinstance(read, str) else read
 
 

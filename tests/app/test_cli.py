@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -298,3 +299,18 @@ def test_a_reader_that_has_had_enough_gets_no_error():
     done = subprocess.run(command, shell=True, capture_output=True, encoding="utf-8")
     assert done.stdout == "{\n"
     assert done.stderr == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell closes them")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-"])
+def test_closed_streams_change_nothing(closed):
+    done = subprocess.run(f"{sys.executable} -m monai_dpmm settings {closed}", shell=True)
+    assert done.returncode == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no such device")
+def test_an_output_that_cannot_be_written_is_one_line():
+    command = f"{sys.executable} -m monai_dpmm settings > /dev/full"
+    done = subprocess.run(command, shell=True, capture_output=True, encoding="utf-8")
+    assert done.returncode == 1
+    assert done.stderr == "error: No space left on device\n"

@@ -24,6 +24,15 @@ def test_values_are_json_where_they_can_be(text, expected):
     assert override(text) == expected
 
 
+def test_a_value_of_endless_brackets_is_refused():
+    with pytest.raises(argparse.ArgumentTypeError, match=r"^percentiles is nested too deeply$"):
+        override("percentiles=" + "[" * 100_000)
+
+
+def test_a_number_of_thousands_of_digits_is_text():
+    assert override("seed=" + "1" * 10_000) == ("seed", "1" * 10_000)
+
+
 @pytest.mark.parametrize("text", ["epochs", "=3", ""])
 def test_a_setting_needs_key_and_value(text):
     with pytest.raises(argparse.ArgumentTypeError, match=f"must be KEY=VALUE, got '{text}'"):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from monai_dpmm.errors import ExistingFileError, InputError
-from monai_dpmm.files import make_folder, scratch_folder, sync_below
+from monai_dpmm.files import json_object, make_folder, scratch_folder, sync_below
 from monai_dpmm.study.cohort.phantom import SPLITS, Template, grid_affine, load_template, simulated
 
 __all__ = ["make_demo_cohort"]
@@ -98,7 +98,7 @@ def _is_complete(folder: Path, parameters: dict[str, Any]) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
-        found = json.loads((folder / MANIFEST).read_text())
+        found = json_object(folder / MANIFEST)
         found = {"recipe": found["recipe"], **found["parameters"]}
     except (OSError, ValueError, KeyError, TypeError):
         raise ExistingFileError(
