@@ -63,7 +63,8 @@ def claim_folders(*folders: str | Path, shared: bool = False) -> None:
     """Take the first folder for this process, and see that all can be written, before any work.
 
     Folders are made where they do not exist. What this process has taken already stays its own. Of
-    several processes of one run the first takes it.
+    several processes of one run the first makes and takes them, and removes them if they stay
+    empty.
 
     Args:
         *folders: to write to.
@@ -73,19 +74,25 @@ def claim_folders(*folders: str | Path, shared: bool = False) -> None:
         OSError: in one line, for a folder that another run is using, cannot be written, or whose
             disk has less than 100 MB left.
     """
+    first = os.environ.get("RANK", "0") == "0"
     for folder in map(Path, folders):
         folder = folder.expanduser()
-        try:
-            _made.extend(p for p in (folder, *folder.parents) if not p.exists())
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder) as file:
-                file.write(b"0")
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise FileError(f"{folder}: must be a folder to write to, {reason}") from error
+        if first:
+            _make(folder)
         require_writable(folder)
-    if folders and os.environ.get("RANK", "0") == "0":
+    if folders and first:
         _take(Path(folders[0]).expanduser().resolve(), shared and fcntl is not None)
+
+
+def _make(folder: Path) -> None:
+    try:
+        _made.extend(p for p in (folder, *folder.parents) if not p.exists())
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"0")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise FileError(f"{folder}: must be a folder to write to, {reason}") from error
 
 
 def _take(folder: Path, shared: bool) -> None:
