@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 _BARS = 90
-_MARKERS = "osD^vP*Xp<>h"
+_MARKERS = "osD^vPXp<>hd"
 _GRID = 2000  # places along each axis of a curve that are distinguished
 _CHANCE = {"color": "#7f7f7f", "linestyle": ":", "linewidth": 0.9}
 _POINT = {"linestyle": "none", "markeredgecolor": "white", "zorder": 3}
@@ -244,7 +244,8 @@ def _draw_methods(
     axes.plot(*zip(*front, strict=True), color="#9aa3ad", linewidth=0.8, zorder=1)
     axes.set_xscale("log")
     axes.margins(x=0.12, y=0.12)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
+    wide = max(x for x, _ in places) > 300 * min(x for x, _ in places)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5), numticks=20))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
