@@ -140,9 +140,9 @@ def _mixtures(engine: Engine) -> Sequence[DPMM]:
 def _direction(engine: Engine, image: Tensor) -> int:
     """The direction whose prototypes the component map of an image shows, see `AnomalyInferer`."""
     fitted = [mixture.fitted for mixture in _mixtures(engine)]
-    if len(fitted) < 2:
+    axes = getattr(getattr(engine, "inferer", None), "axes", None)  # another inferer has none
+    if len(fitted) < 2 or axes is None:
         return 0
-    axes = engine.inferer.axes  # type: ignore[attr-defined]
     return next((number for number, _ in directions(image, axes) if fitted[number]), 0)
 
 

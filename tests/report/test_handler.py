@@ -4,12 +4,13 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 from monai.data import MetaTensor
 
 from monai_dpmm.errors import expected_error
 from monai_dpmm.io.result_files import VOLUMES
 from monai_dpmm.report import saved_results
-from monai_dpmm.report.handler import ReportWriter, _shown
+from monai_dpmm.report.handler import ReportWriter, _direction, _shown
 
 POINT = {"threshold": 0.3, "false_positive_rate": 0.01, "false_positive_volume_ml": None}
 
@@ -45,6 +46,21 @@ def test_a_full_disk_is_one_line_and_the_numbers_are_kept(tmp_path, monkeypatch)
     assert kept["settings"] == {"false_positive_rate": 0.01}
     (scan,) = kept["subjects"]
     assert scan == {"name": "a", "score": 0.5, "threshold": 0.3, "metrics": {}, "direction": 0}
+
+
+def test_a_scan_knows_whose_prototypes_it_shows():
+    mixtures = tuple(SimpleNamespace(fitted=fitted) for fitted in (False, True, True))
+    engine = SimpleNamespace(
+        network=SimpleNamespace(mixtures=mixtures), inferer=SimpleNamespace(axes=(2, 0, 1))
+    )
+    cube, thick = torch.eye(4), torch.diag(torch.tensor([9.0, 1.0, 9.0, 1.0]))
+    image = torch.zeros(1, 20, 20, 20)
+    assert _direction(engine, MetaTensor(image, affine=cube)) == 1  # the first that is fitted
+    assert _direction(engine, MetaTensor(image, affine=thick)) == 2  # the only one that suits
+    engine.inferer = object()  # of another package
+    assert _direction(engine, MetaTensor(image, affine=cube)) == 0
+    engine.network = object()
+    assert _direction(engine, MetaTensor(image, affine=cube)) == 0
 
 
 def test_the_table_counts_lesions_at_the_rate_of_the_mask_only():
