@@ -87,6 +87,11 @@ def add_folder(group: Any, folder: str = ".") -> None:
     )
 
 
+def add_pattern(command: ArgumentParser) -> None:
+    """Option --pattern, which scans of a folder are meant."""
+    command.add_argument("--pattern", help="names of scans, such as '*_T1w.nii.gz'; all if none")
+
+
 def add_out(command: ArgumentParser, default: Path | None, text: str) -> None:
     """Option -o, the folder that is written."""
     group = command.add_argument_group("output")

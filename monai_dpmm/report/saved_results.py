@@ -54,6 +54,7 @@ def rewrite_report(
     results: str | Path,
     folder: str | Path | None = None,
     *,
+    pattern: str | None = None,
     axis: int = 2,
     slices: int = 1,
 ) -> None:
@@ -70,6 +71,7 @@ def rewrite_report(
         dataset_dir: as the run was given it, since results keep the scans' paths below it.
         results: folder that the run wrote, its output_dir.
         folder: of the new report; results/report if None.
+        pattern: of the names of the scans, as the run was given it.
         axis: see `monai_dpmm.report.report.write_report`.
         slices: likewise.
 
@@ -80,7 +82,7 @@ def rewrite_report(
         OSError: where the report cannot be written.
     """
     results = Path(results)
-    items, root = datalist(dataset_dir, "test"), data_root(dataset_dir)
+    items, root = datalist(dataset_dir, "test", pattern=pattern), data_root(dataset_dir)
     scans, missing = [], []
     for item in items:
         files = result_files(item["image"], results, root)

@@ -52,18 +52,25 @@ def find_maps(folder: str | Path, postfix: str = "") -> list[Path]:
     return maps
 
 
-def matched_maps(images: Sequence[str | Path], folder: str | Path, postfix: str = "") -> list[Path]:
+def matched_maps(
+    images: Sequence[str | Path],
+    folder: str | Path,
+    postfix: str = "",
+    others: Sequence[str | Path] = (),
+) -> list[Path]:
     """The map of each image, by name; by the path below the common folder if names repeat.
 
     Args:
         images: paths of the images.
         folder: of the maps.
         postfix: see `find_maps`.
+        others: images whose maps may be there as well.
 
     Raises:
         InputError: where an image has no map or several, or a map no image.
     """
-    paths, root = [Path(image) for image in images], Path(folder).expanduser()
+    paths = [Path(image) for image in (*images, *others)]
+    root = Path(folder).expanduser()
     maps = find_maps(root, postfix)
     names = [_stem(path, IMAGE_SUFFIXES) for path in paths]
     stems = [_stem(path, MAP_SUFFIXES).removesuffix(postfix) for path in maps]
@@ -71,11 +78,13 @@ def matched_maps(images: Sequence[str | Path], folder: str | Path, postfix: str 
         top = Path(os.path.commonpath([path.parent for path in paths]))
         names = [str(p.parent.relative_to(top) / n) for p, n in zip(paths, names, strict=True)]
         stems = [str(p.parent.relative_to(root) / s) for p, s in zip(maps, stems, strict=True)]
-    _require_none(root, "hold a map for each image, none is there for", set(names) - set(stems))
+    _require_none(
+        root, "hold a map for each image, none is there for", {*names[: len(images)]} - {*stems}
+    )
     _require_none(root, "hold no map without an image, got", set(stems) - set(names))
     _require_none(root, "hold one map an image, several are there for", _repeated(stems))
     by_name = dict(zip(stems, maps, strict=True))
-    return [by_name[name] for name in names]
+    return [by_name[name] for name in names[: len(images)]]
 
 
 def load_map(path: Path, picture: bool = False) -> tuple[NDArray[np.float32], Tensor | None]:

@@ -61,6 +61,7 @@ def measured_maps(
     rule: LabelRule | int = "positive",
     bootstrap: int = 1000,
     postfix: str = "",
+    pattern: str | None = None,
 ) -> AnomalyMetrics:
     """Metrics of the maps of a data set's test images, one image in memory at a time.
 
@@ -73,13 +74,17 @@ def measured_maps(
         rule: what a mask counts as lesion, see `LoadLabeld`.
         bootstrap: see `AnomalyMetrics`.
         postfix: what the names of maps end with beyond the image's name.
+        pattern: of the names of the images, see `datalist`; maps of others may be there.
 
     Raises:
         InputError: for maps that are missing, extra, unreadable or of another shape.
         ValueError: see `AnomalyMetrics` and `healthy_thresholds`.
     """
-    items = datalist(dataset_dir, "test", labels=True)
-    paths = matched_maps([item["image"] for item in items], maps_dir, postfix)
+    items = datalist(dataset_dir, "test", labels=True, pattern=pattern)
+    images = [item["image"] for item in items]
+    others = [] if pattern is None else datalist(dataset_dir, "test")
+    left = [item["image"] for item in others if item["image"] not in images]
+    paths = matched_maps(images, maps_dir, postfix, left)
     none = Thresholds(torch.zeros(0, dtype=torch.float64), torch.zeros(0))
     thresholds = none if healthy is None else healthy_thresholds(healthy, postfix)
     metrics = AnomalyMetrics(thresholds, protocol=protocol, bootstrap=bootstrap)

@@ -140,6 +140,13 @@ def test_metrics_of_other_results_are_not_told(results, cohort):
     assert [s["name"] for s in new["subjects"] if not s["metrics"]] == ["test_002"]
 
 
+def test_a_pattern_chooses_scans(results, cohort, capsys):
+    options = ["--results", str(results), "-o", str(results / "new"), "--pattern", "*_00[02]*"]
+    main(["report", str(cohort), *options])
+    assert {s["name"] for s in _report(results / "new")["subjects"]} == {"test_000", "test_002"}
+    assert "Left out" not in capsys.readouterr().out
+
+
 def test_without_results_it_is_an_error(cohort, tmp_path):
     with pytest.raises(
         InputError, match=r"none: must hold results of a scan .* got none of 3: there"

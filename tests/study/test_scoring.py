@@ -64,10 +64,24 @@ def test_the_metrics_are_those_of_the_maps(volumes):
         assert rate - 1 / 720 < above <= rate
 
 
+def test_a_pattern_chooses_images_and_maps_of_others_may_be_there(volumes):
+    folder, _ = volumes
+    some = measured_maps(folder / "maps", folder / "data", bootstrap=0, pattern="s[12]*")
+    assert [image["name"] for image in some.subjects] == [
+        f"test/images/s{i}.nii.gz" for i in (1, 2)
+    ]
+    (folder / "maps/s1.nii.gz").unlink()
+    with pytest.raises(InputError, match="hold a map for each image, none is there for s1"):
+        measured_maps(folder / "maps", folder / "data", bootstrap=0, pattern="s[12]*")
+    np.save(folder / "maps/t7.npy", np.zeros((10, 9, 8)))
+    with pytest.raises(InputError, match="hold no map without an image, got t7"):
+        measured_maps(folder / "maps", folder / "data", bootstrap=0, pattern="s[23]*")
+
+
 def test_the_command_prints_the_table_and_writes_json_and_csv(volumes, capsys):
     folder, _ = volumes
     arguments = ["score", folder / "maps", folder / "data", "--healthy", folder / "healthy"]
-    main([*map(str, arguments), "--bootstrap", "40", "-o", str(folder / "out")])
+    main([*map(str, arguments), "--pattern", "s*", "--bootstrap", "40", "-o", str(folder / "out")])
     printed = capsys.readouterr().out
     report = json.loads((folder / "out/metrics.json").read_text())
     value, (low, high) = report["metrics"]["pixel_aupro"], report["intervals"]["pixel_aupro"]

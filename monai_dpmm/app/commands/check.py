@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-from monai_dpmm.app.options import Command, require_paths, starting
+from monai_dpmm.app.options import Command, add_pattern, require_paths, starting
 from monai_dpmm.app.release import checked_settings
 from monai_dpmm.errors import MissingFileError, printable
 
@@ -23,7 +23,7 @@ def _options(command: ArgumentParser) -> None:
         help="folder of a model, or that of its models/: scans to look at are compared with those"
         " that it was trained on",
     )
-    command.add_argument("--pattern", help="names of scans, such as '*_T1w.nii.gz'; all if none")
+    add_pattern(command)
 
 
 def _run(args: Namespace) -> None:

@@ -6,7 +6,14 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from monai_dpmm.app.console import console
-from monai_dpmm.app.options import Command, add_folder, positive, require_paths, starting
+from monai_dpmm.app.options import (
+    Command,
+    add_folder,
+    add_pattern,
+    positive,
+    require_paths,
+    starting,
+)
 from monai_dpmm.files import require_writable
 
 __all__ = ["COMMANDS"]
@@ -15,6 +22,7 @@ __all__ = ["COMMANDS"]
 def _options(command: ArgumentParser) -> None:
     scans = "the scans, as infer or evaluate was given them"
     command.add_argument("dataset", type=Path, metavar="SCANS", help=scans)
+    add_pattern(command)
     files = command.add_argument_group("folders")
     add_folder(files)
     files.add_argument(
@@ -48,7 +56,8 @@ def _run(args: Namespace) -> None:
     with console():
         from monai_dpmm.report.saved_results import rewrite_report
 
-        rewrite_report(args.dataset, results, args.out, axis=args.axis, slices=args.slices)
+        view = {"axis": args.axis, "slices": args.slices}
+        rewrite_report(args.dataset, results, args.out, pattern=args.pattern, **view)
 
 
 COMMANDS = [

@@ -7,7 +7,14 @@ from pathlib import Path
 
 from monai_dpmm.app.config import check_values
 from monai_dpmm.app.console import console
-from monai_dpmm.app.options import LABELLED, Command, add_out, require_paths, starting
+from monai_dpmm.app.options import (
+    LABELLED,
+    Command,
+    add_out,
+    add_pattern,
+    require_paths,
+    starting,
+)
 from monai_dpmm.files import require_writable
 
 __all__ = ["COMMANDS"]
@@ -17,6 +24,7 @@ def _options(command: ArgumentParser) -> None:
     maps = "folder of .npy, .npz, TIFF or NIfTI files, named like the images"
     command.add_argument("maps", type=Path, metavar="MAPS", help=maps)
     command.add_argument("dataset", type=Path, metavar="DATASET", help=LABELLED)
+    add_pattern(command)
     group = command.add_argument_group("measuring")
     group.add_argument(
         "--healthy", type=Path, metavar="DIR", help="maps of healthy images, for the thresholds"
@@ -57,6 +65,7 @@ def _run(args: Namespace) -> None:
             rule=args.lesion_label,
             bootstrap=args.bootstrap,
             postfix=args.postfix,
+            pattern=args.pattern,
         )
     folder = write_scores(args.out, metrics)
     numbers = {**metrics.compute(), "protocol": metrics.protocol}

@@ -159,7 +159,8 @@ def _saved_scans(parser: ConfigParser, root: str) -> SavedScans:
     keys = ("output_dir", "lesion_label", "orientation", "slice_axis")
     output, rule, codes, axes = map(parser.get_parsed_content, keys)
     axis = axes if isinstance(axes, int) else axes[0]
-    return SavedScans(root, output, rule=rule, axis="RLAPIS".index(codes[axis]) // 2)
+    shown, pattern = "RLAPIS".index(codes[axis]) // 2, parser.get_parsed_content("pattern")
+    return SavedScans(root, output, rule=rule, axis=shown, pattern=pattern)
 
 
 def _trials(comparison: Path) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ class SavedScans:
         results: folder that it wrote, its output_dir.
         rule: of the labels, see `LoadLabeld`.
         axis: that slices are perpendicular to, of a volume towards Right, Anterior, Superior.
+        pattern: of the names of the scans, as the evaluation was given it.
 
     Attributes:
         threshold: of the masks.
@@ -36,9 +37,15 @@ class SavedScans:
     """
 
     def __init__(
-        self, dataset_dir: str | Path, results: str | Path, *, rule: LabelRule, axis: int
+        self,
+        dataset_dir: str | Path,
+        results: str | Path,
+        *,
+        rule: LabelRule,
+        axis: int,
+        pattern: str | None = None,
     ) -> None:
-        self.items = datalist(dataset_dir, "test", labels=True)
+        self.items = datalist(dataset_dir, "test", labels=True, pattern=pattern)
         self.rule, self.axis = rule, axis
         root = data_root(dataset_dir)
         self._files = [result_files(item["image"], results, root) for item in self.items]

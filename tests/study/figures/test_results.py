@@ -47,6 +47,12 @@ def test_a_scan_is_what_lies_on_disk_towards_right_anterior_superior(saved):
     assert not scans[1][1].label.any()
 
 
+def test_a_pattern_chooses_scans(saved):
+    options = {"rule": "positive", "axis": 2, "pattern": "*1.nii.gz"}
+    scans = SavedScans(saved / "data", saved / "output", **options)
+    assert [name for name, _ in (scans[i] for i in range(len(scans)))] == ["scan1"]
+
+
 def test_lesions_are_those_of_the_rule(saved):
     scans = SavedScans(saved / "data", saved / "output", rule="255", axis=2)
     assert np.argwhere(scans[0][1].label).tolist() == [[2, 2, 3]]
