@@ -15,8 +15,8 @@ COPY bundle bundle
 COPY monai_dpmm monai_dpmm
 RUN pip install --no-cache-dir -c constraints.txt ".[demo,dicom,scikit-learn]"
 
-RUN useradd --create-home user && mkdir /data && chown user /data
-USER user
+RUN useradd --create-home --uid 1000 user && mkdir /data && chown user /data
+USER 1000
 ENV PYTHONUTF8=1
 WORKDIR /data
 CMD ["monai-dpmm", "--help"]
