@@ -22,13 +22,14 @@ _ENGINES = ("EMTrainer", "LikelihoodEvaluator", "ScanEvaluator", "SupervisedEval
 
 __all__ = [
     *("INTERRUPTED", "USAGE", "expected_error", "one_line_errors", "printable", "cause"),
-    *("end_process", "memory_error", "one_line", "report_line"),
+    *("end_process", "memory_error", "one_line", "reader_reason", "report_line"),
     *("ExistingFileError", "FileError", "InputError", "InputTypeError", "MissingFileError"),
     *("MissingPackageError", "OutOfMemoryError", "SkippedScansError", "UsageError"),
     "renamed_arguments",
 ]
 
 
+_PLACES = re.compile(r"Exception thrown in SimpleITK \w+: \S+:\d+:\s*|\(0x[0-9a-f]+\)")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -181,6 +182,15 @@ def cause(error: BaseException) -> str:
     """What an error tells, for a line that wraps it: with its class where that says more."""
     text = one_line(error)
     return text if isinstance(error, _EXPECTED) else f"{type(error).__name__}: {text}"
+
+
+def reader_reason(error: BaseException) -> str:
+    """Class and most informative line of what a reading library raised, without its own places."""
+    text = _PLACES.sub("", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower() and "Traceback" not in line]
+    told = errors[-1] if errors else " ".join(lines)
+    return f"{type(error).__name__}: {told[:200] or 'no reason given'}"
 
 
 def printable(text: str) -> str:

@@ -145,8 +145,9 @@ def scan_files(path: Path) -> tuple[Path, ...]:
 
 
 def _listed(folder: Path) -> list[Path]:
-    with os.scandir(folder) as entries:
-        return [Path(e.path) for e in entries if e.is_file() and not e.name.startswith(".")]
+    with os.scandir(folder) as entries:  # a link may lead to itself
+        files = [Path(e.path) for e in entries if os.path.isfile(e.path)]
+    return [file for file in files if not file.name.startswith(".")]
 
 
 def _is_image(header: Any) -> bool:

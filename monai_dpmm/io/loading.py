@@ -13,7 +13,7 @@ from monai.data import MetaTensor, get_track_meta
 from monai.transforms import Transform
 from monai.utils import SpaceKeys, TransformBackends, convert_to_tensor
 
-from monai_dpmm.errors import InputError
+from monai_dpmm.errors import InputError, reader_reason
 from monai_dpmm.io.dicom import check_series
 from monai_dpmm.io.dicom_files import is_dicom
 from monai_dpmm.io.in_memory import IN_MEMORY, image_in_memory
@@ -76,6 +76,8 @@ class LoadVolume(Transform):
         file = Path(path).expanduser()
         if not file.exists():
             raise InputError(f"{file}: must exist, there is no such file or folder")
+        if not (file.is_file() or file.is_dir()):
+            raise InputError(f"{file}: must be a file or folder, got a pipe or a device")
         try:
             check_header(file)
             read = self._read(file)
@@ -84,7 +86,7 @@ class LoadVolume(Transform):
             raise InputError(f"{file}: {error}") from error
         except Exception as error:  # nibabel raises whatever it likes
             raise InputError(
-                f"{file}: must be a scalar image that can be read, got {_reason(error)}"
+                f"{file}: must be a scalar image that can be read, got {reader_reason(error)}"
             ) from error
         return self._checked(image, file, _ends(read.array))
 
@@ -107,6 +109,8 @@ class LoadVolume(Transform):
         found = format_of(file) if file.is_file() else None
         if found is None and file.suffix.lower() == ".npy":
             array = np.load(file, allow_pickle=False)[None]
+            if array.dtype.kind not in "fiub":
+                raise InputError(f"must be a scalar image, got {array.dtype}")
             return Pixels(array, np.eye(min(array.ndim, 4)))
         if found is None and file.is_file() and not is_dicom(file):
             return read_apart("itk", [file])
@@ -290,11 +294,3 @@ def _labels(image: torch.Tensor) -> int:
         equal += int(((one == other) & both).sum())
         pairs += int(both.sum())
     return len(values) if equal >= _FLAT * pairs > 0 else 0
-
-
-def _reason(error: BaseException) -> str:
-    """Most informative line of what a reader raised."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    errors = [line for line in lines if "rror" in line and "Traceback" not in line]
-    text = errors[-1] if errors else " ".join(lines)
-    return f"{type(error).__name__}: {text[:200] or 'no reason given'}"

@@ -17,7 +17,7 @@ from monai_dpmm.errors import InputError
 __all__ = ["Nifti", "read_nifti", "same_grid", "with_grid"]
 
 _BLOCK = 1 << 20
-_PIECE = 1 << 15  # bytes that are decompressed at once, to at most 1,032 times as many
+_PIECE = 1 << 13  # bytes that are decompressed at once, to at most 1,032 times as many
 _LONGEST_HEADER = 540  # bytes, of NIfTI-2
 _DEFLATED = 1032  # times smaller is the most that a file compressed by deflate can be
 _MM = {1: 1000.0, 3: 0.001}  # of NIfTI's codes for metre and micron; 2 is mm, 0 is unknown
@@ -134,6 +134,10 @@ def _kind(file: Path, start: bytes) -> Any:
         return nib.MGHImage
     kinds = (nib.Nifti1Image, nib.Nifti2Image)
     found = [k for k in kinds if k.header_class.may_contain_header(start)]
+    if not start:
+        raise InputError("must be a scalar image, got an empty file")
+    if not found and start.startswith(b"\x1f\x8b"):
+        raise InputError("must be called .nii.gz, got a compressed file of another name")
     if not found:
         raise InputError("must be a scalar image, got a file that does not begin as NIfTI does")
     return found[0]

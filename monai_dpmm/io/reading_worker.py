@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_dpmm.errors import InputError
+from monai_dpmm.errors import InputError, reader_reason
 
 __all__ = ["READERS", "read_itk", "read_picture", "read_series", "serve"]
 
@@ -86,16 +86,10 @@ def _needed(size: int, pixels: int = 0) -> int:
 
 
 def _reason(error: BaseException) -> str:
-    """Most informative line of what a reader raised."""
+    """Why a file is refused."""
     if isinstance(error, InputError):
         return str(error)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    errors = [line for line in lines if "rror" in line and "Traceback" not in line]
-    text = errors[-1] if errors else " ".join(lines)
-    return (
-        "must be a scalar image that can be read, got"
-        f" {type(error).__name__}: {text[:200] or 'no reason given'}"
-    )
+    return f"must be a scalar image that can be read, got {reader_reason(error)}"
 
 
 def read_itk(files: Sequence[Path]) -> _Image:

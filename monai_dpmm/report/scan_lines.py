@@ -44,5 +44,6 @@ def scan_line(image: str, findings: Mapping[str, Any]) -> str:
     """What was found in a scan, under its folder and name, and lines that warn of it."""
     path = Path(image)
     name = f"{path.parent.name}/{scan_name(image)}" if path.parent.name else scan_name(image)
+    name = name.replace("\n", "?")  # a line is that of one scan
     warned = "".join(f"\n{name}: {line}" for line in verdict(findings))
     return printable(f"{name}: {scan_sentence(findings)}{warned}")
