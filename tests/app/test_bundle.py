@@ -195,12 +195,13 @@ def test_a_checkpoint_that_does_not_fit_ends_in_one_line(
     ]
     + [(overlay, "inference") for overlay in ("calibrate", "evaluate", "multi_gpu_evaluate")],
 )
-def test_overlays_only_set_what_their_base_has(overlay, base):
+def test_overlays_only_set_what_their_base_has_or_they_read_themselves(overlay, base):
     parser = ConfigParser(ConfigParser.load_config_file(ROOT / f"configs/{base}.json"))
     inference = ConfigParser.load_config_file(ROOT / "configs/inference.json")
-    missing = object()
-    for key in ConfigParser.load_config_file(ROOT / f"configs/{overlay}.json"):
-        assert parser.get(key, missing) is not missing or key in inference
+    missing, file = object(), ROOT / f"configs/{overlay}.json"
+    read = set(re.findall(r"@(\w+)", file.read_text()))
+    for key in ConfigParser.load_config_file(file):
+        assert parser.get(key, missing) is not missing or key in inference or key in read
 
 
 def test_training_has_no_setting_that_it_does_not_read():
