@@ -109,7 +109,7 @@ def _header(**fields):
 
 
 WHOLE = _header()
-PACKED = gzip.compress(WHOLE)
+PACKED = gzip.compress(WHOLE, mtime=0)
 
 
 @pytest.mark.parametrize(
