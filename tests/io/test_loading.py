@@ -115,8 +115,8 @@ PACKED = gzip.compress(WHOLE, mtime=0)
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.nii.gz", b"", "does not begin as NIfTI"),
-        ("a.nii", b"", "does not begin as NIfTI"),
+        ("a.nii.gz", b"", "an empty file"),
+        ("a.nii", b"", "an empty file"),
         ("a.nii.gz", PACKED[: len(PACKED) // 2], "EOFError: Compressed file ended before"),
         ("a.nii.gz", PACKED[:3000] + b"\0\0\0" + PACKED[3003:], "Error|BadGzip"),
         ("a.nii.gz", PACKED[:-8] + b"\0\0\0\0" + PACKED[-4:], "BadGzipFile: CRC check failed"),
