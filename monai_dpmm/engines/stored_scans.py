@@ -43,10 +43,10 @@ class PrepareEmbedded(PrepareBatch):
         non_blocking: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Image, label if there is one, no arguments, and the scan's embeddings by name."""
+        """Image, label if one was loaded, no arguments, and the scan's embeddings by name."""
         image, label = (
-            value if value is None else value.to(device, non_blocking=non_blocking)
-            for value in (batchdata["image"], batchdata.get("label"))
+            value.to(device, non_blocking=non_blocking) if isinstance(value, torch.Tensor) else None
+            for value in (batchdata["image"], batchdata.get("label"))  # which may be a path
         )
         return image, label, (), {"embeddings": self._embeddings(batchdata.get("scan"))}
 

@@ -66,6 +66,11 @@ def test_a_batch_without_a_number_is_embedded_by_the_inferer():
     assert (args, kwargs) == ((), {"embeddings": None})
 
 
+def test_a_label_that_was_not_loaded_is_none():
+    batch = {"image": torch.rand(1, 1, 4, 4), "label": ["a.nii.gz"]}  # as a calibration has it
+    assert PrepareEmbedded(StoredEmbeddings([], [], "unused"))(batch, "cpu")[1] is None
+
+
 def test_scans_are_numbered_in_their_order():
     items = [{"image": "a.nii"}, {"image": "b.nii", "label": "c.nii"}]
     assert scan_numbers(items) == [{**items[0], "scan": 0}, {**items[1], "scan": 1}]
