@@ -21,18 +21,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from truncation import cell, parsed
+from truncation import aupr, cell, parsed
 
 from monai_dpmm.app.options import add_settings
-from monai_dpmm.metrics.score_histogram import ScoreHistogram
 from monai_dpmm.mixture.dpmm import DPMM
 from monai_dpmm.mixture.em import Moments, normalized
 from monai_dpmm.mixture.place_choice import calibrate_places
 from monai_dpmm.mixture.precision import full_float32
-from monai_dpmm.network.geometry import upsample_scores
 from monai_dpmm.study.embedded_dataset import EmbeddedDataset, embedded_dataset
 from monai_dpmm.study.models.mixture import PLACED, MixtureModel
-from monai_dpmm.study.refinement import refined
 
 KINDS = ("cosine", "likelihood")
 CHUNK = 2048  # patches, whose weights by place (n, K) are made at once
@@ -49,7 +46,8 @@ class PlacedModel(MixtureModel):
         for epoch in range(self.epochs):
             generator = torch.Generator().manual_seed(self.seed + epoch)
             for batch in torch.randperm(len(grids), generator=generator).split(self.batch_size):
-                x, u = both(grids, places, batch.tolist())
+                own = [[of[i] for i in batch.tolist()] for of in (grids, places)]
+                ((x, u),) = self._placed((own[0], own[1]))
                 if not self.module.fitted:
                     self.module.initialize(x)
                 if epoch == 0:
@@ -57,10 +55,9 @@ class PlacedModel(MixtureModel):
                     continue
                 moments, counts = placed_moments(self.module, x, u)
                 self.module.m_step(moments)
-                own = self.module.places
-                assert own is not None
-                share = self.options["step_size"]
-                own.counts.lerp_((counts * total / len(x)).float(), share)
+                assert self.module.places is not None
+                average, share = self.module.places.counts, self.options["step_size"]
+                average.lerp_((counts * total / len(x)).float(), share)
             if epoch == 0:
                 self.place(slices, slices)
         counts = torch.zeros(0)
@@ -73,13 +70,6 @@ class PlacedModel(MixtureModel):
     def __init__(self, features: int, options: dict[str, Any], **training: Any) -> None:
         super().__init__(features, options, **training)
         self.options = options
-
-
-def both(grids: Sequence[Tensor], places: Sequence[Tensor], batch: list[int]) -> Any:
-    """Patches (N, D) and places (N, d) of some slices."""
-    there = [grids[i].any(-1) for i in batch]
-    pairs = list(zip(batch, there, strict=True))
-    return torch.cat([grids[i][t] for i, t in pairs]), torch.cat([places[i][t] for i, t in pairs])
 
 
 @torch.no_grad()
@@ -123,24 +113,19 @@ def fits(dataset: EmbeddedDataset, args: Any) -> Iterator[dict[str, Any]]:
                 model.fit_placed(train)
             gain = calibrate_places(model.module, list(model._placed(val)))
             plain = model._log_likelihood(val[0])
-            found = {kind: aupr(model, PLACED + kind, dataset, val, sigma) for kind in KINDS}
+            found = {kind: quality(model, PLACED + kind, dataset, val, sigma) for kind in KINDS}
             yield {"way": way, "seed": seed, "plain": plain, "placed": plain + gain, **found}
 
 
-def aupr(
+def quality(
     model: MixtureModel, kind: str, dataset: EmbeddedDataset, val: Placed, sigma: float
 ) -> float:
-    """Over the body's pixels of the test slices, maps smoothed and less the baseline."""
+    """AUPR over the body's pixels of the test slices, maps smoothed and less the baseline."""
     pairs = zip(*val, strict=True)
     healthy = torch.cat([model.score(x[None], kind, u[None])[0][x.any(-1)] for x, u in pairs])
-    unit, pixels = 1e-3 * float(healthy.double().std()), ScoreHistogram()
-    for scan in dataset.tests():
-        there = scan.foreground | scan.masks
-        patches = model.score(scan.embeddings, kind, scan.places)
-        maps = upsample_scores(patches, scan.masks.shape[1:])[:, 0]
-        both_steps = refined(maps, scan, sigma)["both"]
-        pixels.update((both_steps[there] / unit).round(), scan.masks[there])
-    return pixels.aupr().value
+    every = argparse.Namespace(every=1, sigma=sigma)
+    unit = 1e-3 * float(healthy.double().std())
+    return aupr(lambda s: model.score(s.embeddings, kind, s.places), dataset, every, unit)
 
 
 def main() -> None:
@@ -164,8 +149,8 @@ def main() -> None:
     for way in ("after", "inside"):
         rows = [r for r in records if r["way"] == way]
         nats = [cell([r[name] for r in rows], 2) for name in ("plain", "placed")]
-        quality = [cell([100 * r[kind] for r in rows], 1) for kind in KINDS]
-        print(f"| {way} | {' | '.join([*nats, *quality])} |")
+        auprs = [cell([100 * r[kind] for r in rows], 1) for kind in KINDS]
+        print(f"| {way} | {' | '.join([*nats, *auprs])} |")
 
 
 if __name__ == "__main__":

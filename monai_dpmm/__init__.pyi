@@ -83,10 +83,10 @@ from monai_dpmm.engines.stored_scans import (
     PrepareEmbedded as PrepareEmbedded,
 )
 from monai_dpmm.engines.stored_scans import (
-    scan_embedding as scan_embedding,
+    numbered_scans as numbered_scans,
 )
 from monai_dpmm.engines.stored_scans import (
-    scan_numbers as scan_numbers,
+    scan_embedding as scan_embedding,
 )
 from monai_dpmm.engines.warm_start import WarmStart as WarmStart
 from monai_dpmm.errors import (

@@ -39,6 +39,7 @@ __all__ = [
     "json_number",
     "json_object",
     "json_value",
+    "linked",
     "load_tensors",
     "make_folder",
     "plain",
@@ -177,6 +178,14 @@ def require_writable(folder: Path) -> None:
         raise FileError(
             f"{folder}: must have {LEAST / 1e6:.0f} MB free on its disk, got {free / 1e6:.0f}"
         )
+
+
+def linked(file: Path, place: Path) -> None:
+    """The same file in another place, where there is none: what replaces one leaves the other."""
+    try:
+        os.link(file, place)
+    except OSError:  # a disk without links
+        shutil.copy2(file, place)
 
 
 def file_digest(path: str | Path) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from monai_dpmm.app.settings import SETTINGS
 from monai_dpmm.files import json_object, json_value
 
 __all__ = ["calibration_summary", "interruption_line", "threshold_line", "training_summary"]
@@ -60,7 +60,7 @@ def interruption_line(command: str, values: Mapping[str, Any]) -> str:
 def threshold_line(settings: Mapping[str, Any]) -> str:
     """What `infer` marks with a model of these settings, and what that means in a healthy scan."""
     known = {one["ml_per_scan"]: one for one in settings.get("volume_thresholds") or []}
-    one = known.get(2) or next(iter(known.values()), None)
+    one = known.get(SETTINGS["false_positive_volume"].default) or next(iter(known.values()), None)
     if one is None:
         return "Threshold: 1 % of the patches of healthy scans; there is none in ml"
     left_out = (settings.get("healthy_scans") or {}).get("left_out", 0)
@@ -94,6 +94,6 @@ def _last_epoch(values: Mapping[str, Any]) -> dict[str, Any]:
     file = Path(values.get("output_dir", _folder(values) / "output")) / "history.json"
     try:
         records = json_value(file)
-    except (OSError, json.JSONDecodeError, ValueError):
+    except (OSError, ValueError):
         return {}
     return records[-1] if isinstance(records, list) and records else {}

@@ -170,7 +170,7 @@ def config(args: Namespace) -> Any:
 
 def starting(args: Namespace) -> None:
     """Say at once that a command is at work: MONAI takes seconds to be imported."""
-    if getattr(args, "quiet", False):
+    if getattr(args, "quiet", False) or "monai" in sys.modules:  # as in the demo's second step
         return
     print(f"{args.command}: importing torch and MONAI", file=sys.stderr, flush=True)
 

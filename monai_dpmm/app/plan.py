@@ -65,7 +65,7 @@ def _scans(command: str, config: Mapping[str, Any]) -> list[str]:
         "train": {"train": "to train on", "val": "to validate with"},
         "calibrate": {"val": "healthy ones to calibrate with"},
     }.get(command, {"test": "to look at"})
-    options = {"val_fraction": config["val_fraction"], "seed": config["seed"]}
+    options = {key: config[key] for key in ("val_fraction", "seed", "pattern")}
     lines = [f"Data: {data}"]
     for section, what in sections.items():
         labels = command == "evaluate"

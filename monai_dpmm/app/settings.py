@@ -234,11 +234,8 @@ SETTINGS = {row.name: row for rows in SECTIONS.values() for row in rows}
 TEXTS = {row.name for row in SETTINGS.values() if row.rule is rules.TEXT}  # as they are typed
 # what `calibrate` adds to model.json
 CALIBRATED = ("volume_thresholds", "healthy_scans", "scan_reference")
-BESIDE = (
-    *CALIBRATED,
-    "model_digest",
-    "origin",
-)  # what model.json holds besides remembered settings
+# what model.json holds besides remembered settings
+BESIDE = (*CALIBRATED, "model_digest", "origin")
 RENAMED = {  # names of one earlier version
     "covariance": "component_kind",
     "label_rule": "lesion_label",

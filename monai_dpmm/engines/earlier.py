@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,7 +14,7 @@ from ignite.engine import Engine, Events
 
 from monai_dpmm.engines.distributed import is_main_process
 from monai_dpmm.errors import FileError
-from monai_dpmm.files import file_digest, require_writable
+from monai_dpmm.files import file_digest, linked, require_writable
 
 try:
     import fcntl
@@ -169,16 +168,8 @@ class EarlierModel:
         try:
             folder.mkdir()
             for file in there:
-                _linked(file, folder / file.name)
+                linked(file, folder / file.name)
         except OSError as error:
             reason = error.strerror or str(error)
             raise FileError(f"{folder}: the earlier model must be kept there, {reason}") from error
         print(f"The model that was there is kept: {folder}", flush=True)
-
-
-def _linked(file: Path, place: Path) -> None:
-    """The same file in another place: what replaces the one does not change the other."""
-    try:
-        os.link(file, place)
-    except OSError:  # a disk without links
-        shutil.copy2(file, place)

@@ -159,8 +159,8 @@ class StoredEmbeddings(Dataset):
         own = list(own_items(range(len(self))))
         found = {index: _directions(self.path(index)) for index in own}
         missing = [index for index, directions in found.items() if directions is None]
-        quiet = None if missing and is_main_process() else True  # None: where no terminal is
-        for index in tqdm(missing, "Embedding", disable=quiet):
+        hidden = not missing or not is_main_process() or "TQDM_DISABLE" in os.environ
+        for index in tqdm(missing, "Embedding", disable=hidden or None):  # None: in a pipe
             self._write(index)
             found[index] = _directions(self.path(index))
         self._digests.save()

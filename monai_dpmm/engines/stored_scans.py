@@ -19,7 +19,7 @@ from monai_dpmm.transforms.dictionary import (
 )
 from monai_dpmm.transforms.labels import IgnoreLabelledPatchesd
 
-__all__ = ["PrepareEmbedded", "scan_embedding", "scan_numbers"]
+__all__ = ["PrepareEmbedded", "numbered_scans", "scan_embedding"]
 
 
 class PrepareEmbedded(PrepareBatch):
@@ -27,7 +27,7 @@ class PrepareEmbedded(PrepareBatch):
 
     Args:
         embeddings: of the scans; a batch is of one, and says its number at "scan" (see
-            `scan_numbers`).
+            `numbered_scans`).
         make: embed and keep what is not there yet; otherwise the inferer runs the backbone then,
             as it does where a batch says no number.
     """
@@ -60,7 +60,7 @@ class PrepareEmbedded(PrepareBatch):
         return item if isinstance(item, list) else [item]
 
 
-def scan_numbers(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def numbered_scans(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The items of a data set, each with its number at "scan"."""
     return [{**item, "scan": number} for number, item in enumerate(items)]
 

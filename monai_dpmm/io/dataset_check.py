@@ -16,7 +16,8 @@ from monai_dpmm.io.datalist import datalist
 from monai_dpmm.io.layouts import Section, group_items, images_in, slice_groups
 from monai_dpmm.io.loading import LoadVolume
 from monai_dpmm.io.names import contrasts
-from monai_dpmm.io.suffixes import format_of, stem
+from monai_dpmm.io.outliers import ScanNumbers, numbers_of
+from monai_dpmm.io.suffixes import format_of, is_picture, stem
 
 __all__ = ["DatasetCheck", "SplitCheck", "check_dataset"]
 
@@ -49,11 +50,13 @@ class DatasetCheck(NamedTuple):
         splits: by name.
         problems: irregularities, one line each.
         kinds: how many scans have which suffix and contrast.
+        numbers: of each volume that could be read, by its path, see `scan_outliers`.
     """
 
     splits: dict[str, SplitCheck]
     problems: list[str]
     kinds: dict[str, int]
+    numbers: dict[str, ScanNumbers]
 
     def __str__(self) -> str:
         head = f"{'split':8}{'images':>8}{'healthy':>9}{'anomalous':>11}{'masks':>7}  sizes"
@@ -95,13 +98,14 @@ def check_dataset(
         del items["test"]
     if groups := slice_groups(root):
         items["val"] = group_items(groups["val"]) or items["val"]
+    numbers: dict[str, ScanNumbers] = {}
     splits, problems = {}, []
     for name, of_split in items.items():
-        splits[name], found = _checked(name, of_split)
+        splits[name], found = _checked(name, of_split, numbers)
         problems += found
     problems += [*_extra_masks(root), *_shared_patients(items), *_shared_content(items)]
     kinds = Counter(_kind(Path(item["image"])) for of in items.values() for item in of)
-    return DatasetCheck(splits, problems, dict(kinds.most_common()))
+    return DatasetCheck(splits, problems, dict(kinds.most_common()), numbers)
 
 
 def _kind(image: Path) -> str:
@@ -124,8 +128,10 @@ def _row(name: str, split: SplitCheck) -> str:
     return f"{name:8}{numbers}  {shown}{more}"
 
 
-def _checked(name: str, items: Sequence[Mapping[str, Any]]) -> tuple[SplitCheck, list[str]]:
-    """A split, and what is wrong with its files."""
+def _checked(
+    name: str, items: Sequence[Mapping[str, Any]], numbers: dict[str, ScanNumbers]
+) -> tuple[SplitCheck, list[str]]:
+    """A split, and what is wrong with its files; the numbers of its volumes are added."""
     sizes: Counter[tuple[int, ...]] = Counter()
     counts: Counter[str] = Counter()
     problems: defaultdict[str, list[str]] = defaultdict(list)
@@ -133,8 +139,11 @@ def _checked(name: str, items: Sequence[Mapping[str, Any]]) -> tuple[SplitCheck,
     colours, many = [], f"{name}: masks of many grey levels, all above 0 are lesion"
     for item in tqdm(items, desc=name, disable=None):
         try:
-            channels, *sides = load(item["image"]).shape
+            image = load(item["image"])
+            channels, *sides = image.shape
             size = tuple(sides)
+            if not is_picture(item["image"]):
+                numbers[item["image"]] = numbers_of(image, item["image"])
             lesion, levels = _lesion(item, size, load_mask)
         except ValueError as error:
             problems[str(error)].append(str(item["image"]))

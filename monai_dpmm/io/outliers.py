@@ -5,12 +5,12 @@ Nothing is judged by what a scan shows; that is the check of whole scans (`ScanC
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
+from monai.data import MetaTensor
 
 from monai_dpmm.errors import InputError
 from monai_dpmm.io.loading import LoadVolume
@@ -21,7 +21,15 @@ _FACTOR = 2.0  # of a voxel's side, from which on it is far
 _BRIGHTER = 4.0  # of the upper percentile
 _CONTRAST = 0.25  # where the median lies between the outer two
 
-__all__ = ["PERCENTILES", "ScanNumbers", "scan_numbers", "scan_outliers"]
+__all__ = [
+    "PERCENTILES",
+    "Outliers",
+    "ScanNumbers",
+    "looked_at",
+    "numbers_of",
+    "scan_numbers",
+    "scan_outliers",
+]
 
 
 class ScanNumbers(NamedTuple):
@@ -44,15 +52,41 @@ class ScanNumbers(NamedTuple):
         return (middle - low) / (high - low) if high > low else 0.5
 
 
+class Outliers(NamedTuple):
+    """What is said of scans beside each other, a line each.
+
+    Attributes:
+        usual: directions that axes point to, what is usual of voxels and intensities, also of the
+            model's training.
+        unlike: scans that are unlike the others or the training's, or cannot be read; a line begins
+            with the scan's path.
+    """
+
+    usual: list[str]
+    unlike: list[str]
+
+
 def scan_numbers(path: str) -> ScanNumbers:
     """Numbers of one scan.
 
     Raises:
         InputError: where it cannot be used.
     """
+    return numbers_of(LoadVolume()(path), path)
+
+
+def looked_at(path: str) -> ScanNumbers | InputError:
+    """Numbers of a scan, or why there are none."""
+    try:
+        return scan_numbers(path)
+    except InputError as error:
+        return error
+
+
+def numbers_of(image: MetaTensor, path: str) -> ScanNumbers:
+    """Numbers of a scan that has been read: (1, X, Y, Z)."""
     from nibabel import aff2axcodes
 
-    image = LoadVolume()(path)
     values = np.asarray(image.as_tensor(), dtype=np.float32)
     above = values[values > np.nanmin(values)]
     intensity = tuple(float(q) for q in np.nanpercentile(above, PERCENTILES))
@@ -63,42 +97,33 @@ def scan_numbers(path: str) -> ScanNumbers:
     return ScanNumbers(tuple(sides), "".join(aff2axcodes(affine)), intensity)
 
 
-def scan_outliers(paths: Sequence[str], origin: Mapping[str, Any] | None = None) -> list[str]:
-    """Lines on scans that are unlike the others, and unlike the training's where that is known.
-
-    Lines on a scan begin with its path. Told are also scans that cannot be read, the directions
-    that axes point to, and what is usual of voxels and intensities.
+def scan_outliers(
+    scans: Mapping[str, ScanNumbers | InputError], origin: Mapping[str, Any] | None = None
+) -> Outliers:
+    """Scans that are unlike the others, and unlike the training's where that is known.
 
     Args:
-        paths: of the scans.
+        scans: numbers of each by its path, or why there are none, see `looked_at`.
         origin: of a model, see `ModelOrigin`.
     """
-    looked_at = {path: _looked_at(path) for path in tqdm(paths, "outliers", disable=None)}
-    found = {path: one for path, one in looked_at.items() if isinstance(one, ScanNumbers)}
-    lines = [one for one in looked_at.values() if isinstance(one, str)]
+    found = {path: one for path, one in scans.items() if isinstance(one, ScanNumbers)}
+    unlike = [str(one) for one in scans.values() if isinstance(one, InputError)]
     if not found:
-        return lines
+        return Outliers([], unlike)
     directions = Counter(numbers.orientation for numbers in found.values())
     told = ", ".join(f"{name} ({count})" for name, count in directions.most_common())
-    lines.append(f"axes point to {told}; all are turned to one orientation")
-    reasons: defaultdict[str, list[str]] = defaultdict(list)
-    usual = _usual(list(found.values()))
-    lines.append(f"usual (medians): {_told(usual)}")
+    middle = _usual(list(found.values()))
+    usual = [f"axes point to {told}; all are turned to one orientation"]
+    usual.append(f"usual (medians): {_told(middle)}")
     if origin and (of_training := _of_training(origin)):
-        lines.append(f"the model's training: {of_training}")
+        usual.append(f"the model's training: {of_training}")
     for path, numbers in found.items():
-        reasons[path] += _against(numbers, usual, usual, "of the others")
+        reasons = _against(numbers, middle, middle, "of the others")
         if origin:
-            reasons[path] += _against_training(numbers, origin)
-    return [*lines, *(f"{path}: {'; '.join(of)}" for path, of in reasons.items() if of)]
-
-
-def _looked_at(path: str) -> ScanNumbers | str:
-    """Numbers of a scan, or why there are none."""
-    try:
-        return scan_numbers(path)
-    except InputError as error:
-        return str(error)
+            reasons += _against_training(numbers, origin)
+        if reasons:
+            unlike.append(f"{path}: {'; '.join(reasons)}")
+    return Outliers(usual, unlike)
 
 
 def _usual(scans: Sequence[ScanNumbers]) -> ScanNumbers:

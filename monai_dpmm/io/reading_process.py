@@ -88,7 +88,13 @@ class _Process:
             stderr=subprocess.DEVNULL,
             env={**os.environ, **few},
         )
-        self._answer(b"", _START)
+        try:
+            self._answer(b"", _START)
+        except InputError as error:
+            raise InputError(
+                "the process that reads images must start, it ended or took too long: is SimpleITK"
+                " installed whole?"
+            ) from error
 
     def ask(self, request: dict[str, Any], seconds: float) -> Pixels:
         head, content = self._answer(json.dumps(request).encode() + b"\n", seconds)

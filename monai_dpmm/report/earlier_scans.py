@@ -6,15 +6,13 @@ stay as they are, and nothing is drawn again.
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from monai_dpmm.errors import InputError
-from monai_dpmm.files import json_number, json_object, plain
+from monai_dpmm.files import json_number, json_object, linked, plain
 from monai_dpmm.report.html import formatted
 from monai_dpmm.report.saved_findings import OPERATING_POINT, findings_of
 
@@ -63,7 +61,7 @@ class EarlierScans(NamedTuple):
         """The records; their files in `folder` are in `partial` as well."""
         for record in self.records:
             for address in filter(None, (record["figure"], record["viewer"])):
-                _link(folder / address, partial / address)
+                linked(folder / address, partial / address)
         return self.records
 
 
@@ -130,13 +128,6 @@ def _heat(value: Any) -> tuple[float, float] | None:
     except (ValueError, TypeError, OverflowError):
         return None
     return None if low is None or high is None or not low < high else (low, high)
-
-
-def _link(file: Path, place: Path) -> None:
-    try:
-        os.link(file, place)
-    except OSError:  # a disk without links
-        shutil.copy2(file, place)
 
 
 def _whole(subject: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:

@@ -83,13 +83,14 @@ def common_heat(
     for subject in subjects:
         with leaving_out(left_out), _naming(subject):
             anomaly = checked_array("anomaly", subject_volume(subject, "anomaly")[0])
-            threshold = subject_record(subject)["threshold"]
+            record = subject_record(subject)
+            threshold = record["threshold"]
             ends = heat_range(anomaly, threshold)
             above = threshold is not None and float(np.nanmedian(anomaly)) >= threshold
             shown.append((subject, ends))
             tenth = 0.0 if earlier is None else (earlier[1] - earlier[0]) / 10
             inside = earlier is None or ends[1] <= earlier[1] + tenth
-            if inside and not above and not subject_record(subject)["verdict"]:
+            if inside and not above and not record["verdict"]:
                 shared.append(ends)
     if left_out and not shown:
         raise InputError(left_out[0])

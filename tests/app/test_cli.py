@@ -245,6 +245,13 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(command, trained, co
     assert sorted(trained.rglob("*")) == before
 
 
+def test_a_dry_run_names_the_scans_that_the_pattern_chooses(tmp_path, capsys):
+    for name in ("a_T1w", "a_T2w", "b_T1w", "b_T2w"):
+        (tmp_path / f"{name}.nii.gz").write_bytes(b"")
+    main(["infer", str(tmp_path), "-s", "pattern=*_T2w.nii.gz", "--dry-run"])
+    assert "  2 scans to look at: a_T2w.nii.gz, b_T2w.nii.gz" in capsys.readouterr().out
+
+
 def test_options_of_their_own_are_settings(tmp_path, capsys):
     options = ["--output", "out", "--model", "old/model.pt", "--seed", "7", "--device", "cpu"]
     main(["infer", "scans", *options, "--show-config"])

@@ -1,6 +1,7 @@
 """Nothing is lost: folders in use, folders that cannot be written, models that were there."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections import namedtuple
@@ -99,7 +100,7 @@ def test_a_disk_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
 
 def test_a_full_disk_is_one_line_before_any_work(tmp_path, monkeypatch):
     usage = namedtuple("usage", "free")
-    monkeypatch.setattr(earlier.shutil, "disk_usage", lambda _: usage(12_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(12_000_000))
     with pytest.raises(FileError, match="must have 100 MB free on its disk, got 12"):
         claim_folders(tmp_path)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from monai.data import list_data_collate
 
-from monai_dpmm import PrepareEmbedded, StoredEmbeddings, scan_numbers
+from monai_dpmm import PrepareEmbedded, StoredEmbeddings, numbered_scans
 from monai_dpmm.app.workflows import PLANS, merged_config, planned
 
 pytestmark = pytest.mark.slow  # a model of three directions is trained
@@ -73,4 +73,4 @@ def test_a_label_that_was_not_loaded_is_none():
 
 def test_scans_are_numbered_in_their_order():
     items = [{"image": "a.nii"}, {"image": "b.nii", "label": "c.nii"}]
-    assert scan_numbers(items) == [{**items[0], "scan": 0}, {**items[1], "scan": 1}]
+    assert numbered_scans(items) == [{**items[0], "scan": 0}, {**items[1], "scan": 1}]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from monai_dpmm.app.cli import main
-from monai_dpmm.io.outliers import scan_numbers, scan_outliers
+from monai_dpmm.io.outliers import looked_at, scan_numbers, scan_outliers
 
 ORIGIN = {
     "spacing_mm": {"lowest": [1.0, 1.0, 1.0], "highest": [1.0, 1.0, 1.2]},
@@ -26,6 +26,10 @@ def _scan(folder, name, *, spacing=(1, 1, 1), factor=1.0, invert=False):
     return str(path)
 
 
+def _outliers(paths, origin=None):
+    return scan_outliers({path: looked_at(path) for path in paths}, origin)
+
+
 def test_numbers_of_a_scan(tmp_path):
     numbers = scan_numbers(_scan(tmp_path, "a", spacing=(3, 1, 2)))
     assert numbers.spacing == (1, 2, 3)
@@ -41,30 +45,30 @@ def test_what_is_unlike_the_others_is_told(tmp_path):
         "inverted": _scan(tmp_path, "inverted", invert=True),
     }
     (tmp_path / "cut.nii.gz").write_bytes(b"nothing")
-    lines = scan_outliers([*usual, *odd.values(), str(tmp_path / "cut.nii.gz")])
-    told = {line.split(": ")[0]: line for line in lines}
+    cut = str(tmp_path / "cut.nii.gz")
+    found = _outliers([*usual, *odd.values(), cut])
+    told = {line.split(": ")[0]: line for line in found.unlike}
+    assert told.keys() == {*odd.values(), cut}
     assert "voxels of 1 x 1 x 5 mm, those of the others 1 x 1 x 1" in told[odd["thick"]]
     assert "intensities up to" in told[odd["bright"]]
     assert "another contrast" in told[odd["inverted"]]
-    assert any("cut.nii.gz" in line for line in lines)
-    assert any(line.startswith("axes point to RAS (8)") for line in lines)
-    assert not [path for path in usual if path in told]
+    assert found.usual[0].startswith("axes point to RAS (8)")
 
 
 def test_what_is_unlike_the_training_is_told_of_a_single_scan(tmp_path):
     thick = _scan(tmp_path, "thick", spacing=(1, 1, 5))
-    (*usual, line) = scan_outliers([thick], ORIGIN)
+    usual, (line,) = _outliers([thick], ORIGIN)
     assert line.startswith(f"{thick}: ")
     assert "those of the training 1 x 1 x 1" in line
     assert usual[0] == "axes point to RAS (1); all are turned to one orientation"
     assert usual[1].startswith("usual (medians): voxels of 1 x 1 x 5 mm, intensities ")
     fitting, unknown = _scan(tmp_path, "usual"), {"scans": {"training": 3}}
-    assert not [one for one in scan_outliers([fitting], unknown) if one.startswith(fitting)]
+    assert not _outliers([fitting], unknown).unlike
 
 
 def test_the_training_is_told_where_the_model_knows_it(tmp_path):
     known = {name: {**ends, "median": ends["lowest"]} for name, ends in ORIGIN.items()}
-    lines = scan_outliers([_scan(tmp_path, "usual")], known)
+    lines = _outliers([_scan(tmp_path, "usual")], known).usual
     told = (
         "voxels of 1 x 1 x 1 mm, intensities 60 to 130 (5 and 95 %), their median at 0.50 of that"
     )

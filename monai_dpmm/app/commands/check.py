@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from monai_dpmm.app.options import Command, add_pattern, require_paths, starting
 from monai_dpmm.app.release import checked_settings
 from monai_dpmm.errors import MissingFileError, printable
+
+if TYPE_CHECKING:
+    from monai_dpmm.io.outliers import Outliers
 
 __all__ = ["COMMANDS"]
 
@@ -30,32 +33,42 @@ def _run(args: Namespace) -> None:
     require_paths(args.dataset, *([args.model] if args.model else []))
     origin = None if args.model is None else _origin(args.model)
     starting(args)
-    from monai_dpmm.io.datalist import datalist
-    from monai_dpmm.io.dataset_check import check_dataset
     from monai_dpmm.io.outliers import scan_outliers
-    from monai_dpmm.io.suffixes import is_picture
 
     if origin is None:
+        from monai_dpmm.io.dataset_check import check_dataset
+
         found = check_dataset(args.dataset, pattern=args.pattern)
-        splits: Any = found.splits
-        items = [i for n in splits for i in datalist(args.dataset, n, pattern=args.pattern)]
-    else:
-        found, items = None, datalist(args.dataset, "test", pattern=args.pattern)
-    volumes = [item["image"] for item in items if not is_picture(item["image"])]
-    odd = 0
-    if volumes:
-        lines = scan_outliers(volumes, origin)
-        odd = sum(line.startswith(tuple(f"{path}: " for path in volumes)) for line in lines)
-        told = "".join(f"\n  {line}" for line in lines)
-        print(printable(f"{len(volumes)} volumes beside each other:{told}\n"))
-    if found is not None:
+        if found.numbers:
+            _tell(scan_outliers(found.numbers), len(found.numbers))
         print(printable(str(found)))
         if found.problems:
             raise SystemExit(1)
-    elif volumes:
-        print(f"{len(volumes) - odd} of {len(volumes)} scans have voxels and intensities as usual")
-        if odd:
+    elif numbers := _numbers(args.dataset, args.pattern):
+        outliers = scan_outliers(numbers, origin)
+        _tell(outliers, len(numbers))
+        usual = len(numbers) - len(outliers.unlike)
+        print(f"{usual} of {len(numbers)} scans have voxels and intensities as usual")
+        if outliers.unlike:
             raise SystemExit(1)
+
+
+def _numbers(scans: Path, pattern: str | None) -> dict[str, Any]:
+    """Numbers of the volumes among scans to look at, or why there are none."""
+    from tqdm import tqdm
+
+    from monai_dpmm.io.datalist import datalist
+    from monai_dpmm.io.outliers import looked_at
+    from monai_dpmm.io.suffixes import is_picture
+
+    paths = [item["image"] for item in datalist(scans, "test", pattern=pattern)]
+    volumes = [path for path in paths if not is_picture(path)]
+    return {path: looked_at(path) for path in tqdm(volumes, "scans", disable=None)}
+
+
+def _tell(outliers: Outliers, count: int) -> None:
+    lines = "".join(f"\n  {line}" for line in (*outliers.usual, *outliers.unlike))
+    print(printable(f"{count} volumes beside each other:{lines}\n"))
 
 
 def _origin(model: Path) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from monai_dpmm.app.options import Command, add_folder, positive, require_paths
+from monai_dpmm.files import sweep
 
 __all__ = ["COMMANDS"]
 
 _DAY = 86_400
-_LEFT = 3_600  # seconds after which what a run has begun to write is nobody's any more
 
 
 def _options(command: ArgumentParser) -> None:
@@ -33,29 +33,25 @@ def _options(command: ArgumentParser) -> None:
 def _run(args: Namespace) -> None:
     store = args.folder / "embeddings" if args.store is None else args.store
     require_paths(store)
-    now = time.time()
-    stats = {path: path.stat() for path in store.glob("*.safetensors") if path.is_file()}
-    began = [path for path in stats if path.name.startswith(".")]
-    kept = {path: stat for path, stat in stats.items() if path not in began}
+    files = {p: p.stat() for p in store.glob("[!.]*.safetensors") if p.is_file()}
     if args.unused is not None:
-        kept = {p: stat for p, stat in kept.items() if now - stat.st_mtime > args.unused * _DAY}
-    size = sum(stat.st_size for stat in kept.values())
-    left = [path for path in began if now - stats[path].st_mtime > _LEFT]
+        read_before = time.time() - args.unused * _DAY
+        files = {path: stat for path, stat in files.items() if stat.st_mtime < read_before}
+    size = sum(stat.st_size for stat in files.values())
     if args.clear:
-        for path in (*kept, *left):
+        for path in files:
             path.unlink(missing_ok=True)
-        print(f"{store}: {len(kept)} scans deleted, {size / 1e9:.2f} GB")
+        sweep(store)
+        print(f"{store}: {len(files)} scans deleted, {size / 1e9:.2f} GB")
         return
     which = "" if args.unused is None else f" not read for {args.unused} days"
-    print(f"{store}: {len(kept)} scans{which}, {size / 1e9:.2f} GB")
-    if kept:
+    print(f"{store}: {len(files)} scans{which}, {size / 1e9:.2f} GB")
+    if files:
         first, last = (
-            time.strftime("%Y-%m-%d", time.localtime(of(s.st_mtime for s in kept.values())))
+            time.strftime("%Y-%m-%d", time.localtime(of(s.st_mtime for s in files.values())))
             for of in (min, max)
         )
         print(f"last read from {first} to {last}")
-    if left:
-        print(f"{len(left)} files that interrupted runs have left; --clear deletes them, too")
 
 
 COMMANDS = [
@@ -69,7 +65,8 @@ examples:
   monai-dpmm embeddings -f brain
   monai-dpmm embeddings -f brain --clear --unused 30
 
-Whatever is cleared is embedded again by the next run that needs it.
+Whatever is cleared is embedded again by the next run that needs it. What a
+killed run has left in the store goes, too.
 """,
     )
 ]
