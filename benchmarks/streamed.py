@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,10 @@ class Kept(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         item = embedding_file.read(self.paths[index])[0]
         return {"image": F.normalize(item["image"], dim=-1), "direction": 0}
+
+    def streamed(self, indices: Sequence[int]) -> Iterator[Any]:
+        """See `monai_dpmm.StoredEmbeddings`."""
+        return map(self.__getitem__, indices)
 
 
 class _Same(Dataset[Any]):

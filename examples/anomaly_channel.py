@@ -49,7 +49,7 @@ def main() -> None:
     bundle = load_bundle_config(str(args.bundle), "inference.json")
     bundle["bundle_root"] = str(args.bundle)
     detector, preprocessing = map(bundle.get_parsed_content, ("network_def", "preprocessing"))
-    inferer = AnomalyInferer(axis=bundle["slice_axis"])
+    inferer = AnomalyInferer(bundle["slice_axis"], spacing_mm=bundle["slice_spacing_mm"])
 
     def anomaly(scan: Tensor) -> Tensor:
         """Scores of a scan's voxels, 1 at the threshold for 1 % false positives."""

@@ -51,7 +51,7 @@ def main() -> None:
         device=device,
         val_data_loader=DataLoader(scans),
         network=detector,
-        inferer=AnomalyInferer(axis=bundle["slice_axis"]),
+        inferer=AnomalyInferer(bundle["slice_axis"], spacing_mm=bundle["slice_spacing_mm"]),
         postprocessing=postprocessing,
         key_val_metric={"pixel_auroc": metrics["pixel_auroc"]},
         additional_metrics={"lesions": metrics, "mean_dice": mean_dice},

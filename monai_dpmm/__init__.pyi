@@ -57,6 +57,7 @@ from monai_dpmm.engines.left_out import (
     calibration_scans as calibration_scans,
 )
 from monai_dpmm.engines.origin import ModelOrigin as ModelOrigin
+from monai_dpmm.engines.prefetching import PrefetchingDataLoader as PrefetchingDataLoader
 from monai_dpmm.engines.resuming import (
     History as History,
 )
@@ -162,6 +163,7 @@ from monai_dpmm.transforms.array import (
     ThresholdAnomaly as ThresholdAnomaly,
 )
 from monai_dpmm.transforms.bias_field import CorrectBiasField as CorrectBiasField
+from monai_dpmm.transforms.cropping import CropToBodyd as CropToBodyd
 from monai_dpmm.transforms.dictionary import (
     CorrectBiasFieldd as CorrectBiasFieldd,
 )

@@ -37,11 +37,18 @@ MODEL_SECTIONS: Mapping[str, tuple[Setting, ...]] = {
             "axes that slices are perpendicular to, each with a mixture of its own; of several"
             " those are taken that suit the scan, one alone if it has thick slices",
         ),
+        _scan(
+            "slice_spacing_mm",
+            0,
+            rules.NONNEGATIVE,
+            "embed slices at most so far apart, for maps that are interpolated between them; 0"
+            " embeds all",
+        ),
         Setting(
             "slice_step",
             1,
             rules.COUNT,
-            "train on every n-th slice; inference takes all",
+            "train on every n-th of these; inference takes all",
             embeds=True,
         ),
         _scan(
@@ -70,6 +77,12 @@ MODEL_SECTIONS: Mapping[str, tuple[Setting, ...]] = {
             True,
             rules.FLAG,
             "find the body and set the air and padding around it to the minimum",
+        ),
+        _scan(
+            "crop_to_body",
+            False,
+            rules.FLAG,
+            "cut scans to the box around what is above 0: more pixels of the body at an image size",
         ),
         _scan("bias_correction", False, rules.FLAG, "divide by the bias field that N4 finds"),
         _scan(

@@ -6,7 +6,7 @@ import copy
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from monai_dpmm.engines.distributed import interleaved, is_main_process, own_ite
 from monai_dpmm.engines.embedding_file import DTYPES, FORMAT, DamagedError, Direction
 from monai_dpmm.engines.file_digests import FileDigests
 from monai_dpmm.engines.fingerprint import fingerprint, scan_content
+from monai_dpmm.engines.prefetching import prefetched
 from monai_dpmm.errors import FileError, InputError
 from monai_dpmm.files import sweep
-from monai_dpmm.transforms.dictionary import EmbedPatchesd
+from monai_dpmm.transforms.dictionary import EmbedPatchesd, ExtractSlicesd
 from monai_dpmm.transforms.labels import IgnoreLabelledPatchesd
 from monai_dpmm.transforms.metatensors import DIRECTION, PLACE
 
@@ -138,6 +139,8 @@ class StoredEmbeddings(Dataset):
         steps = Compose(ensure_tuple(transform)).flatten().transforms
         kept, self.unit_norm = _as_embedded(steps)
         super().__init__(data, Compose(kept))
+        first = next((i for i, s in enumerate(kept) if isinstance(s, ExtractSlicesd)), 0)
+        self.loading, self.slicing = Compose(kept[:first]), Compose(kept[first:])
         self.cache_dir = Path(cache_dir).expanduser()
         self.dtype = DTYPES[dtype]
         self.limit_gb = limit_gb
@@ -160,8 +163,9 @@ class StoredEmbeddings(Dataset):
         found = {index: _directions(self.path(index)) for index in own}
         missing = [index for index, directions in found.items() if directions is None]
         hidden = not missing or not is_main_process() or "TQDM_DISABLE" in os.environ
+        loaded = prefetched(self._loaded, missing)
         for index in tqdm(missing, "Embedding", disable=hidden or None):  # None: in a pipe
-            self._write(index)
+            self._write(index, next(loaded))
             found[index] = _directions(self.path(index))
         self._digests.save()
         paths = interleaved([self.path(index) for index in own])
@@ -190,25 +194,31 @@ class StoredEmbeddings(Dataset):
             items = embedding_file.read(self.path(index))
         return items[0] if len(items) == 1 else items
 
-    def _transform(self, index: int) -> Any:
-        read = self.read(index) if self.keep else self._embedded(index)
-        if self.unit_norm:
-            for item in read if isinstance(read, list) else [read]:
-                item["image"] = F.normalize(item["image"], dim=-1)
-        return read
+    def streamed(self, indices: Sequence[int]) -> Iterator[Any]:
+        """The items of scans, embedded one after another; nothing is read or kept."""
+        yield from (self._scaled(self.slicing(one)) for one in prefetched(self._loaded, indices))
 
-    def _embedded(self, index: int) -> Any:
-        """What the transforms make of a scan."""
-        return self.transform(copy.copy(self.data[index]))
+    def _transform(self, index: int) -> Any:
+        return self._scaled(self.read(index) if self.keep else self.slicing(self._loaded(index)))
+
+    def _scaled(self, items: Any) -> Any:
+        if self.unit_norm:
+            for item in items if isinstance(items, list) else [items]:
+                item["image"] = F.normalize(item["image"], dim=-1)
+        return items
+
+    def _loaded(self, index: int) -> Any:
+        """What the transforms before `ExtractSlicesd` make of a scan."""
+        return self.loading(copy.copy(self.data[index]))
 
     def _path_now(self, index: int, digests: FileDigests) -> Path:
         key = fingerprint(self._steps, scan_content(self.data[index], digests))
         return self.cache_dir / f"{key}.safetensors"
 
-    def _write(self, index: int) -> None:
-        """Embed a scan; its file is there when it is complete."""
+    def _write(self, index: int, loaded: Any = None) -> None:
+        """Embed a scan, loaded here if it is not; its file is there when it is complete."""
         path = self.path(index)
-        result = self._embedded(index)
+        result = self.slicing(self._loaded(index) if loaded is None else loaded)
         items = result if isinstance(result, list) else [result]
         if self._path_now(index, self._digests) != path:
             raise InputError(f"{self.data[index]}: must stay as it is during a run, it has changed")

@@ -20,14 +20,15 @@ from monai_dpmm.network.geometry import (
     slice_axes,
     stack_slices,
 )
-from monai_dpmm.network.postprocessing import levelled
+from monai_dpmm.network.postprocessing import interpolated, levelled
 from monai_dpmm.transforms.foreground import body_box, warn_if_all_foreground
 from monai_dpmm.transforms.metatensors import (
     DIRECTION,
-    NO_AIR,
     directions,
     errors_name_the_file,
+    one_of_batch,
     plain,
+    slice_step,
     square_shapes,
 )
 from monai_dpmm.transforms.operating_point import THRESHOLDS
@@ -58,6 +59,8 @@ class AnomalyInferer(Inferer):
     Args:
         axis: spatial axis that the slices are taken along, 0, 1 or 2, or several of them.
         batch_size: slices at the network at once.
+        spacing_mm: score slices at most so far apart, see `slice_step`, and interpolate the maps
+            between them, see `interpolated`; 0 scores all.
         detector: of the same settings as a network that comes as TorchScript, as MONAI Deploy has
             it, whose graph knows neither directions nor places: the detector gets its state and
             takes its place.
@@ -74,6 +77,7 @@ class AnomalyInferer(Inferer):
         batch_size: int = 8,
         *,
         component_map: bool = False,
+        spacing_mm: float = 0.0,
         detector: AnomalyDetector | None = None,
     ) -> None:
         super().__init__()
@@ -81,7 +85,10 @@ class AnomalyInferer(Inferer):
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
         self.batch_size = batch_size
+        if not spacing_mm >= 0:
+            raise InputError(f"spacing_mm must be at least 0, got {spacing_mm}")
         self.component_map = component_map
+        self.spacing_mm = spacing_mm
         self.detector = detector
         self._script: Any = None  # that the detector has its state of
 
@@ -120,7 +127,7 @@ class AnomalyInferer(Inferer):
                     parts = self._pictures(inputs, lambda part, _: network.embed(part), None)
                     known = [{0: one[None]} for part in parts for one in part]
                 scans = [
-                    self._detected(_scan(inputs, index), network, own)
+                    self._detected(one_of_batch(inputs, index), network, own)
                     for index, own in enumerate(known)
                 ]
                 return _like(torch.stack(scans), inputs, network)
@@ -133,7 +140,7 @@ class AnomalyInferer(Inferer):
                 own = (int(inputs.shape[2]), int(inputs.shape[3]))
                 found = torch.cat(self._pictures(inputs, maps, own))
             else:
-                scans = [_scan(inputs, index) for index in range(len(inputs))]
+                scans = [one_of_batch(inputs, index) for index in range(len(inputs))]
                 found = torch.stack([self._averaged(scan, maps) for scan in scans])
             return _like(found, inputs, network)
 
@@ -187,8 +194,9 @@ class AnomalyInferer(Inferer):
         air = (voxels == 0).all(0) & network.mask_foreground
         maps: Tensor | None = None
         for number, axis in trained:
+            step = slice_step(scan, axis, self.spacing_mm)
             one = self._stacked(
-                scan, axis, _placed(network, voxels, number, axis, box, known.get(number))
+                scan, axis, _placed(network, voxels, number, axis, box, step, known.get(number))
             )
             there = (one[1] > 0) & ~air
             if network.level_slices and voxels.ndim == 4 and bool(there.any()):
@@ -208,9 +216,11 @@ class AnomalyInferer(Inferer):
         """Maps of the slices along an axis, stacked: (C, ...) -> (M, ...)."""
         volume = scan.ndim == 4
         shape = square_shapes(scan[None], axis if volume else None)[0]
+        step = slice_step(scan, axis, self.spacing_mm)
         slices = extract_slices(plain(scan), axis)
         own = (int(slices.shape[2]), int(slices.shape[3]))
-        stacked = self._in_portions(slices, shape, maps, own)
+        scored = self._in_portions(slices[::step], shape, maps, own)
+        stacked = interpolated(scored, step, len(slices))
         return stack_slices(stacked, axis) if volume else stacked[0]
 
     def _in_portions(
@@ -231,6 +241,7 @@ def _placed(
     direction: int,
     axis: int,
     box: Tensor,
+    step: int,
     known: Tensor | None,
 ) -> Maps:
     """Maps of slices in one direction, each patch at its place; of embeddings where they are known.
@@ -241,9 +252,10 @@ def _placed(
         direction: number of the axis.
         axis: that the slices are taken along.
         box: see `body_box`.
-        known: embeddings of all slices (S, h, w, D).
+        step: of the slices that are scored.
+        known: embeddings of these (s, h, w, D).
     """
-    places: dict[tuple[int, int], Tensor] = {}  # of all slices, by patch grid
+    places: dict[tuple[int, int], Tensor] = {}  # of these slices, by patch grid
 
     def maps(slices: Tensor, which: slice) -> Tensor:
         if known is not None:
@@ -254,7 +266,7 @@ def _placed(
             embeddings = network.embed(slices)
         grid = (int(embeddings.shape[1]), int(embeddings.shape[2]))
         if grid not in places:
-            places[grid] = patch_places(tuple(voxels.shape[1:]), grid, axis, box)
+            places[grid] = patch_places(tuple(voxels.shape[1:]), grid, axis, box)[::step]
         here = places[grid][which].to(embeddings.device)
         return network.maps_of(embeddings, slices.shape[-2:], direction, here)
 
@@ -266,17 +278,6 @@ def _nothing(network: AnomalyDetector, slices: Tensor, direction: int) -> Tensor
     features = network.mixtures[0].features
     background = slices.new_zeros(len(slices), 1, 1, features)
     return network.maps_of(background, slices.shape[-2:], direction)
-
-
-def _scan(inputs: Tensor, index: int) -> Tensor:
-    """One scan of a batch, with its own affine."""
-    scan = plain(inputs)[index]
-    if not isinstance(inputs, MetaTensor):
-        return scan
-    affine = inputs.affine
-    kept = (NO_AIR, "filename_or_obj")
-    meta = {key: value for key, value in inputs.meta.items() if key in kept}
-    return MetaTensor(scan, affine=affine[index] if affine.ndim == 3 else affine, meta=meta)
 
 
 def _like(result: Tensor, inputs: Tensor, network: Any) -> Tensor:

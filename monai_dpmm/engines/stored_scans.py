@@ -70,8 +70,9 @@ def scan_embedding(
     detector: AnomalyDetector,
     axis: int | Sequence[int],
     batch_size: int = 8,
+    spacing_mm: float = 0.0,
 ) -> Compose:
-    """Steps by which training embeds all slices of a scan, for a detector that is trained.
+    """Steps by which training embeds the slices of a scan, for a detector that is trained.
 
     They are those of the config train.json, so that `StoredEmbeddings` names its files alike.
 
@@ -80,6 +81,7 @@ def scan_embedding(
         detector: whose backbone embeds, on the device where it is.
         axis: see `ExtractSlicesd`.
         batch_size: slices at the backbone at once.
+        spacing_mm: see `ExtractSlices`.
     """
     backbone = detector.backbone
     steps = [
@@ -88,7 +90,7 @@ def scan_embedding(
         ResampleToMatchd(
             "label", "image", mode="nearest", padding_mode="zeros", allow_missing_keys=True
         ),
-        ExtractSlicesd(["image", "label"], axis, allow_missing_keys=True),
+        ExtractSlicesd(["image", "label"], axis, spacing_mm=spacing_mm, allow_missing_keys=True),
         NormalizeSlicesd("image", detector.image_size, detector.patch_size, percentiles=None),
         EmbedPatchesd(
             "image",

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 from monai_dpmm.engines.distributed import own_items, own_part, rank, world_size
+from monai_dpmm.engines.embedding_store import StoredEmbeddings
 from monai_dpmm.errors import InputError
 from monai_dpmm.transforms.metatensors import DIRECTION, PLACE
 
@@ -30,7 +31,7 @@ class StreamedBatches(DistributedSampler):
     every n-th scan and gives its part of each batch; where one has no slice left, nothing.
 
     Args:
-        source: data set of scans, see `SliceDataset`; an item is read once in a pass.
+        source: of the scans, each of which is embedded once in a pass.
         batch_size: slices in a batch, of all processes together.
         shuffle: whether the order is random.
         seed: of the order.
@@ -42,7 +43,7 @@ class StreamedBatches(DistributedSampler):
 
     def __init__(
         self,
-        source: Sequence[Mapping[str, Any]],
+        source: StoredEmbeddings,
         batch_size: int,
         *,
         shuffle: bool,
@@ -91,8 +92,7 @@ class StreamedBatches(DistributedSampler):
         own = list(own_items(range(len(self.source))))
         if self.shuffle:
             own = [own[i] for i in torch.randperm(len(own), generator=generator).tolist()]
-        for index in own:
-            scan: Any = self.source[index]
+        for scan in self.source.streamed(own):
             for part in scan if isinstance(scan, list) else [scan]:
                 grid, place = part[self.key], part.get(PLACE)
                 for i in grid.flatten(1).any(1).nonzero()[:, 0].tolist():

@@ -1,7 +1,8 @@
 """Anomaly maps made more readable: slices levelled, smoothed in mm, less the scan's own baseline.
 
 Pure functions on the maps of one scan, (X, Y, Z) or (H, W), and its foreground, bool of the same
-shape. Outside the foreground a map keeps its rank: nothing there rises above what it was.
+shape. Outside the foreground a map keeps its rank: nothing there rises above what it was. Where
+not every slice was scored, the others are interpolated before all that.
 """
 
 from __future__ import annotations
@@ -14,7 +15,46 @@ from torch import Tensor
 from monai_dpmm.errors import InputError
 from monai_dpmm.mixture.precision import full_float32
 
-__all__ = ["less_baseline", "levelled", "smoothed"]
+__all__ = ["interpolated", "less_baseline", "levelled", "smoothed"]
+
+
+@torch.no_grad()
+def interpolated(maps: Tensor, step: int, count: int) -> Tensor:
+    """Maps of all slices from those of every step-th: (s, M, H, W) -> (S, M, H, W).
+
+    Channel 0, the anomaly, is interpolated linearly between the two slices around, as far as they
+    have a component there: background does not darken the body's edge. Channel 1, the component
+    plus 1, is that of the nearer of these. Behind the last slice that was scored it is repeated.
+    Maps without channel 1 are interpolated as they are.
+
+    Args:
+        maps: of slices 0, step, 2 step, ...
+        step: at least 1; 1 changes nothing.
+        count: S.
+
+    Raises:
+        ValueError: for a step below 1, or another number of maps than the step and S ask for.
+    """
+    if step < 1 or len(maps) != -(-count // step):
+        raise InputError(
+            f"maps must be of every step-th of {count} slices, got {len(maps)} and step={step}"
+        )
+    if step == 1:
+        return maps
+    result = maps.new_empty(count, *maps.shape[1:])
+    for index in range(count):
+        low, part = divmod(index, step)
+        near, far = maps[low], maps[min(low + 1, len(maps) - 1)]
+        share = part / step
+        if maps.shape[1] == 1:
+            result[index] = torch.lerp(near, far, share)
+            continue
+        weights = torch.where(far[1] > 0, share, 0.0), torch.where(near[1] > 0, 1 - share, 0.0)
+        known = weights[0] + weights[1] > 0
+        within = weights[0] / (weights[0] + weights[1]).where(known, 1)
+        result[index, 0] = torch.lerp(near[0], far[0], within.where(known, share))
+        result[index, 1] = torch.where(weights[0] > weights[1], far[1], near[1])
+    return result
 
 
 @torch.no_grad()

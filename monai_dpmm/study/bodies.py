@@ -9,7 +9,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from monai_dpmm.network.geometry import extract_slices
-from monai_dpmm.transforms.metatensors import plain
+from monai_dpmm.transforms.metatensors import plain, slice_step
 
 __all__ = ["Body", "body_of"]
 
@@ -47,7 +47,8 @@ def body_of(
     item: Mapping[str, Any],
     preprocessing: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     axis: int,
-    step: int,
+    step: int = 1,
+    spacing_mm: float = 0.0,
 ) -> Body:
     """The body of a scan, what its preprocessing leaves above 0.
 
@@ -56,9 +57,10 @@ def body_of(
         preprocessing: from the path to a scan in [0, 1], (1, X, Y, Z) or (1, H, W).
         axis: of the slices.
         step: see `ExtractSlices`.
+        spacing_mm: see `ExtractSlices`.
     """
     image = preprocessing({"image": item["image"]})["image"]
     foreground = plain(image)[0] > 0
     known = isinstance(image, MetaTensor)
     spacing = image.pixdim[: foreground.ndim].tolist() if known else [1.0] * foreground.ndim
-    return Body(foreground, tuple(spacing), axis, step)
+    return Body(foreground, tuple(spacing), axis, step * slice_step(image, axis, spacing_mm))

@@ -136,7 +136,8 @@ def embedded_dataset(parser: ConfigParser) -> EmbeddedDataset:
     Args:
         parser: of the config and its overlays: "dataset_dir", "embedding_dir", "embedding_dtype",
             "embedding_limit_gb", "val_fraction", "seed", "pattern", "preprocessing", "slice_axis",
-            "slice_step", "lesion_label", and "preprocessing" of "train" and "validate".
+            "slice_step", "slice_spacing_mm", "lesion_label", and "preprocessing" of "train" and
+            "validate".
 
     Raises:
         InputError: see `monai_dpmm.io.datalist.datalist`; every test scan must have a label, unless
@@ -166,8 +167,8 @@ def embedded_dataset(parser: ConfigParser) -> EmbeddedDataset:
     for scans in sections.values():
         scans.embed()
     preprocessing = parser.get_parsed_content("preprocessing")
-    step = parser.get_parsed_content("slice_step")
-    body = partial(body_of, preprocessing=preprocessing, axis=axis, step=step)
+    step, mm = (parser.get_parsed_content(f"slice_{name}") for name in ("step", "spacing_mm"))
+    body = partial(body_of, preprocessing=preprocessing, axis=axis, step=step, spacing_mm=mm)
     return EmbeddedDataset(root, sections, body, _matched(Path(data_root(root))))
 
 

@@ -95,6 +95,7 @@ class ExtractSlicesd(_Dictionary, InvertibleTransform):
         keys: keys of the volumes; the first one tells what suits.
         axis: spatial axis that the slices are taken along, or several.
         step: see `ExtractSlices`.
+        spacing_mm: see `ExtractSlices`.
         **kwargs: see `LoadVolumed`.
     """
 
@@ -105,10 +106,11 @@ class ExtractSlicesd(_Dictionary, InvertibleTransform):
         keys: KeysCollection,
         axis: int | Sequence[int] = 2,
         step: int = 1,
+        spacing_mm: float = 0.0,
         **kwargs: Any,
     ) -> None:
         self.axes = slice_axes(axis)
-        super().__init__(keys, self.axes[0], step, **kwargs)
+        super().__init__(keys, self.axes[0], step, spacing_mm, **kwargs)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Any:
         """Data with the slices, or a list of such data."""
@@ -120,7 +122,8 @@ class ExtractSlicesd(_Dictionary, InvertibleTransform):
         ]
 
     def _along(self, axis: int, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        result, along = dict(data), ExtractSlices(axis, self.transform.step)
+        own = self.transform
+        result, along = dict(data), ExtractSlices(axis, own.step, own.spacing_mm)
         for key, output in self.key_iterator(result, self.output_keys):
             result[output] = along(result[key])
         return result
@@ -134,12 +137,14 @@ class ExtractSlicesd(_Dictionary, InvertibleTransform):
 
 
 def every_slice(transforms: Compose) -> Compose:
-    """The same transforms, flat, with all slices where `ExtractSlicesd` keeps every n-th."""
+    """The same transforms, flat, without the `step` of `ExtractSlicesd`: with all slices scored."""
     steps = list(transforms.flatten().transforms)
     for index, step in enumerate(steps):
         if isinstance(step, ExtractSlicesd):
-            allow = step.allow_missing_keys
-            steps[index] = ExtractSlicesd(step.keys, step.axes, allow_missing_keys=allow)
+            allow, mm = step.allow_missing_keys, step.transform.spacing_mm
+            steps[index] = ExtractSlicesd(
+                step.keys, step.axes, spacing_mm=mm, allow_missing_keys=allow
+            )
     return Compose(steps)
 
 

@@ -24,8 +24,10 @@ __all__ = [
     "file_names",
     "has_no_air",
     "like",
+    "one_of_batch",
     "pixel_spacings",
     "plain",
+    "slice_step",
     "square_shapes",
     "voxel_spacing",
 ]
@@ -80,6 +82,17 @@ def voxel_spacing(image: Tensor) -> tuple[float, ...] | None:
     return tuple(image.affine[:-1, : image.ndim - 1].norm(dim=0).tolist())
 
 
+def slice_step(image: Tensor, axis: int, spacing_mm: float) -> int:
+    """How many slices of (C, X, Y, Z) lie at most a distance apart, at least 1.
+
+    A picture (C, H, W) is one slice. Without metadata slices are 1 mm apart.
+    """
+    if not spacing_mm >= 0:
+        raise InputError(f"spacing_mm must be at least 0, got {spacing_mm}")
+    own = voxel_spacing(image) if image.ndim == 4 else None
+    return max(1, int(spacing_mm / (own[axis] if own else 1.0) + 1e-3))
+
+
 def square_shapes(image: Tensor, axis: int | None = None) -> list[tuple[int, int]]:
     """Square pixels (H', W') of a slice, of (B, C, X, Y, Z) or of images (B, C, H, W).
 
@@ -105,6 +118,17 @@ def directions(image: Tensor, axes: Sequence[int]) -> list[tuple[int, int]]:
     if isinstance(image, MetaTensor):
         spacing = image.affine[:-1, :-1].norm(dim=0).tolist()
     return usable_axes(axes, shape, spacing)
+
+
+def one_of_batch(inputs: Tensor, index: int) -> Tensor:
+    """One scan of a batch (B, C, ...) -> (C, ...), with its own affine."""
+    scan = plain(inputs)[index]
+    if not isinstance(inputs, MetaTensor):
+        return scan
+    affine = inputs.affine
+    kept = (NO_AIR, "filename_or_obj")
+    meta = {key: value for key, value in inputs.meta.items() if key in kept}
+    return MetaTensor(scan, affine=affine[index] if affine.ndim == 3 else affine, meta=meta)
 
 
 @contextmanager

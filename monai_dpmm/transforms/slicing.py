@@ -29,6 +29,7 @@ from monai_dpmm.transforms.metatensors import (
     like,
     pixel_spacings,
     plain,
+    slice_step,
     square_shapes,
 )
 
@@ -45,20 +46,26 @@ class ExtractSlices(InvertibleTransform):
     Args:
         axis: spatial axis that the slices are taken along: 0, 1 or 2.
         step: keep every step-th slice, for training only: such slices cannot be inverted.
+        spacing_mm: before that, keep slices that lie at most so far apart, see `slice_step`; 0
+            keeps all.
     """
 
     backend: ClassVar = [TransformBackends.TORCH]
 
-    def __init__(self, axis: int = 2, step: int = 1) -> None:
+    def __init__(self, axis: int = 2, step: int = 1, spacing_mm: float = 0.0) -> None:
         if axis not in (0, 1, 2):
             raise InputError(f"axis must be 0, 1 or 2, got {axis}")
         if step < 1:
             raise InputError(f"step must be at least 1, got {step}")
         self.axis = axis
+        if not spacing_mm >= 0:
+            raise InputError(f"spacing_mm must be at least 0, got {spacing_mm}")
         self.step = step
+        self.spacing_mm = spacing_mm
 
     def __call__(self, volume: Tensor) -> Tensor:
-        slices = extract_slices(plain(volume), self.axis)[:: self.step]
+        step = self.step * slice_step(volume, self.axis, self.spacing_mm)
+        slices = extract_slices(plain(volume), self.axis)[::step]
         result = like(slices, volume)
         if isinstance(result, MetaTensor):
             axis = self.axis if volume.ndim == 4 else None
@@ -66,17 +73,17 @@ class ExtractSlices(InvertibleTransform):
             result.meta[SLICED] = {
                 "shape": tuple(volume.shape[1:]),
                 "axis": self.axis,
-                "step": self.step,
+                "step": step,
                 "box": body_box(plain(volume)),
             }
-            self.push_transform(result, extra_info={"ndim": int(volume.ndim), "step": self.step})
+            self.push_transform(result, extra_info={"ndim": int(volume.ndim), "step": step})
         return result
 
     def inverse(self, slices: Tensor) -> Tensor:
         """Volume of the slices: (S, C, H, W) -> (C, X, Y, Z), or (C, H, W) from one 2D image."""
         info = self.pop_transform(slices)["extra_info"] if isinstance(slices, MetaTensor) else {}
-        if info.get("step", self.step) != 1:
-            raise InputError(f"slices must be taken with step=1 to be inverted, got {self.step}")
+        if (step := info.get("step", self.step)) != 1:
+            raise InputError(f"slices must be taken with step=1 to be inverted, got {step}")
         flat = plain(slices)
         volume = flat[0] if info.get("ndim") == 3 else stack_slices(flat, self.axis)
         result = like(volume, slices)

@@ -43,6 +43,27 @@ def test_each_voxel_comes_back_at_its_place(axis, batch_size):
     assert len({shape[2:] for shape in network.shapes}) == 1
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_closer_than_the_spacing_are_interpolated(axis):
+    volume = torch.arange(12.0).view([-1 if side == axis else 1 for side in range(3)])
+    volume = (volume * torch.rand(1, 1, 12, 12, 12).select(axis + 2, 0).unsqueeze(axis + 2)) / 12
+    scan = MetaTensor(volume, affine=torch.diag(torch.tensor([1.0, 1, 1, 1]).double()))
+    network = Brightness()
+    result = AnomalyInferer(axis, 100, spacing_mm=3.9)(scan, network)
+    assert [shape[0] for shape in network.shapes] == [4]  # slices 0, 3, 6 and 9
+    along, expected = (one.as_tensor().movedim(axis + 2, 0) for one in (result, scan * 2))
+    assert torch.allclose(along[:10], expected[:10], atol=1e-5)
+    assert torch.allclose(along[10:], expected[9].expand_as(along[10:]), atol=1e-5)
+
+
+@pytest.mark.parametrize(("spacing_mm", "scored"), [(0, 7), (2.9, 7), (3, 7), (6, 4), (9, 3)])
+def test_slices_as_thick_as_the_spacing_are_scored_all(spacing_mm, scored):
+    scan = MetaTensor(torch.rand(1, 1, 5, 6, 7), affine=torch.diag(torch.tensor([1.0, 1, 3, 1])))
+    network = Brightness()
+    AnomalyInferer(2, 100, spacing_mm=spacing_mm)(scan, network)
+    assert [shape[0] for shape in network.shapes] == [scored]
+
+
 class Mean(nn.Module):
     """Maps of slices: the mean of each slice, which depends on the axis."""
 

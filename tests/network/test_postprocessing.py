@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from monai_dpmm.network.postprocessing import less_baseline, levelled, smoothed
+from monai_dpmm.errors import InputError
+from monai_dpmm.network.postprocessing import interpolated, less_baseline, levelled, smoothed
 
 SHAPES = pytest.mark.parametrize("shape", [(40, 32), (24, 20, 16)])
 
@@ -156,3 +157,43 @@ def test_errors_name_argument_rule_and_value():
         less_baseline(anomaly, ~there)
     with pytest.raises(ValueError, match="foreground must have voxels, got none"):
         levelled(anomaly[None], ~there[None], 0)
+
+
+def _scored(volume, step):
+    """Maps of every step-th slice of (S, H, W), each voxel of which has component 1."""
+    maps = torch.stack([volume, torch.ones_like(volume)], dim=1)
+    return maps[::step]
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 5])
+def test_a_map_that_is_linear_along_an_axis_is_interpolated_exactly(step):
+    volume = torch.arange(16.0)[:, None, None] * torch.rand(4, 5) + torch.rand(4, 5)
+    result = interpolated(_scored(volume, step), step, 16)
+    last = 15 // step * step
+    assert torch.allclose(result[: last + 1, 0], volume[: last + 1], atol=1e-5)
+    assert torch.equal(result[last:, 0], volume[last].expand(16 - last, 4, 5))
+    alone = interpolated(_scored(volume, step)[:, :1], step, 16)
+    assert torch.allclose(result[:, :1], alone, atol=1e-5)
+    assert (result[:, 1] == 1).all()
+
+
+def test_background_does_not_darken_what_lies_beside_it():
+    maps = torch.tensor([[5.0, 3], [0, 0], [7, 9]])[:, :, None, None]  # anomaly, component
+    result = interpolated(maps, 4, 9)[:, :, 0, 0]
+    assert result[:4, 0].tolist() == [5, 5, 5, 5]
+    assert result[4].tolist() == [0, 0]
+    assert result[5:, 0].tolist() == [7, 7, 7, 7]
+    assert result[:, 1].tolist() == [3, 3, 3, 3, 0, 9, 9, 9, 9]
+
+
+def test_between_slices_the_component_is_that_of_the_nearer_one():
+    maps = torch.tensor([[0.0, 3], [6, 9]])[:, :, None, None]
+    result = interpolated(maps, 3, 4)[:, :, 0, 0]
+    assert result[:, 1].tolist() == [3, 3, 9, 9]
+    assert torch.allclose(result[:, 0], torch.tensor([0.0, 2, 4, 6]))
+
+
+@pytest.mark.parametrize(("count", "step"), [(9, 2), (6, 2), (4, 0), (3, 1)])
+def test_maps_that_are_not_those_of_every_step_th_slice_are_an_error(count, step):
+    with pytest.raises(InputError, match=rf"maps must.*{count}.*got 4.*step={step}"):
+        interpolated(torch.zeros(4, 2, 3, 3), step, count)

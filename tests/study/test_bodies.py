@@ -32,6 +32,13 @@ def test_every_other_slice():
     assert one.slice_spacing == (10.0, 1.0, 1.0)
 
 
+def test_slices_at_most_a_distance_apart():
+    scan = MetaTensor(torch.ones(1, 4, 4, 9), affine=torch.diag(torch.tensor([1.0, 1, 1.5, 1])))
+    one = body_of({"image": "a.nii"}, lambda item: {"image": scan}, 2, 2, spacing_mm=4)
+    assert one.slices.shape == (3, 4, 4)  # every second of every second
+    assert one.slice_spacing == (6.0, 1.0, 1.0)
+
+
 def test_a_picture_is_one_slice():
     one = body((8, 12), [(0, 8), (4, 8)])
     assert one.slices.shape == (1, 8, 12)

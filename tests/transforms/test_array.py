@@ -8,6 +8,7 @@ from monai.transforms import Compose, Invertd
 from torch import nn
 
 import monai_dpmm
+from monai_dpmm.engines.inferer import AnomalyInferer
 from monai_dpmm.errors import InputError
 from monai_dpmm.network.geometry import extract_slices, prepare_slices
 from monai_dpmm.transforms.array import ImageScore, ThresholdAnomaly
@@ -101,6 +102,23 @@ def test_every_step_th_slice_cannot_be_inverted():
     assert slices.shape[0] == 3
     with pytest.raises(ValueError, match="step=1 to be inverted, got 3"):
         extract.inverse(slices)
+
+
+@pytest.mark.parametrize(("axis", "step"), [(0, 1), (1, 2), (2, 4)])
+def test_slices_are_kept_that_lie_at_most_a_distance_apart(axis, step):
+    scan = MetaTensor(torch.rand(1, 5, 6, 8), affine=torch.diag(torch.tensor([4.0, 3, 1.5, 1])))
+    extract = ExtractSlices(axis, spacing_mm=6)
+    slices = extract(scan)
+    assert torch.equal(slices.as_tensor(), scan.as_tensor().movedim(axis + 1, 0)[::step])
+    if step > 1:
+        with pytest.raises(InputError, match=f"step=1 to be inverted, got {step}"):
+            extract.inverse(slices)
+
+
+def test_a_negative_distance_of_slices_is_an_error():
+    for take in (ExtractSlices, AnomalyInferer):
+        with pytest.raises(InputError, match=r"spacing_mm.*-1"):
+            take(2, spacing_mm=-1)
 
 
 def test_slices_of_one_scan_are_scaled_together():
