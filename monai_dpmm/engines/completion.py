@@ -14,6 +14,7 @@ from ignite.engine import Engine, Events
 from monai_dpmm.engines.distributed import broadcast_buffers, gathered, is_main_process
 from monai_dpmm.engines.engines import patches_of
 from monai_dpmm.engines.model_files import save_model
+from monai_dpmm.engines.slices import SliceDataLoader
 from monai_dpmm.errors import InputError
 from monai_dpmm.mixture.place_choice import calibrate_places
 from monai_dpmm.mixture.planes import mixture_of
@@ -55,7 +56,7 @@ class ModelCompletion:
         path: str | Path,
         detector: AnomalyDetector,
         train_data_loader: Iterable[dict[str, Any]],
-        val_data_loader: Iterable[dict[str, Any]],
+        val_data_loader: SliceDataLoader,
         *,
         use_place: bool | None = None,
     ) -> None:
@@ -157,9 +158,7 @@ class _Healthy:
         self.direction = direction
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in self.loader:
-            if self.own and batch.get(DIRECTION, 0) != self.direction:
-                continue
+        for batch in self.loader.of_direction(self.direction) if self.own else self.loader:
             patches = gathered(patches_of(batch, self.engine))
             places = gathered(_places_of(batch, self.engine))
             yield patches[:: self.step], places[:: self.step]

@@ -128,6 +128,16 @@ class SliceDataLoader(DataLoader[dict[str, Any]]):
         collate = partial(_collate_part, rank=rank(), processes=world_size())
         super().__init__(slices, None, sampler=batches, collate_fn=collate, **kwargs)
 
+    def of_direction(self, number: int) -> Iterator[dict[str, Any]]:
+        """The batches of one direction; those of others are not read where scans are kept."""
+        if not isinstance(self.sampler, _Batches):
+            yield from (batch for batch in self if batch[DIRECTION] == number)
+            return
+        slices: Any = self.dataset
+        for indices in self.sampler:
+            if int(self.sampler.directions[indices[0]]) == number:
+                yield self.collate_fn(slices[indices])
+
 
 class _Same(Dataset[Any]):
     """A data set whose item at an index is the index."""

@@ -159,6 +159,19 @@ class Mixture(nn.Module):
         return self.nearest(x, kind, places)[1]
 
     @exact
+    def place_log_probs(self, x: Tensor, places: Tensor, strengths: Sequence[float]) -> Tensor:
+        """Log-likelihood without places, and with each strength β of theirs, nats: (1 + C, N)."""
+        x, own, kept = self._checked(x), self._own_places(), self._survivors()
+        u, before, placed = self._checked_places(places, x), own.strength.clone(), []
+        try:
+            for strength in strengths:
+                own.strength.fill_(strength)
+                placed.append(self._components(kept, True))
+        finally:
+            own.strength.copy_(before)
+        return self._components(kept).log_probs(x, u, placed)
+
+    @exact
     def place_log_weight(self, index: Tensor, places: Tensor) -> Tensor:
         """Log-weight log π_k(u) of one component for each place: (N,) int64, (N, d) -> (N,)."""
         u, own = self._checked_places(places, index), self._own_places()

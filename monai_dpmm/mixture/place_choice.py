@@ -41,17 +41,12 @@ def place_gains(
     mixture: Mixture, batches: Batches, strengths: Sequence[float] = STRENGTHS
 ) -> Tensor:
     """Mean of log p(x | u) - log p(x) for each strength β, nats a patch: (C,) float64."""
-    places = _places(mixture)
-    before, total, count = places.strength.clone(), torch.zeros(len(strengths)).double(), 0
-    try:
-        for x, u in batches:
-            plain = mixture.log_prob(x).double().sum()
-            count += len(x)
-            for i, strength in enumerate(strengths):
-                places.strength.fill_(strength)
-                total[i] += (mixture.log_prob(x, u).double().sum() - plain).cpu()
-    finally:
-        places.strength.copy_(before)
+    _places(mixture)
+    total, count = torch.zeros(len(strengths)).double(), 0
+    for x, u in batches:
+        plain, *placed = mixture.place_log_probs(x, u, strengths).double().sum(1).cpu()
+        total += torch.stack(placed) - plain
+        count += len(x)
     if count == 0:
         raise InputError("batches must hold at least one patch, got none")
     return total / count

@@ -7,7 +7,7 @@ D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -55,6 +55,19 @@ class Components(NamedTuple):
         result = x.new_empty(len(x))
         for part, u, out in zip(*map(chunks, (x, places, result)), strict=True):
             torch.logsumexp(self.log_density(part).add_(self._log_weights(u)), 1, out=out)
+        return result
+
+    def log_probs(self, x: Tensor, places: Tensor, others: Sequence[Components]) -> Tensor:
+        """Log-likelihood under them, and under their weights in others: (N, D), (N, d) -> (C, N).
+
+        The densities, most of the work, are computed once.
+        """
+        each = [self, *others]
+        result = x.new_empty(len(each), len(x))
+        for part, u, outs in zip(*map(chunks, (x, places, result.T)), strict=True):
+            density = self.log_density(part)
+            for own, out in zip(each, outs.unbind(1), strict=True):
+                out.copy_((density + own._log_weights(u)).logsumexp(1))
         return result
 
     def nearest(self, x: Tensor, places: Tensor, score: Score) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@ import torch
 from monai.data import CacheDataset, PersistentDataset
 from torch.utils.data import DataLoader
 
-from monai_dpmm.engines.slices import SliceDataset, collate_patches
+from monai_dpmm.engines.slices import SliceDataLoader, SliceDataset, collate_patches
 from monai_dpmm.errors import InputError
 
 
@@ -72,3 +72,17 @@ def test_background_patches_and_slices_are_left_out():
     batch = collate_patches([slices[0], slices[1]])["image"]
     assert batch.shape == (7, 4)
     assert batch.any(dim=1).all()
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_batches_of_one_direction_are_those_of_the_loader(shuffle):
+    scan = [{"image": torch.rand(n, 2, 2, 4) + 0.1, "direction": n % 2} for n in (5, 6, 7)]
+    loader = SliceDataLoader([scan, scan], 4, shuffle=shuffle, seed=3)
+    for number in (0, 1):
+        found = list(loader.of_direction(number))
+        expected = [batch for batch in loader if batch["direction"] == number]
+        assert len(found) == len(expected) == {0: 3, 1: 6}[number]
+        for own, other in zip(found, expected, strict=True):
+            assert torch.equal(own["image"], other["image"])
+            assert own["direction"] == number
+    assert list(loader.of_direction(2)) == []

@@ -114,3 +114,13 @@ def test_a_source_without_patches_is_an_error(tmp_path):
     )
     with pytest.raises(InputError, match="all those of its 1 scans are background"):
         list(SliceDataLoader(empty, 4))
+
+
+def test_batches_of_one_direction_are_embedded_and_left_out(tmp_path):
+    loader = SliceDataLoader(source(tmp_path, keep=False), 4)
+    for number in (0, 1):
+        found = list(loader.of_direction(number))
+        expected = [batch for batch in loader if batch["direction"] == number]
+        assert len(found) == len(expected) > 0
+        pairs = zip(found, expected, strict=True)
+        assert all(torch.equal(own["image"], other["image"]) for own, other in pairs)

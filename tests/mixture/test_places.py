@@ -294,3 +294,15 @@ def test_places_of_pictures_count_for_less():
     assert 0.005 < float(place_scale(model, [(x, u)])) <= 0.02
     u[:, 2] = 0.5
     assert float(place_scale(model, [(x, u)])) == pytest.approx(0.005)
+
+
+def test_likelihoods_of_several_strengths_are_those_of_each_alone():
+    model, x, u = placed(weight_threshold=0.01)
+    strengths = [0.5, 30.0, 1e4]
+    plain, *each = model.place_log_probs(x, u, strengths)
+    assert float(model.places.strength) == 30
+    torch.testing.assert_close(plain, model.log_prob(x))
+    for found, strength in zip(each, strengths, strict=True):
+        model.places.strength.fill_(strength)
+        torch.testing.assert_close(found, model.log_prob(x, u))
+    assert not torch.allclose(each[0], each[2])
