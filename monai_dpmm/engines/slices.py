@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from monai_dpmm.engines.distributed import exchanged, own_items, own_part, rank, world_size
 from monai_dpmm.engines.embedding_store import StoredEmbeddings, StoredSlices
+from monai_dpmm.engines.prefetching import prefetched
 from monai_dpmm.engines.streaming import StreamedBatches
 from monai_dpmm.errors import InputError
 from monai_dpmm.transforms.metatensors import DIRECTION, PLACE
@@ -127,6 +128,13 @@ class SliceDataLoader(DataLoader[dict[str, Any]]):
         batches: Any = _Batches(slices.directions, batch_size, shuffle=shuffle, seed=seed)
         collate = partial(_collate_part, rank=rank(), processes=world_size())
         super().__init__(slices, None, sampler=batches, collate_fn=collate, **kwargs)
+
+    def __iter__(self) -> Any:
+        """Batches of an epoch; where scans are kept, the next is read while one is used."""
+        batches = super().__iter__()
+        if not isinstance(self.sampler, _Batches):  # the backbone runs here, which is no reading
+            return batches
+        return prefetched(lambda _: next(batches), range(len(self)))
 
     def of_direction(self, number: int) -> Iterator[dict[str, Any]]:
         """The batches of one direction; those of others are not read where scans are kept."""
