@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["ENOUGH_SCANS", "LeaveOneOut", "calibration_scans"]
 
 ENOUGH_SCANS = 19  # with fewer, no p-value can be 0.05
+_KEPT = 2**29  # bytes of sums that are kept: of some twenty scans at 500 components
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -78,6 +79,7 @@ class LeaveOneOut:
     def _forget(self) -> None:
         self._fitted: list[dict[str, Tensor]] = []
         self._totals: dict[int, _Sums] = {}
+        self._own: dict[Any, dict[int, _Sums]] = {}  # of each patient, as far as they fit
         self._without: Any = None  # the patient that the detector's model is without
 
     def _exchange(self, engine: Any) -> None:
@@ -88,13 +90,13 @@ class LeaveOneOut:
         if not self._fitted:
             states = (mixture.state_dict() for mixture in self.detector.mixtures)
             self._fitted = [{name: x.clone() for name, x in state.items()} for state in states]
-            self._totals = self._sums(range(len(self.embeddings)))
+            self._take_totals()
         patient = self._patients[number - self.first]
         if patient == self._without:
             return
         self._load_fitted()
-        scans = [i for i, one in enumerate(self._patients) if one == patient]
-        for direction, own in self._sums(scans).items():
+        known = self._own.pop(patient, None)
+        for direction, own in (known or self._sums(self._scans(patient))).items():
             mixture, total = mixture_of(self.detector.mixture, direction), self._totals[direction]
             if bool(own.moments.count < total.moments.count):
                 rest = without(mixture, total.moments, own.moments, own.place_counts)
@@ -105,6 +107,21 @@ class LeaveOneOut:
                     " scored by the model with them"
                 )
         self._without = patient
+
+    def _scans(self, patient: Any) -> list[int]:
+        return [index for index, one in enumerate(self._patients) if one == patient]
+
+    def _take_totals(self) -> None:
+        """Sums of all scans; those of each patient are kept where they fit, or made again later."""
+        size = 0
+        for patient in dict.fromkeys(self._patients):
+            own = self._sums(self._scans(patient))
+            size += sum(sums.bytes for sums in own.values())
+            if size <= _KEPT:
+                self._own[patient] = own
+            for direction, sums in own.items():
+                before = self._totals.get(direction)
+                self._totals[direction] = sums if before is None else before + sums
 
     def _sums(self, scans: Sequence[int]) -> dict[int, _Sums]:
         """Moments and counts of all patches of training scans, by direction."""
@@ -148,6 +165,12 @@ class _Sums(NamedTuple):
 
     moments: Moments
     place_counts: Tensor | None
+
+    @property
+    def bytes(self) -> int:
+        """What they take in memory."""
+        tensors = [*self.moments, *([] if self.place_counts is None else [self.place_counts])]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def __add__(self, other: object) -> _Sums:
         if not isinstance(other, _Sums):

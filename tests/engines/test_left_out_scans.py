@@ -8,6 +8,7 @@ from ignite.engine import Engine
 from test_model_completion import SIZE, Backbone, embedded, scan
 
 from monai_dpmm import AnomalyDetector, LeaveOneOut, calibration_scans
+from monai_dpmm.engines import left_out
 from monai_dpmm.engines.scan_handlers import expected_sentence
 from monai_dpmm.mixture.planes import create_mixture
 
@@ -72,8 +73,10 @@ def run(handler, numbers, seen):
     engine.run([{"scan": torch.tensor([number])} for number in numbers], max_epochs=1)
 
 
+@pytest.mark.parametrize("kept", [0, 4000, 2**29])  # bytes: of no scan, of some, of all
 @pytest.mark.parametrize("patients", [None, ["p", "q", "p", "r"]])
-def test_each_is_scored_by_the_model_of_the_others(patients):
+def test_each_is_scored_by_the_model_of_the_others(patients, kept, monkeypatch):
+    monkeypatch.setattr(left_out, "_KEPT", kept)
     scans = embedded([scan(i) for i in range(4)], AXES)
     detector = detector_of(scans)
     fitted = copy.deepcopy(detector.state_dict())
