@@ -87,8 +87,6 @@ def slice_step(image: Tensor, axis: int, spacing_mm: float) -> int:
 
     A picture (C, H, W) is one slice. Without metadata slices are 1 mm apart.
     """
-    if not spacing_mm >= 0:
-        raise InputError(f"spacing_mm must be at least 0, got {spacing_mm}")
     own = voxel_spacing(image) if image.ndim == 4 else None
     return max(1, int(spacing_mm / (own[axis] if own else 1.0) + 1e-3))
 
