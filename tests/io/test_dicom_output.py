@@ -257,7 +257,7 @@ def test_dicom_alone_is_written_beside_volumes_for_one_more_version(series, tmp_
     assert {path.name for path in tmp_path.iterdir()} == {"ct_mask.dcm", "ct_anomaly.dcm"}
 
 
-PERSONAL = {  # that DICOM results carry of a series, or leave out
+PERSONAL = {  # that DICOM results carry of a series, or leave out; none can be part of a new UID
     "PatientAge": "042Y",
     "PatientWeight": "70.5",
     "AdditionalPatientHistory": "a history",
@@ -270,7 +270,7 @@ PERSONAL = {  # that DICOM results carry of a series, or leave out
     "InstitutionName": "a hospital",
     "Manufacturer": "a maker",
     "StationName": "a station",
-    "DeviceSerialNumber": "4711",
+    "DeviceSerialNumber": "serial 4711",
     "ClinicalTrialProtocolID": "a trial",
 }
 
