@@ -1,11 +1,12 @@
 """Time and memory of inference on one volume, stage by stage, through the bundle's own config.
 
     python benchmarks/volume_stages.py
-    python benchmarks/volume_stages.py --backbone efficientnet_lite0 --image-size 320 --threads 2
+    python benchmarks/volume_stages.py --backbone efficientnet_lite0_multiscale --image-size 224
 
 The volume has the grid of BraTS (240 x 240 x 155, 1 mm) and holds the MNI152 template that nilearn
-ships, with noise. The mixture has 500 components of which 140 survive, as the paper's do; the
-weights of a DINOv2 are random, which does not change the time. Every stage of inference.json is run
+ships, with noise. The settings are the default ones: three planes, place, smoothing, baseline. The
+mixture of each plane has 500 components of which 140 survive, as the paper's do; weights are
+random, which does not change the time. Every stage of inference.json is run
 once, one after the other: share of the total time, and the highest resident memory of the process
 by the end of the stage, in MB of 10^6 bytes, libraries included.
 """
@@ -27,9 +28,7 @@ from nilearn.datasets import load_mni152_template
 from nilearn.image import resample_img
 from workload import stand_in_detector, volume_clock
 
-from monai_dpmm import load_backbone
 from monai_dpmm.app.cli import configs_dir
-from monai_dpmm.network.backbones.offline import OFFLINE
 
 COMPONENTS = 500
 
@@ -43,14 +42,6 @@ def write_volume(path: Path, shape: tuple[int, ...]) -> None:
     noise = np.random.default_rng(0).normal(0, 0.02 * values.max(), values.shape)
     scaled = np.where(values > 0, 1000 / values.max() * (values + noise), 0).clip(0)
     nib.save(nib.Nifti1Image(scaled.astype(np.int16), affine), path)
-
-
-def weights_of(architecture: str) -> dict[str, torch.Tensor]:
-    """A state dict of the network: the offline backbone's own weights, or random ones."""
-    detector = stand_in_detector(architecture, COMPONENTS, image_size=448)
-    if architecture == OFFLINE:
-        detector.backbone.load_state_dict(load_backbone(architecture).state_dict())
-    return detector.state_dict()
 
 
 def highest_resident() -> int:
@@ -75,7 +66,14 @@ def measured(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for key, value in values.items():
         parser[key] = value
     (folder / "models").mkdir()
-    torch.save(weights_of(args.backbone), folder / "models" / "model.pt")
+    detector = stand_in_detector(
+        args.backbone,
+        COMPONENTS,
+        args.image_size,
+        parser["place_grid"],
+        len(parser["slice_axis"]),
+    )
+    torch.save(detector.state_dict(), folder / "models" / "model.pt")
     parser.get_parsed_content("network")
     before = highest_resident()
     clock = volume_clock(parser, str(scan), torch.device("cpu"), highest_resident)

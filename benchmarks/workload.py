@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from monai_dpmm.mixture.dpmm import DPMM, ComponentKind
+from monai_dpmm.mixture.planes import create_mixture
 from monai_dpmm.mixture.precision import full_float32
 from monai_dpmm.network.backbones.registry import create_backbone
 from monai_dpmm.network.detector import AnomalyDetector
@@ -30,8 +31,10 @@ _STAGES = {
     "upsampling and stacking": "put back on the grid",
     "SplitDimd": "put back on the grid",
     "Invertd": "put back on the grid",
+    "RefineAnomalyd": "smooth, less baseline",
     "ReadRequestd": "threshold and findings",
     "CheckScand": "threshold and findings",
+    "CheckBaselined": "threshold and findings",
     "ThresholdAnomalyd": "threshold and findings",
     "ImageScored": "threshold and findings",
     "AnomalyFindingsd": "threshold and findings",
@@ -146,10 +149,11 @@ def stand_in_detector(
     components: int,
     image_size: int,
     place_grid: Sequence[int] | None = None,
+    planes: int = 1,
 ) -> AnomalyDetector:
     """Detector of the real sizes with random weights, which take the time that trained ones do.
 
-    With a `place_grid` it asks where patches are.
+    With a `place_grid` it asks where patches are; of several planes each has a mixture.
     """
     backbone = create_backbone(architecture)
     generator = torch.Generator().manual_seed(0)
@@ -162,26 +166,30 @@ def stand_in_detector(
     backbone.load_state_dict(state)
     detector = AnomalyDetector(
         backbone,
-        DPMM(backbone.embedding_dim, components, place_grid=place_grid),
+        create_mixture(
+            planes, features=backbone.embedding_dim, components=components, place_grid=place_grid
+        ),
         image_size=image_size,
     )
     make_stand_in(detector)
-    if (places := detector.mixture.places) is not None:
-        places.counts.copy_(torch.rand(places.counts.shape, generator=generator))
-        places.used.fill_(True)
+    for mixture in detector.mixtures:
+        if (places := mixture.places) is not None:
+            places.counts.copy_(torch.rand(places.counts.shape, generator=generator))
+            places.used.fill_(True)
     return detector
 
 
 def make_stand_in(detector: AnomalyDetector) -> None:
-    """Give a detector a mixture of random prototypes, 140 at most surviving, and thresholds."""
-    mixture = detector.mixture
+    """Give a detector mixtures of random prototypes, 140 at most surviving, and thresholds."""
+    first = detector.mixtures[0]
     generator = torch.Generator().manual_seed(0)
-    count = (max(4 * mixture.components, 1000), mixture.features)
+    count = (max(4 * first.components, 1000), first.features)
     patches = F.normalize(torch.randn(count, generator=generator), dim=1)
-    mixture.initialize(patches)
-    left = min(SURVIVING, mixture.components)
-    mixture.log_weights[:left] = -torch.log(torch.tensor(float(left)))
-    mixture.log_weights[left:] = -torch.inf
+    left = min(SURVIVING, first.components)
+    for mixture in detector.mixtures:
+        mixture.initialize(patches)
+        mixture.log_weights[:left] = -torch.log(torch.tensor(float(left)))
+        mixture.log_weights[left:] = -torch.inf
     detector.calibrate(detector.patch_scores(patches))
 
 

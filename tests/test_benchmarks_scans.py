@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,26 +42,38 @@ def test_fusion(tmp_path):
     assert set(result["seconds"]) == {"0", "1", "2"}
 
 
-def test_scan_check(trained, cohort, tmp_path):
-    shutil.copytree(trained / "models", tmp_path / "models")
-    data = tmp_path / "cohort"
-    shutil.copytree(cohort, data)
-    for scan in (cohort / "train").iterdir():
-        shutil.copy(scan, data / "val")
+def test_scan_check(trained_by_default, cohort, tmp_path):
     other = cohort / "test/images/test_000.nii.gz"
-    options = ["--folder", tmp_path, "--dataset", data, "--healthy", 4, "--spacing", 5]
-    result, printed = _run(
-        *("scan_check.py", tmp_path / "check.json", *options),
-        *("--calibration", 3, "--others", other),
-    )
-    groups = result["findings"]
-    assert [len(members) for members in groups.values()] == [4, 3, 17, 1]
-    assert 0 <= result["false_alarms"]["3"] <= 1
-    again = groups["test, with lesions or healthy"]["test_000.nii.gz"]
-    assert groups["other scans"]["test_000.nii.gz"] == again
+    options = ["--folder", trained_by_default, "--dataset", cohort, "--healthy", 2, "--spacing", 5]
+    groups, printed = _run("scan_check.py", tmp_path / "check.json", *options, "--others", other)
+    tests = groups["healthy test scans"] | groups["test scans with lesions"]
+    assert len(tests) == len(datalist(cohort, "test"))
+    assert groups["other scans"]["test_000.nii.gz"] == tests["test_000.nii.gz"]
     wrong = groups["one healthy scan gone wrong"]
     assert wrong["upside down"]["distance"] > wrong["left to right"]["distance"]
     assert "of 17 suspicious" in printed
+
+
+def test_lesions_are_painted_into_the_scan_that_is_held_back(tmp_path):
+    axis = np.arange(72) - 36
+    inside = axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2 < 34**2
+    voxels = np.where(inside, 100, 0).astype(np.float32)
+    scans = [tmp_path / f"scan{number}.nii.gz" for number in range(3)]
+    for scan in scans:
+        nib.save(nib.Nifti1Image(voxels, np.diag([2.0, 2.0, 2.0, 1.0])), scan)
+    command = [sys.executable, BENCHMARKS / "lesions_in_scans.py", *scans]
+    subprocess.run([*command, "--out", tmp_path / "out"], check=True)
+    for number in range(3):
+        root = tmp_path / "out" / str(number)
+        assert len(datalist(root, "train")) == 2
+        assert len(datalist(root, "val")) == 1
+        (test,) = datalist(root, "test", labels=True)
+        image, label = (nib.load(test[key]).get_fdata() for key in ("image", "label"))
+        radii = [6, 8, 10, 12]
+        expected = sum(4 / 3 * np.pi * radius**3 for radius in radii) / 8  # voxels
+        assert label.sum() == pytest.approx(expected, rel=0.05)
+        assert np.abs(image - voxels)[(label > 0) & inside].min() > 10
+        assert np.abs(image - voxels)[label == 0].mean() < 1
 
 
 def test_findings(tmp_path):

@@ -49,3 +49,11 @@ def test_embeddings_keep_their_grids_and_seeds_fit_them(cohort, tmp_path):
         assert math.isfinite(found["log_likelihood"])
         assert 1 <= found["components"] <= 20
         assert 0 <= found["auroc"] <= 1
+
+    few = ["--seeds", "1", "--epochs", "1", "--components", "20", "--floors", "0.001", "--bank"]
+    text = run("gap.py", file, *few, "--json", tmp_path / "gap.json")
+    result = json.loads((tmp_path / "gap.json").read_text())
+    assert len(result) == 3 == len(text.splitlines()) - 1
+    for (found,) in result.values():
+        assert 0 <= found["aupr"] <= 1
+        assert 0 <= found["best_dice"] <= 1

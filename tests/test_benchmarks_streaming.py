@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.slow  # whole workflows, or processes of their own
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks/streaming_metrics.py"
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "streaming_metrics.py"
 
 
 def test_it_runs_and_writes_its_result(tmp_path):

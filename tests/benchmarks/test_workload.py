@@ -5,6 +5,7 @@ import torch
 from monai.bundle import ConfigParser
 from timing import STATM
 from workload import (
+    _STAGES,
     SURVIVING,
     StepSize,
     clustered,
@@ -114,11 +115,17 @@ def test_a_volume_goes_through_all_stages(inference, tmp_path):
     assert (tmp_path / "test_000/test_000_findings.json").is_file()
 
 
+def test_every_stage_after_the_network_is_known(inference):
+    steps = inference[0].get_parsed_content("postprocessing").flatten().transforms
+    assert {type(step).__name__ for step in steps} <= set(_STAGES)
+
+
 def test_the_shares_of_a_volume_are_all_of_it(inference):
     found = volume_cost(*inference, CPU)
     shares = found["shares"]
     assert list(shares) == [
-        *("load", "embed", "score", "put back on the grid", "threshold and findings", "save")
+        *("load", "embed", "score", "put back on the grid"),
+        *("smooth, less baseline", "threshold and findings", "save"),
     ]
     assert sum(shares.values()) == pytest.approx(1)
     assert min(shares.values()) > 0
