@@ -5,7 +5,7 @@
 Run it from a checkout with the demo extra installed. Slices of the healthy training scans along all
 three axes are embedded once. Each seed fits one mixture per axis, and one to the slices of all
 axes; test volumes are scored by each of them along each axis, and their maps are fused voxel by
-voxel. AUROC and AUPR are those of all voxels of the test volumes, mean ± standard deviation over
+voxel. AUROC and AUPR are those of all voxels of the test volumes as they were embedded, mean ± standard deviation over
 the seeds; time is that of scoring the test volumes, against one axis.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
-from monai.transforms import Compose, LoadImage, Orientation
+from monai.transforms import Compose, LoadImage, ResampleToMatch
 from monai.utils import convert_to_tensor
 from torch import Tensor
 from tqdm import tqdm
@@ -119,7 +119,8 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     )
     load = Compose(parser.get_parsed_content("preprocessing").transforms)
     root = parser.get_parsed_content("dataset_dir")
-    scans = [_volume(load, item) for item in datalist(root, "train")]
+    loaded = (load({"image": item["image"]})["image"] for item in datalist(root, "train"))
+    scans = [convert_to_tensor(scan, track_meta=False) for scan in loaded]
     slices = {axis: embedded(detector, scans, axis, args.step) for axis in AXES}
     models: dict[Any, DPMM] = {}
     every = [patches for axis in AXES for patches in slices[axis]]
@@ -131,10 +132,11 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
             models[seed, JOINT] = fitted(every, seed, joint, args.epochs)
     pools: dict[Any, ScoreHistogram] = {}
     seconds = dict.fromkeys(AXES, 0.0)
-    turn = Orientation(parser.get_parsed_content("orientation"), labels=None)
+    match = ResampleToMatch(mode="nearest", padding_mode="zeros")
     for item in tqdm(datalist(root, "test", labels=True), desc="test"):
-        volume = _volume(load, item)
-        label = turn(LoadImage(ensure_channel_first=True)(item["label"]))
+        scan = load({"image": item["image"]})["image"]
+        volume = convert_to_tensor(scan, track_meta=False)
+        label = match(LoadImage(ensure_channel_first=True)(item["label"]), scan)
         lesions = convert_to_tensor(label, track_meta=False)[0] > 0
         maps = {}
         for axis in AXES:
@@ -150,10 +152,6 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         for (k, n, s), p in pools.items()
     ]
     return {"rows": rows, "seconds": seconds, "step": args.step, "epochs": args.epochs}
-
-
-def _volume(load: Compose, item: dict[str, str]) -> Tensor:
-    return convert_to_tensor(load({"image": item["image"]})["image"], track_meta=False)
 
 
 def show(result: dict[str, Any]) -> None:

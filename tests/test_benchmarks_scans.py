@@ -31,7 +31,7 @@ def _run(script, file, *options):
 
 
 def test_fusion(tmp_path):
-    cohort = make_demo_cohort(tmp_path / "data", train=1, val=1, test=1, spacing=8.0)
+    cohort = make_demo_cohort(tmp_path / "data", train=1, val=1, test=1, spacing=5.0)
     options = ["--dataset", cohort, "--image-size", 32, "--components", 8, "--epochs", 1]
     result, printed = _run("fusion.py", tmp_path / "fusion.json", *options, "--seeds", 2)
     ways = {(row["models"], row["scored"]) for row in result["rows"]}
