@@ -5,8 +5,8 @@
 Run it from a checkout with the demo extra installed. Slices of the healthy training scans along all
 three axes are embedded once. Each seed fits one mixture per axis, and one to the slices of all
 axes; test volumes are scored by each of them along each axis, and their maps are fused voxel by
-voxel. AUROC and AUPR are those of all voxels of the test volumes as they were embedded, mean ± standard deviation over
-the seeds; time is that of scoring the test volumes, against one axis.
+voxel. AUROC and AUPR are those of all voxels of the test volumes as they were embedded, mean ±
+standard deviation over the seeds; time is that of scoring the test volumes, against one axis.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from monai_dpmm.network.geometry import extract_slices, stack_slices, upsample_s
 
 AXES = (0, 1, 2)
 SLICES = 12  # a batch, as in the paper
+OPTIONS = ("components", "variance_floor", "initialization", "initial_weights", "step_size")
 JOINT = "all axes"
 
 
@@ -109,14 +110,8 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     """AUROC and AUPR of every way to score, for each seed, and the time of each axis."""
     parser = parser_of(args)
     detector = parser.get_parsed_content("network").eval()
-    options = (
-        {
-            name: parser.get_parsed_content(name)
-            for name in ("components", "variance_floor", "initialization", "initial_weights")
-        }
-        | {"step_size": parser.get_parsed_content("step_size")}
-        | ({} if args.components is None else {"components": args.components})
-    )
+    options = {name: parser.get_parsed_content(f"mixture#{name}") for name in OPTIONS}
+    options |= {} if args.components is None else {"components": args.components}
     load = Compose(parser.get_parsed_content("preprocessing").transforms)
     root = parser.get_parsed_content("dataset_dir")
     loaded = (load({"image": item["image"]})["image"] for item in datalist(root, "train"))

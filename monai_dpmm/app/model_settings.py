@@ -169,7 +169,7 @@ MODEL_SECTIONS: Mapping[str, tuple[Setting, ...]] = {
             "variance_floor",
             None,
             either(rules.POSITIVE, rules.NONE),
-            "ε; null is 1e-6, for `full` 1e-3",
+            "ε; null is 1e-6, for `full` and the offline backbones 1e-3",
         ),
         Setting(
             "initialization",

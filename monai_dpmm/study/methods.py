@@ -93,7 +93,7 @@ def _autoregressive(on: Data, seed: int, count: int) -> AutoregressiveModel:
 PAPER: Mapping[str, Any] = {
     "components": 500,
     "component_kind": "diagonal",
-    "variance_floor": None,
+    "variance_floor": 1e-6,
     "initialization": "random",
     "initial_weights": "beta",
     "concentration": 2.0,

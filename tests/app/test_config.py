@@ -16,6 +16,7 @@ from monai_dpmm.app.release import checked_settings, configs_dir
 from monai_dpmm.app.settings import RENAMED, SETTINGS
 from monai_dpmm.app.workflows import PLANS, applicable, planned
 from monai_dpmm.errors import FileError, UsageError
+from monai_dpmm.mixture.planes import mixtures
 from monai_dpmm.study.methods import METHODS
 
 OWN = {
@@ -178,3 +179,30 @@ def test_tables_are_read_as_they_are_imported():
         table = getattr(import_module(f"monai_dpmm.{rule.module}"), rule.table)
         assert rule.names == tuple(table)
     assert compare._METHODS.names == tuple(METHODS)
+
+
+class _Backbone:
+    embedding_dim = 4
+
+
+@pytest.mark.parametrize(
+    ("overlays", "own", "setting", "floor"),
+    [
+        ([], None, None, 1e-6),
+        ([], 1e-3, None, 1e-3),
+        ([], 1e-3, 1e-4, 1e-4),
+        (["paper"], 1e-3, None, 1e-6),
+        (["kmeans_start"], 1e-3, None, 1e-3),
+    ],
+)
+def test_the_floor_is_the_backbones_unless_it_is_set(overlays, own, setting, floor):
+    parser = ConfigParser()
+    parser.read_config([str(configs_dir() / f"{name}.json") for name in ["train", *overlays]])
+    backbone = _Backbone()
+    if own is not None:
+        backbone.variance_floor = own
+    parser["backbone"] = backbone
+    if setting is not None:
+        parser["variance_floor"] = setting
+    model = parser.get_parsed_content("mixture")
+    assert {mixture.covariance.floor for mixture in mixtures(model)} == {floor}

@@ -40,6 +40,7 @@ class MultiscaleEfficientNetLite0(nn.Module):
 
     patch_size = 32
     embedding_dim = sum(channels for _, _, channels, _ in _LEVELS)
+    variance_floor = 1e-3
     scale: Tensor
     shift: Tensor
 

@@ -66,6 +66,7 @@ class _EfficientNetLite0(nn.Module):
 
     patch_size = 16
     embedding_dim = 40 + 112
+    variance_floor = 1e-3
     scale: Tensor
     shift: Tensor
 

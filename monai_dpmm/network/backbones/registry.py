@@ -91,6 +91,8 @@ class Backbone(nn.Module):
     Attributes:
         patch_size: pixels that H and W must be multiples of.
         embedding_dim: D.
+        variance_floor: ε of mixtures of its features, where they need another than a mixture has
+            by itself, else None.
     """
 
     def __init__(self, network: nn.Module, precision: Precision = "float32") -> None:
@@ -102,6 +104,7 @@ class Backbone(nn.Module):
         self.network = network.requires_grad_(False)
         self.patch_size = int(network.patch_size)  # type: ignore[arg-type]
         self.embedding_dim = int(network.embedding_dim)  # type: ignore[arg-type]
+        self.variance_floor: float | None = getattr(network, "variance_floor", None)
         self.eval()
         _find_weights(self)
         self.register_load_state_dict_post_hook(_find_weights)

@@ -215,6 +215,7 @@ def test_official_files_give_the_official_features(tmp_path, kind, grid):
     images = torch.randn(2, 3, PATCH * grid[0], PATCH * grid[1])
     found = backbone(images)
     assert (backbone.patch_size, backbone.embedding_dim) == (PATCH, D)
+    assert backbone.variance_floor is None  # a mixture's own
     assert found.shape == (2, D, *grid)
     assert found.dtype == torch.float32
     expected = official_features(state, images)
@@ -561,6 +562,7 @@ def test_efficientnet_grids_have_stride_8(picture, name, size):
     backbone = load_backbone(name)
     found = backbone(picture[..., : size[0], : size[1]])
     assert found.shape == (1, backbone.embedding_dim, size[0] // 8, size[1] // 8)
+    assert backbone.variance_floor == 1e-3
     assert found.isfinite().all()
 
 
