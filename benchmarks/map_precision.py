@@ -1,12 +1,14 @@
-"""Error of finished maps by the precision of the backbone, and of kept embeddings.
+"""Error of finished maps by precision of the backbone and of kept embeddings, and by slice spacing.
 
     python benchmarks/map_precision.py DATASET -f FOLDER [--scans 4] [--json FILE]
+    python benchmarks/map_precision.py DATASET -f FOLDER --spacing-mm 3 5
 
 Test scans of a data set with masks are mapped by a trained model in float32, with embeddings that
 went through float16 as those of `embedding_dtype=float16` do, and with the backbone in bfloat16
-(on CUDA float16, too). Compared are maps as they are saved, smoothed and less their baseline, in
-the foreground: the largest and the mean difference over the standard deviation of float32's map,
-and the area under the precision-recall curve of all scans' foreground voxels.
+(on CUDA float16, too), or with slices so many mm apart. Compared are maps as they are saved,
+smoothed and less their baseline, in the foreground: the largest and the mean difference over the
+standard deviation of float32's map, and the area under the precision-recall curve of all scans'
+foreground voxels.
 """
 
 from __future__ import annotations
@@ -42,10 +44,13 @@ class Maps:
         self.inferer = parser.get_parsed_content("inferer")
         self.after = parser.get_parsed_content("maps")
         self.embed = self.network.embed
+        self.spacing_mm = self.inferer.spacing_mm
 
     @torch.no_grad()
     def __call__(self, item: dict[str, Any], way: str) -> tuple[Tensor, Tensor]:
         """Map and foreground of a scan: (1, X, Y, Z) each."""
+        far = way.endswith(" mm")
+        self.inferer.spacing_mm = float(way.removesuffix(" mm")) if far else self.spacing_mm
         self.network.backbone.precision = way if way in ("bfloat16", "float16") else "float32"
         kept = way == "float16 kept"
         self.network.embed = (lambda x: self.embed(x).half().float()) if kept else self.embed
@@ -62,6 +67,7 @@ def main() -> None:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("-f", "--folder", type=Path, required=True, help="of the model")
     parser.add_argument("--scans", type=int, default=4)
+    parser.add_argument("--spacing-mm", type=float, nargs="+", help="in the place of precisions")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -71,6 +77,8 @@ def main() -> None:
     names = planned(PLANS["infer"][0], [], args.folder / "models")
     maps, label = Maps(merged_config(names, values)), LoadLabeld()
     ways = WAYS[: 4 if device.type == "cuda" else 3]
+    if args.spacing_mm:
+        ways = ("float32", *(f"{spacing:g} mm" for spacing in args.spacing_mm))
     scores: dict[str, list[Tensor]] = {way: [] for way in ways}
     targets, largest, mean = [], dict.fromkeys(ways, 0.0), dict.fromkeys(ways, 0.0)
     items = datalist(args.dataset, "test", labels=True)[: args.scans]

@@ -59,6 +59,9 @@ def test_map_precision(trained, cohort, tmp_path):
     assert ways["float32"]["largest"] == 0
     assert 0 < ways["float16 kept"]["mean"] < ways["bfloat16"]["mean"]
     assert len(printed.splitlines()) == 4
+    result, _ = _run("map_precision.py", tmp_path / "far.json", *options, "--spacing-mm", 10, 20)
+    assert 0 == result["ways"]["float32"]["mean"] < result["ways"]["10 mm"]["mean"]
+    assert result["ways"]["10 mm"]["mean"] < result["ways"]["20 mm"]["mean"]
 
 
 def test_placed_steps(cohort, tmp_path):
