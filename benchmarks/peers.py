@@ -43,6 +43,7 @@ import numpy as np
 import sklearn
 import torch
 from em_step import STATM, clustered, resident
+from seeds import foreground
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
 
@@ -167,8 +168,7 @@ def stored(file: Path) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Patches of a file to fit and to hold out, (N, D) each; None where it does not part them."""
     content = np.load(file) if file.suffix == ".npy" else torch.load(file, weights_only=True)
     if isinstance(content, dict):
-        parts = (content["train"], content["val"])
-        return tuple(torch.cat(part) if isinstance(part, list) else part for part in parts)
+        return foreground(content["train"]), foreground(content["val"])
     return torch.as_tensor(content), None
 
 

@@ -50,6 +50,11 @@ def test_embeddings_keep_their_grids_and_seeds_fit_them(cohort, tmp_path):
         assert 1 <= found["components"] <= 20
         assert 0 <= found["auroc"] <= 1
 
+    few = ["--patches", "200", "--held-out", "50", "--components", "4", "--passes", "1"]
+    run("peers.py", "--embeddings", file, *few, "--json", tmp_path / "peers.json")
+    result = json.loads((tmp_path / "peers.json").read_text())
+    assert (result["patches"], result["features"]) == (200, data["val"][0].shape[-1])
+
     few = ["--seeds", "1", "--epochs", "1", "--components", "20", "--floors", "0.001", "--bank"]
     text = run("gap.py", file, *few, "--json", tmp_path / "gap.json")
     result = json.loads((tmp_path / "gap.json").read_text())
