@@ -79,7 +79,12 @@ def main() -> None:
     healthy = CacheDataset(datalist(args.dataset, "train"), embed, progress=False)
     loader = SliceDataLoader(healthy, batch_size=12, shuffle=True)
 
-    mixture = DPMM(backbone.embedding_dim, components=100, initialization="k-means++")
+    mixture = DPMM(
+        backbone.embedding_dim,
+        components=100,
+        initialization="k-means++",
+        variance_floor=1e-3,  # of a convolutional network; the default is for DINOv2
+    )
     for _ in range(10):
         for batch in loader:
             patches = batch["image"]  # (N, D)
