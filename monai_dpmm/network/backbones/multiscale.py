@@ -40,7 +40,7 @@ class MultiscaleEfficientNetLite0(nn.Module):
 
     patch_size = 32
     embedding_dim = sum(channels for _, _, channels, _ in _LEVELS)
-    variance_floor = 1e-3
+    variance_floor = 1e-3  # with a mixture's own 1e-6 lesions vanish, see docs/backbones.md
     scale: Tensor
     shift: Tensor
 

@@ -66,7 +66,7 @@ class _EfficientNetLite0(nn.Module):
 
     patch_size = 16
     embedding_dim = 40 + 112
-    variance_floor = 1e-3
+    variance_floor = 1e-3  # with a mixture's own 1e-6 lesions vanish, see docs/backbones.md
     scale: Tensor
     shift: Tensor
 
