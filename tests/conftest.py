@@ -9,6 +9,7 @@ import pytest
 import torch
 from workflows import DEFAULTS, SMALL, run_bundle
 
+from monai_dpmm.engines.earlier import release_folders
 from monai_dpmm.study.cohort.cohort import make_demo_cohort
 from monai_dpmm.transforms import foreground
 
@@ -73,6 +74,24 @@ def trained_by_default(cohort, tmp_path_factory):
     settings = DEFAULTS | {"false_positive_volumes": "[0.5,2]"}
     run_bundle("training", ["train"], bundle_root=root, dataset_dir=cohort, **settings)
     return root
+
+
+@pytest.fixture(autouse=True)
+def _nothing_held(request):
+    """Folders that a test has taken are given back; what tests share is as it was."""
+    shared = {"cohort", "trained", "trained_by_default"} & {*request.fixturenames}
+    folders = [request.getfixturevalue(name) for name in shared]
+    before = {folder: _listed(folder) for folder in folders}
+    yield
+    release_folders()
+    for folder in folders:
+        assert _listed(folder) == before[folder], f"{folder}: must stay as it is"
+
+
+def _listed(folder):
+    """Files below a folder and their sizes."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {file.relative_to(folder): file.stat().st_size for file in files}
 
 
 @pytest.fixture(autouse=True)

@@ -246,13 +246,14 @@ def test_a_models_settings_are_settings_of_inference():
 
 
 @pytest.mark.parametrize(("config", "kind"), [("train", "train"), ("inference", "infer")])
-def test_the_workflows_have_all_properties_of_a_bundle(config, kind, trained, cohort):
+def test_the_workflows_have_all_properties_of_a_bundle(config, kind, trained, cohort, tmp_path):
     own = [str(trained / "models/model.json")] if kind == "infer" else []
     workflow = ConfigWorkflow(
         [str(ROOT / f"configs/{config}.json"), *own],
         workflow_type=kind,
         logging_file=False,
-        bundle_root=str(trained),
+        bundle_root=str(tmp_path if kind == "train" else trained),
+        output_dir=str(tmp_path / "output"),
         dataset_dir=str(cohort),
         backbone_architecture="efficientnet_lite0",
         image_size=96,

@@ -22,12 +22,6 @@ sys.stdin.read()
 """
 
 
-@pytest.fixture(autouse=True)
-def _released():
-    yield
-    release_folders()
-
-
 @pytest.mark.slow
 def test_a_folder_in_use_by_another_process_is_one_line_and_free_when_it_ends(tmp_path):
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
