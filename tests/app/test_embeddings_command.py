@@ -38,8 +38,9 @@ def test_it_is_shown(store, capsys):
     main(["embeddings", "-f", str(store.parent)])
     first, dates = capsys.readouterr().out.splitlines()
     assert first == f"{store}: 3 scans, 0.01 GB"
+    oldest, newest = (store / f"{name}.safetensors" for name in ("c", "a"))
     then, today = (
-        time.strftime("%Y-%m-%d", time.localtime(time.time() - d * DAY)) for d in (40, 0)
+        time.strftime("%Y-%m-%d", time.localtime(file.stat().st_mtime)) for file in (oldest, newest)
     )
     assert dates == f"last read from {then} to {today}"
     assert len(names(store)) == 5
