@@ -771,7 +771,7 @@ def test_any_network_can_be_wrapped():
 
 
 @pytest.fixture
-def trained(tmp_path):
+def model_file(tmp_path):
     """A trained model's files: a state dict that holds more than the backbone, and its settings."""
     backbone = load_backbone("efficientnet_lite0")
     state = nn.ModuleDict({"backbone": backbone}).state_dict() | {"thresholds": torch.ones(3)}
@@ -780,10 +780,10 @@ def trained(tmp_path):
     return tmp_path / "model.pt"
 
 
-def test_the_backbone_of_a_trained_model_is_its_own(trained):
+def test_the_backbone_of_a_trained_model_is_its_own(model_file):
     images = torch.randn(1, 3, 64, 64)
     expected = load_backbone("efficientnet_lite0")(images)
-    assert torch.equal(load_backbone(trained)(images), expected)
+    assert torch.equal(load_backbone(model_file)(images), expected)
 
 
 @pytest.mark.parametrize(
@@ -797,14 +797,14 @@ def test_the_backbone_of_a_trained_model_is_its_own(trained):
         ('{"backbone_architecture": "dinov2_vits14"}', "RuntimeError: Error.* in loading"),
     ],
 )
-def test_a_trained_model_without_its_architecture_is_refused(trained, settings, reason):
-    trained.with_suffix(".json").write_text(settings)
+def test_a_trained_model_without_its_architecture_is_refused(model_file, settings, reason):
+    model_file.with_suffix(".json").write_text(settings)
     message = f"model.pt must be a trained model whose model.json names .*{reason}"
     with pytest.raises(ValueError, match=message):
-        load_backbone(trained)
+        load_backbone(model_file)
 
 
-def test_a_trained_model_that_runs_code_is_refused(trained):
-    trained.write_bytes(pickled({"backbone.network.scale": Evil()}))
+def test_a_trained_model_that_runs_code_is_refused(model_file):
+    model_file.write_bytes(pickled({"backbone.network.scale": Evil()}))
     with pytest.raises(ValueError, match=r"model.pt is broken or holds more than tensors .it na"):
-        load_backbone(trained)
+        load_backbone(model_file)

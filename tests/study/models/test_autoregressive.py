@@ -30,7 +30,7 @@ def correlated(slices, features=4, grid=(10, 10), seed=0):
 
 
 @pytest.fixture(scope="module")
-def trained():
+def fitted():
     model = AutoregressiveModel(4, channels=16, epochs=30, seed=1)
     model.fit(list(correlated(32)), list(correlated(8, seed=1)))
     return model
@@ -87,27 +87,27 @@ def test_background_says_nothing_but_that_it_is_there():
     torch.testing.assert_close(seen[0].movedim(1, -1), known)
 
 
-def test_training_beats_independent_gaussians(trained):
+def test_training_beats_independent_gaussians(fitted):
     x = correlated(8, seed=2)
-    surprise = float(trained.score(x, "surprise").mean())
+    surprise = float(fitted.score(x, "surprise").mean())
     independent = 0.5 * (1 + math.log(2 * math.pi))  # of standard normals, nats a feature
     conditional = independent + 0.5 * math.log(1 - 0.81)
     assert conditional < surprise < independent - 0.5
 
 
-def test_what_does_not_fit_its_neighbours_scores_highest(trained):
+def test_what_does_not_fit_its_neighbours_scores_highest(fitted):
     x = correlated(1, seed=3)
     x[0, 4, 5] = -x[0, 4, 4].sign() * 2
-    scores = trained.score(x, "surprise")[0]
+    scores = fitted.score(x, "surprise")[0]
     assert int(scores.argmax()) == 4 * 10 + 5
 
 
-def test_background_scores_lowest_and_trains_nothing(trained):
+def test_background_scores_lowest_and_trains_nothing(fitted):
     x = correlated(3, seed=4)
     x[:, :4] = 0
-    scores = trained.score(x, "surprise")
-    assert (scores[:, :4] == float(trained.module.lowest)).all()
-    assert (scores[:, 4:] >= float(trained.module.lowest)).all()
+    scores = fitted.score(x, "surprise")
+    assert (scores[:, :4] == float(fitted.module.lowest)).all()
+    assert (scores[:, 4:] >= float(fitted.module.lowest)).all()
     slices = list(correlated(8))
     for grid in slices:
         grid[:3] = 0
@@ -153,9 +153,9 @@ def test_wrong_arguments(name):
         AutoregressiveModel(**{"features": 3, name: 0})
 
 
-def test_wrong_use(trained):
+def test_wrong_use(fitted):
     with pytest.raises(ValueError, match=r"kind must be surprise for a masked .*, got 'cosine'"):
-        trained.score(correlated(1), "cosine")
+        fitted.score(correlated(1), "cosine")
     with pytest.raises(RuntimeError, match="not fitted"):
         AutoregressiveModel(4).score(correlated(1), "surprise")
     with pytest.raises(ValueError, match="slices must be finite"):
